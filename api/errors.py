@@ -10,6 +10,7 @@
     ├── UnsupportedDocument       415   the file type is not supported
     ├── TooManyDocuments          409   the tenant has reached DOCUMENTS_MAX
     ├── LastBackend               409   draining it would leave no backend
+    ├── PromptTooLong             422   the prompt has more tokens than OLLAMA_MAX_PROMPT_TOKENS
     ├── UnreadableDocument        422   the file cannot be parsed: broken, encrypted or mislabeled
     ├── NotAuthenticated          401
     ├── NotAuthorized             403
@@ -197,6 +198,21 @@ class LastBackend(RagherdError):
     status = 409
     slug = "last-backend"
     title = "Last backend"
+
+
+class PromptTooLong(RagherdError):
+    """Raised before the prompt is sent: Ollama reads a prompt to its end, and no other meanwhile."""
+
+    status = 422
+    slug = "prompt-too-long"
+    title = "Prompt too long"
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"The prompt has about {tokens:,} tokens, and OLLAMA_MAX_PROMPT_TOKENS is {limit:,}.",
+            tokens=tokens,
+            limit=limit,
+        )
 
 
 class UnreadableDocument(RagherdError):

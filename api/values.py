@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
@@ -89,6 +89,34 @@ class GenerationRequest:
     buffered: bool = False
     format: Mapping[str, Any] | None = None
     forwarded: ForwardedRequest | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """About how many tokens the prompt has, rather too many: three bytes each. Images do not count."""
+        if self.forwarded is not None:
+            return sum(map(_size, _texts_in(self.forwarded.fields))) // 3
+        return sum(_size(message.content) for message in self.messages) // 3
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="replace"))
+
+
+_BINARY: Final = frozenset({"data", "image_url", "images", "url"})
+"""Fields of Ollama's, OpenAI's and Anthropic's requests that hold images."""
+
+
+def _texts_in(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the texts in the fields of a request, however deep."""
+    left: list[Any] = [fields]
+    while left:
+        found = left.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, Mapping):
+            left += [value for name, value in found.items() if name not in _BINARY]
+        elif isinstance(found, list | tuple):
+            left += found
 
 
 @dataclass(frozen=True, slots=True)

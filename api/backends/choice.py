@@ -1,19 +1,31 @@
-"""Chooses the backends for a call: which ones may take it, and in which order they are tried.
+"""The backends: which of them may take a call, in which order they are tried, and what abandoned calls leave behind.
 
 A drained backend gets no calls. Tiers and weights come from OLLAMA_BASE_URL. Health only orders the backends: whether
 one may be called is up to its breaker.
+
+`OverdueCalls` keeps the permits of calls that were given up before their first token, until the backend answers again.
+Ollama does not notice that a caller has left while it reads the prompt. If the permit were free at once, the next call
+would wait behind that prompt, run into its own deadline, and count as a failure. So the permit is kept, and the backend
+is asked for one token. Its answer shows that the backend is free. If it does not even answer that within another
+first-token deadline, it hangs, and its breaker opens. Otherwise a bulkhead of 1 would need as many deadlines as the
+breaker needs failures.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
-from api.errors import BackendsDrained
+from api.cancellation import cancel_and_wait, log_failure
+from api.errors import BackendsDrained, UpstreamError, UpstreamFault
 from api.ports.coordination import Breaker, Bulkhead
-from api.values import BackendHealth, model_key
+from api.ports.telemetry import Telemetry
+from api.values import BackendHealth, GenerationRequest, Retry, model_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,114 @@ def _reasons_against(candidate: BackendState) -> tuple[bool, bool, int, bool, fl
     )
 
 
+LONG_READING: Final = 1.0
+"""Seconds from which reading a prompt does not make a call slow."""
+WORTH_KEEPING: Final = 0.5
+"""Seconds of reading for which a permit is kept."""
+
+
+class Reader(Protocol):
+    """A language model on one backend that reads prompts."""
+
+    def reading_seconds(self, request: GenerationRequest) -> float:
+        """Returns the seconds to allow for reading the prompt."""
+
+    async def answer_one_token(self, model: str, seconds: float) -> None:
+        """Asks for one token, and waits so long for it. Raises `UpstreamError`."""
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A kept permit. `read_at`: when the prompt should be read, on the monotonic clock."""
+
+    permit: AsyncExitStack
+    model: str
+    read_at: float
+
+
+class HangBreaker(Protocol):
+    """A circuit breaker that can be told that its backend hangs."""
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, as far as this worker knows; no I/O."""
+
+    async def hangs(self, epoch: int) -> None:
+        """Opens the breaker, unless its state has changed since `epoch`."""
+
+
+class OverdueCalls:
+    """The overdue calls of one worker to one backend. `first_token`: seconds that the backend has for a token."""
+
+    def __init__(
+        self, name: str, reader: Reader, breaker: HangBreaker, first_token: float, events: Telemetry | None = None
+    ) -> None:
+        self._name = name
+        self._reader = reader
+        self._breaker = breaker
+        self._first_token = first_token
+        self._events = events or Telemetry()
+        self._kept: list[_Kept] = []
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def count(self) -> int:
+        """Kept permits."""
+        return len(self._kept)
+
+    def reads_on(self, request: GenerationRequest, error: BaseException, seconds: float) -> float | None:
+        """Returns how long the backend still reads the prompt of a call that ended with `error` after `seconds`.
+
+        None if it is not worth a permit, or if the call never reached the model.
+        """
+        if isinstance(error, UpstreamError) and error.fault is UpstreamFault.FIRST_TOKEN_TIMEOUT:
+            return 0.0  # the prompt should have been read
+        left = isinstance(error, asyncio.CancelledError) or (
+            isinstance(error, UpstreamError) and error.fault is UpstreamFault.TOTAL_TIMEOUT
+        )
+        rest = self._reader.reading_seconds(request) - seconds
+        return rest if left and rest >= WORTH_KEEPING else None
+
+    def keep(self, permit: AsyncExitStack, model: str, reading: float) -> None:
+        """Takes over a permit. `reading`: seconds that the backend still needs to read the prompt."""
+        self._kept.append(_Kept(permit, model, time.monotonic() + reading))
+        self._events.overdue(self._name, self.count)
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._keep_asking(), name=f"overdue-{self._name}")
+            log_failure(self._asking)
+
+    async def _keep_asking(self) -> None:
+        while self._kept:
+            asked = list(self._kept)
+            try:
+                await self._ask_once(asked)
+            finally:
+                await self._release(asked)
+
+    async def _ask_once(self, asked: list[_Kept]) -> None:
+        """Asks for a token behind the prompts that the backend still reads."""
+        epoch = self._breaker.epoch
+        reading = max(0.0, max(kept.read_at for kept in asked) - time.monotonic())
+        try:
+            await self._reader.answer_one_token(asked[-1].model, reading + self._first_token)
+        except UpstreamError as error:
+            if error.fault is UpstreamFault.FIRST_TOKEN_TIMEOUT:
+                self._events.backend_hangs(self._name)
+                await self._breaker.hangs(epoch)
+
+    async def _release(self, kept: list[_Kept]) -> None:
+        self._kept = [one for one in self._kept if one not in kept]
+        self._events.overdue(self._name, self.count)
+        for one in kept:
+            await one.permit.aclose()
+
+    async def aclose(self) -> None:
+        """Releases all permits."""
+        if self._asking is not None:
+            await cancel_and_wait([self._asking])
+        await self._release(list(self._kept))
+
+
 class Drainable(Protocol):
     """Knows whether an admin has drained a backend."""
 
@@ -76,6 +196,26 @@ class InUse:
 
 
 T = TypeVar("T")
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms of one attempt. `until`: the end of the call, on the monotonic clock; `total`: its length in seconds.
+
+    `retry`: where the call may be repeated if it fails. `queues`: whether it waits for a permit.
+    """
+
+    until: float
+    total: float
+    retry: Retry = "here"
+    clock: Clock = time.monotonic
+    queues: bool = True
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left for the call."""
+        return max(0.0, self.until - self.clock())
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +234,8 @@ class Backend(Generic[T]):
     tier: int = 1
     weight: int = 1
     drain: Drainable = field(default_factory=InUse)
+    overdue: OverdueCalls | None = None
+    """Keeps the permits of generations that were given up before their first token."""
 
 
 class Backends(Generic[T]):

@@ -20,12 +20,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
-from api.backends.choice import Backend, Backends
+from api.backends.choice import Backend, Backends, Terms
 from api.backends.failover import (
     EMBEDDING_CHARGED,
     Failover,
     FailoverPolicy,
-    Terms,
     admitted,
 )
 from api.cancellation import CancelScope
@@ -240,7 +239,7 @@ class FailoverEmbedder:
                 embed = partial(_embedded, backend.service, tenant, terms)
                 embeddings = await embedded_or_blamed(embed, texts, terms.retry)
                 admission.answers()
-                await admission.succeeded(load_duration=0.0)
+                await admission.succeeded(0.0)
         except EmbeddingUnavailable as error:
             raise _cause(error) from error
         return embeddings

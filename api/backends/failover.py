@@ -5,28 +5,32 @@ A failed attempt has one of three results:
 - one charged attempt within the retry budget, if the policy allows it, since the backend may have begun;
 - an error for the caller otherwise, and always once a reader has received text.
 
-With tiers, a call waits for a permit only when no tier has a free one.
-
-A call passes the bulkhead and then the breaker, so that no half-open permit waits in a queue. A call on an open breaker
-is rejected before it queues. `Generations` stream their text; one that fails before its first token moves to another
-backend unnoticed.
-
-`Thinking` separates <think> text from the answer. Ollama does so for models that it knows. Other models write their
-thoughts between tags at the beginning of the text. Anywhere else such a tag is part of the answer.
+With tiers, a call waits for a permit only when no tier has a free one. It passes the bulkhead and then the breaker, so
+that no half-open permit waits in a queue. A call on an open breaker is rejected before it queues. `Generations` stream
+their text; one that fails before its first token moves to another backend unnoticed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from api.backends.choice import Backend, Backends
-from api.errors import BackendsDrained, BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
+from api.backends.choice import LONG_READING, Backend, Backends, Clock, Terms
+from api.errors import (
+    BackendsDrained,
+    BreakerOpen,
+    BulkheadFull,
+    PromptTooLong,
+    RagherdError,
+    UpstreamError,
+    UpstreamFault,
+)
 from api.ports.coordination import Attempt, Retries, TextOutput
 from api.ports.inference import LanguageModel
 from api.ports.telemetry import Telemetry
@@ -38,7 +42,10 @@ _LONGEST_CLOSING: Final = len("</thinking>")
 
 
 class Thinking:
-    """Separates the thoughts from one answer, piece by piece; the result does not depend on how it is cut."""
+    """Separates <think> text from one answer, piece by piece. Tags count only at its beginning.
+
+    Ollama does so for models that it knows; other models write the tags. The result does not depend on how it is cut.
+    """
 
     def __init__(self) -> None:
         self._thoughts: list[str] = []
@@ -108,7 +115,6 @@ class Thinking:
 
 S = TypeVar("S")
 R = TypeVar("R")
-Clock = Callable[[], float]
 
 FREE: Final = frozenset(
     {
@@ -151,25 +157,6 @@ class FailoverPolicy:
     waits_again: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """The terms of one attempt. `until`: the end of the call, on the monotonic clock; `total`: its length in seconds.
-
-    `retry`: where the call may be repeated if it fails. `queues`: whether it waits for a permit.
-    """
-
-    until: float
-    total: float
-    retry: Retry = "here"
-    clock: Clock = time.monotonic
-    queues: bool = True
-
-    @property
-    def remaining(self) -> float:
-        """Seconds left for the call."""
-        return max(0.0, self.until - self.clock())
-
-
 Attempting = Callable[[Backend[S], Terms], Awaitable[R]]
 """One attempt on one backend. Raises `BreakerOpen`, `BulkheadFull`, `UpstreamError`."""
 
@@ -208,8 +195,8 @@ class Failover(Generic[S]):
         Raises `BreakerOpen` or `BulkheadFull` when no backend admits the call, with the shortest wait.
         """
         total = self._policy.total if timeout is None else min(timeout, self._policy.total)
-        queues = not self._backends.has_tiers
-        course: _Attempts[S] = _Attempts(Terms(self._clock() + total, total, retry, self._clock, queues))
+        terms = Terms(self._clock() + total, total, retry, self._clock, queues=not self._backends.has_tiers)
+        course: _Attempts[S] = _Attempts(terms)
         candidates = self._backends.candidates(model)
         while candidates or (candidates := self._once_more(model, course)):
             backend = candidates.pop(0)
@@ -348,6 +335,8 @@ class Admission:
         self._started = time.monotonic()
         self._first: float | None = None
         self.answered = False
+        self.reads_on: tuple[str, float] | None = None
+        """If the call was given up: its model, and the seconds that Ollama still reads the prompt."""
 
     @property
     def seconds(self) -> float:
@@ -360,9 +349,12 @@ class Admission:
             self._first = time.monotonic() - self._started
         self.answered = True
 
-    async def succeeded(self, load_duration: float) -> None:
-        """Reports success to the breaker, without the model's load time, which says nothing about Ollama's health."""
-        await self._attempt.succeeded(max(0.0, self.seconds - load_duration))
+    async def succeeded(self, excused: float) -> None:
+        """Reports success to the breaker.
+
+        `excused`: seconds that say nothing about Ollama's health: loading the model, reading a long prompt.
+        """
+        await self._attempt.succeeded(max(0.0, self.seconds - excused))
 
     async def failed(self, error: UpstreamError) -> None:
         """Reports a failure to the breaker if it counts against Ollama."""
@@ -384,20 +376,24 @@ async def admitted(
     backend: Backend[Any], terms: Terms, tenant: str, *, background: bool = False
 ) -> AsyncIterator[Admission]:
     """Guards one call. Raises `BreakerOpen` and `BulkheadFull`; the breaker ignores a call that is cancelled."""
-    within = terms.remaining
     backend.breaker.check()
-    permit = backend.bulkhead.permit(tenant, background=background, within=within, queues=terms.queues)
+    permit = backend.bulkhead.permit(tenant, background=background, within=terms.remaining, queues=terms.queues)
     backend.outstanding += 1
     try:
-        async with permit, backend.breaker.attempt() as attempt:
-            if backend.drain.drained:  # drained while the call waited for its permit
-                raise BackendsDrained(backend.name)
-            admission = Admission(attempt, terms)
-            try:
-                yield admission
-            except UpstreamError as error:
-                await admission.failed(error)
-                raise
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(permit)
+            async with backend.breaker.attempt() as attempt:
+                if backend.drain.drained:  # drained while the call waited for its permit
+                    raise BackendsDrained(backend.name)
+                admission = Admission(attempt, terms)
+                try:
+                    yield admission
+                except UpstreamError as error:
+                    await admission.failed(error)
+                    raise
+                finally:
+                    if admission.reads_on is not None and backend.overdue is not None:
+                        backend.overdue.keep(held.pop_all(), *admission.reads_on)
     finally:
         backend.outstanding -= 1
 
@@ -421,17 +417,30 @@ class Unread:
 
 
 class Generations:
-    """Generations with failover. `total`: seconds for an answer, including queueing and all attempts."""
+    """Generations with failover. `total`: seconds for an answer, including queueing and all attempts.
 
-    def __init__(self, backends: Backends[LanguageModel], retries: Retries, total: float, events: Telemetry) -> None:
+    `max_prompt`: the most tokens of a prompt, as estimated.
+    """
+
+    def __init__(
+        self,
+        backends: Backends[LanguageModel],
+        retries: Retries,
+        total: float,
+        events: Telemetry,
+        max_prompt: int | None = None,
+    ) -> None:
+        self._max_prompt = max_prompt
         self._failover = Failover(backends, FailoverPolicy(total), retries, events)
 
     async def generate(self, request: GenerationRequest, output: TextOutput) -> Generation:
         """Writes the text as it arrives. With `request.buffered` an answer that broke off may restart.
 
         The caller's cancellation ends the generation and counts as ignored. Raises `BulkheadFull`, `BreakerOpen`, and
-        `UpstreamError` in mid-answer too.
+        `UpstreamError` in mid-answer too, and `PromptTooLong` before anything is sent.
         """
+        if self._max_prompt is not None and request.prompt_tokens > self._max_prompt:
+            raise PromptTooLong(request.prompt_tokens, self._max_prompt)
         return await self._failover.call(
             request.model,
             partial(_attempt, request, output),
@@ -440,6 +449,18 @@ class Generations:
             output=output,
             restarts=request.buffered,
         )
+
+
+@contextmanager
+def _watched(request: GenerationRequest, backend: Backend[LanguageModel], admission: Admission) -> Iterator[None]:
+    """Notes if the call is given up while Ollama reads the prompt."""
+    try:
+        yield
+    except (UpstreamError, asyncio.CancelledError) as error:
+        if backend.overdue is not None and not admission.answered:
+            rest = backend.overdue.reads_on(request, error, admission.seconds)
+            admission.reads_on = None if rest is None else (request.model, rest)
+        raise
 
 
 async def _attempt(
@@ -455,23 +476,25 @@ async def _attempt(
     end: GenerationEnd | None = None
     async with admitted(backend, terms, request.tenant, background=request.background) as admission:
         asked = replace(request, retry=terms.retry, timeout=terms.remaining)
-        async with backend.service.stream(asked) as events:
-            async for event in events:
-                if not admission.answered:
-                    admission.answers()
-                if isinstance(event, GenerationEnd):
-                    end = event
-                elif isinstance(event, Thought):
-                    thinking.thought(event.text)
-                elif text := event.text if thinking.is_over else thinking.feed(event.text):
-                    parts.append(text)
-                    await output.write(text)
+        with _watched(asked, backend, admission):
+            async with backend.service.stream(asked) as events:
+                async for event in events:
+                    if not admission.answered:
+                        admission.answers()
+                    if isinstance(event, GenerationEnd):
+                        end = event
+                    elif isinstance(event, Thought):
+                        thinking.thought(event.text)
+                    elif text := event.text if thinking.is_over else thinking.feed(event.text):
+                        parts.append(text)
+                        await output.write(text)
         if end is None:
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
         if not thinking.is_over and (rest := thinking.end()):
             parts.append(rest)
             await output.write(rest)
         streamed = request.forwarded is None or request.forwarded.streams
+        reading = end.prompt_eval_duration if end.prompt_eval_duration >= LONG_READING else 0.0
         # Without a stream nobody knows when the first token came, so the call counts as fast.
-        await admission.succeeded(end.load_duration if streamed else admission.seconds)
+        await admission.succeeded(end.load_duration + reading if streamed else admission.seconds)
     return Generation("".join(parts), end, admission.seconds, thinking.thoughts, backend.name)

@@ -305,6 +305,16 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         else:
             await self._reports.add(epoch, outcome, at_once=outcome in (CallOutcome.FAILED, CallOutcome.SLOW_FAILED))
 
+    @property
+    def epoch(self) -> int:
+        """The current epoch: the fleet's, or without Redis this worker's."""
+        return self._local.read().breaker.epoch if self._local else self.view.position.epoch
+
+    async def hangs(self, epoch: int) -> None:
+        """Reports as many failures as open the breaker, unless its state has changed since `epoch`."""
+        if self.effective_state is State.CLOSED and epoch == self.epoch:
+            await self._send(epoch, "", [CallOutcome.FAILED] * self.policy.failure_threshold, 0)
+
     async def renew(self, token: str) -> bool:
         """Renews a running probe's permit. Losing Redis does not end it."""
         if self._local:

@@ -265,6 +265,19 @@ BACKEND_UP = MetricSpec(
     ("backend",),
     "livemostrecent",
 )
+OVERDUE_CALLS = MetricSpec(
+    "ragherd_backend_overdue_calls",
+    "gauge",
+    "Abandoned calls that still have a permit.",
+    ("backend",),
+    "livesum",
+)
+BACKEND_HANGS = MetricSpec(
+    "ragherd_backend_hangs_total",
+    "counter",
+    "Hangs: no token within two first-token deadlines.",
+    ("backend",),
+)
 BACKEND_DRAINED = MetricSpec(
     "ragherd_backend_drained",
     "gauge",

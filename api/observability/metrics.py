@@ -438,6 +438,14 @@ class Metrics:
         """Sets whether an admin has drained a backend."""
         self._families[names.BACKEND_DRAINED][(backend,)].set(float(drained))
 
+    def overdue(self, backend: str, count: int) -> None:
+        """Sets the permits of this worker that are kept."""
+        self._families[names.OVERDUE_CALLS][(backend,)].set(count)
+
+    def backend_hangs(self, backend: str) -> None:
+        """Counts a hang."""
+        self._families[names.BACKEND_HANGS][(backend,)].inc()
+
     def ollama_worked(self, backend: str, grown: OllamaGrowth) -> None:
         """Adds a backend's work since the last measurement."""
         self._families[names.OLLAMA_GENERATIONS][(backend,)].inc(grown.generations)

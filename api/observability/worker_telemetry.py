@@ -223,6 +223,15 @@ class WorkerTelemetry(Telemetry):
         self._metrics.failed_over(backend, error.fault)
         self._queries.warning("failed_over", backend=backend, fault=error.fault, error=str(error))
 
+    def overdue(self, backend: str, count: int) -> None:
+        """Shows the kept permits."""
+        self._metrics.overdue(backend, count)
+
+    def backend_hangs(self, backend: str) -> None:
+        """Counts and logs the hang."""
+        self._metrics.backend_hangs(backend)
+        self._queries.warning("backend_hangs", backend=backend)
+
     def bulkhead_admitted(self, bulkhead: str, priority: str, seconds: float) -> None:
         """Observes the wait."""
         self._metrics.bulkhead_admitted(bulkhead, priority, seconds)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from api.errors import UpstreamError, UpstreamFault
 from api.ollama.forwarded import LINE_LIMIT, AnswerPart, ForwardedAnswer, end_of, invalid
 from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
-from api.values import ForwardedRequest, GenerationEnd, GenerationRequest, Retry, Thought, Token
+from api.values import ChatMessage, ForwardedRequest, GenerationEnd, GenerationRequest, Retry, Thought, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,13 @@ class Deadlines:
 class Clock:
     """Deadlines of one generation, retries included. The total starts with this object and excludes pauses."""
 
-    def __init__(self, deadlines: Deadlines, timeout: float | None = None) -> None:
-        """`timeout`: seconds that only ever shorten the total."""
-        self._deadlines = deadlines
+    def __init__(self, deadlines: Deadlines, timeout: float | None = None, reading: float = 0.0) -> None:
+        """`timeout`: seconds that only ever shorten the total. `reading`: seconds that Ollama needs for the prompt."""
+        self._deadlines = replace(
+            deadlines,
+            first_token=deadlines.first_token + reading,
+            cold_first_token=deadlines.cold_first_token + reading,
+        )
         self._loop = asyncio.get_running_loop()
         self._total = deadlines.total if timeout is None else min(timeout, deadlines.total)
         self._total_at = self._loop.time() + self._total
@@ -86,7 +90,7 @@ class Clock:
     async def _judge(self, verdict: _Verdict, resident: Callable[[], Awaitable[bool]]) -> None:
         if await resident():
             verdict.fault = UpstreamFault.FIRST_TOKEN_TIMEOUT
-            verdict.detail = f"Ollama sent no first token within {self._deadlines.first_token:g} s."
+            verdict.detail = f"Ollama sent no first token within {self._deadlines.first_token:.3g} s."
             verdict.now()
         else:
             verdict.outlives_total = True
@@ -130,6 +134,43 @@ class _Verdict:
         """Makes the timeout expire at once, unless it has expired or the wait has ended."""
         if not self.is_over and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())
+
+
+ASSUMED_SPEED: Final = 50.0
+"""Tokens per second that a backend reads before it has reported its speed: that of a slow CPU."""
+ASSUMED_FREE: Final = 1000
+"""Tokens that need no time of their own before the speed is known: the first-token deadline covers them."""
+LEAST_TOKENS: Final = 16
+"""Shorter prompts say nothing about the speed."""
+LEAST_SECONDS: Final = 1.0
+"""Shorter readings are part of the first-token deadline."""
+FADING: Final = 0.05
+"""How fast a slow reading is forgotten, per faster one. A prompt whose beginning Ollama has kept is read very fast."""
+MODELS: Final = 64
+
+
+class ReadingSpeeds:
+    """How long one backend takes to read prompts, by model: the slowest of the latest readings that it reported."""
+
+    def __init__(self) -> None:
+        self._seconds_per_token: dict[str, float] = {}
+
+    def learn(self, model: str, end: GenerationEnd) -> None:
+        """Notes what Ollama reports about one prompt."""
+        tokens = end.usage.prompt_tokens
+        if tokens < LEAST_TOKENS or end.prompt_eval_duration <= 0:
+            return
+        measured = end.prompt_eval_duration / tokens
+        known = self._seconds_per_token.pop(model, 0.0)
+        self._seconds_per_token[model] = max(measured, known + (measured - known) * FADING)
+        while len(self._seconds_per_token) > MODELS:
+            del self._seconds_per_token[next(iter(self._seconds_per_token))]
+
+    def seconds(self, model: str, tokens: int) -> float:
+        """Returns the seconds to allow for a prompt of so many tokens; 0 if it takes less than a second."""
+        known = self._seconds_per_token.get(model)
+        found = max(0, tokens - ASSUMED_FREE) / ASSUMED_SPEED if known is None else tokens * known
+        return found if found >= LEAST_SECONDS else 0.0
 
 
 async def lines_of(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -206,6 +247,26 @@ class OllamaModel:
         pinned = pinned or Pinned()
         self._options, self._keep_alive = pinned.options, pinned.keep_alive_field
         self._models = OllamaModels(pool)
+        self._speeds = ReadingSpeeds()
+
+    def reading_seconds(self, request: GenerationRequest) -> float:
+        """Returns the seconds to allow for reading the prompt, at the speed that this backend has reported."""
+        return self._speeds.seconds(request.model, request.prompt_tokens)
+
+    async def answer_one_token(self, model: str, seconds: float) -> None:
+        """Asks for one token, and waits for it. Counts in no figures. Raises `UpstreamError`.
+
+        The fault is FIRST_TOKEN_TIMEOUT if a model in memory gives no token within `seconds`.
+        """
+        request = GenerationRequest(model, (ChatMessage("user", "."),), {"num_predict": 1})
+        body = {**orjson.loads(self._body(request)), "stream": False}
+        try:
+            await self._pool.load("/api/chat", orjson.dumps(body), model, seconds)
+        except UpstreamError as error:
+            if error.fault is not UpstreamFault.TOTAL_TIMEOUT or not await self._resident(model):
+                raise
+            detail = f"Ollama gave no token within {seconds:g} s."
+            raise UpstreamError(UpstreamFault.FIRST_TOKEN_TIMEOUT, detail) from error
 
     def stream(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[AnswerPart]]:
         """Tokens and thoughts, then one `GenerationEnd`. Nothing is sent before the first of them is asked for.
@@ -216,7 +277,7 @@ class OllamaModel:
         return aclosing(self._answer(request))
 
     async def _answer(self, request: GenerationRequest) -> AsyncGenerator[AnswerPart, None]:
-        clock = Clock(self._deadlines, request.timeout)
+        clock = Clock(self._deadlines, request.timeout, self.reading_seconds(request))
         async with AsyncExitStack() as stack:
             try:
                 started = await self._begin(request, clock, request.retry)
@@ -229,6 +290,7 @@ class OllamaModel:
                 for event in started.answer.events(piece):
                     if isinstance(event, GenerationEnd):
                         self._pool.generated(event)
+                        self._speeds.learn(request.model, event)
                         await _drain(started.pieces)
                         yield event
                         return

@@ -128,6 +128,12 @@ class Telemetry:
     def failed_over(self, backend: str, error: UpstreamError) -> None:
         """A call left `backend` for another one. Clients do not notice."""
 
+    def overdue(self, backend: str, count: int) -> None:
+        """So many permits of this worker are kept, because the backend may still read prompts of callers that left."""
+
+    def backend_hangs(self, backend: str) -> None:
+        """The backend gave no token within two first-token deadlines."""
+
     def bulkhead_admitted(self, bulkhead: str, priority: str, seconds: float) -> None:
         """A call got its permit after waiting `seconds`."""
 

@@ -103,6 +103,11 @@ class OllamaSettings(SettingsGroup):
 
     `90s`, `5m`, `1h30m`, or seconds; below zero: forever.
     """
+    ollama_max_prompt_tokens: Positive = 131_072
+    """Tokens of a prompt, of three bytes each. Longer ones get 422.
+
+    Ollama reads a prompt to its end even if its caller leaves, so on a slow machine a long one blocks all others.
+    """
     ollama_num_ctx: Positive | None = None
     """Context of every generation in tokens. Default: the model's, or the client's."""
     ollama_admin_passthrough: bool = False

@@ -13,6 +13,7 @@ from api.errors import (
     BreakerOpen,
     BulkheadFull,
     InternalError,
+    PromptTooLong,
     RagherdError,
     UpstreamError,
     UpstreamFault,
@@ -94,6 +95,8 @@ def _error(error: RagherdError) -> dict[str, Any]:
     if isinstance(error, UpstreamError):
         fields = {"fault": error.fault.value, "detail": error.detail, "wait": error.retry_after}
         return {"kind": "upstream", **fields, "unreachable": error.unreachable}
+    if isinstance(error, PromptTooLong):
+        return {"kind": "prompt_too_long", "tokens": error.members["tokens"], "limit": error.members["limit"]}
     if isinstance(error, BackendsDrained):
         return {"kind": "drained", "name": error.members["breaker"]}
     if isinstance(error, BreakerOpen):
@@ -113,6 +116,8 @@ def _read_error(fields: Mapping[str, Any]) -> RagherdError:
                 retry_after=fields["wait"],
                 unreachable=fields.get("unreachable", ()),
             )
+        case "prompt_too_long":
+            return PromptTooLong(fields["tokens"], fields["limit"])
         case "drained":
             return BackendsDrained(fields["name"])
         case "breaker":

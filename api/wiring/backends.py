@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from api.backends.choice import Backend, Backends
+from api.backends.choice import Backend, Backends, OverdueCalls
 from api.backends.embedder import AgreedIdentity, EmbeddingCalls, FailoverEmbedder
 from api.backends.failover import EMBEDDING_CHARGED, FailoverPolicy, Generations
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
@@ -72,6 +72,7 @@ class WorkerBackends:
         self._pinned = Pinned(ollama.ollama_keep_alive, ollama.ollama_num_ctx)
         self._models = {name: OllamaModels(pool) for name, pool in pools.items()}
         self.catalog = OllamaCatalog(pools, is_drained=self.is_drained)
+        self._overdue: list[OverdueCalls] = []
         self._places = dict(zip(pools, ollama.places, strict=True))
         self.breakers: dict[str, FleetBreaker] = {}
         self.bulkheads: dict[str, FleetBulkhead] = {}
@@ -147,9 +148,17 @@ class WorkerBackends:
         )
         members: list[Backend[LanguageModel]] = []
         for name, pool in self._pools.items():
-            model = self._tracing.language_model(OllamaModel(pool, deadlines, self._pinned), pool.base_url)
-            members.append(self._member(name, name, model))
-        return Generations(self._joined(members), self._pools.retries, deadlines.total, telemetry)
+            model = OllamaModel(pool, deadlines, self._pinned)
+            member = self._member(name, name, self._tracing.language_model(model, pool.base_url))
+            member.overdue = OverdueCalls(name, model, self.breakers[name], deadlines.first_token, telemetry)
+            members.append(member)
+            self._overdue.append(member.overdue)
+        max_prompt = ollama.ollama_max_prompt_tokens
+        return Generations(self._joined(members), self._pools.retries, deadlines.total, telemetry, max_prompt)
+
+    async def aclose(self) -> None:
+        """Releases the permits of calls that were given up."""
+        await asyncio.gather(*(overdue.aclose() for overdue in self._overdue))
 
     def _member(self, name: str, guard: str, service: T) -> Backend[T]:
         """One backend for one kind of calls. `guard`: the name of their bulkhead and breaker."""
@@ -245,6 +254,7 @@ async def open_backends(
         client.of(Keys(*settings.key_layout).backend("")).on_recovery(backends.watch.recall)
         stack.push_async_callback(backends.watch.leave)
         stack.push_async_callback(backends.warm_up.aclose)
+        stack.push_async_callback(backends.aclose)
         yield backends
 
 

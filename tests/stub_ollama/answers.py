@@ -45,14 +45,20 @@ def token_line(path: str, model: str, text: str) -> dict[str, Any]:
     return {"model": model, "created_at": "2026-01-01T00:00:00Z", **piece, "done": False}
 
 
+def prompt_words(request: dict[str, Any]) -> int:
+    """Returns the words of a prompt, which stand for its tokens."""
+    return sum(len(content(turn).split()) for turn in request.get("messages", []))
+
+
 def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behaviour: Behaviour) -> dict[str, Any]:
     """Returns the final line with counts and durations in nanoseconds. Omits zeros, as Ollama does."""
-    prompt = sum(len(content(turn).split()) for turn in request.get("messages", []))
+    prompt = prompt_words(request)
+    reading = prompt * behaviour.read_pace or 0.05
     figures = {
         "total_duration": int((0.2 + behaviour.load_duration) * 1e9),
         "load_duration": int(behaviour.load_duration * 1e9),
         "prompt_eval_count": prompt,
-        "prompt_eval_duration": 50_000_000,
+        "prompt_eval_duration": int(reading * 1e9),
         "eval_count": tokens,
         "eval_duration": 150_000_000,
     }

@@ -31,6 +31,10 @@ class Behaviour:
     mode: str = "ok"
     delay: float = 0.0
     pace: float = 0.0
+    read_pace: float = 0.0
+    """Seconds that reading takes per word of a prompt, one prompt at a time. Like Ollama, the stub reads on after its
+    caller has left, and starts no other prompt before.
+    """
     embed_pace: float = 0.0
     """Seconds that /api/embed takes per text."""
     status: int = 500

@@ -29,6 +29,7 @@ class StubOllama:
         self._control: asyncio.Server | None = None
         self._requests: Counter[str] = Counter()
         self._figures: Counter[str] = Counter()
+        self._reads_until = 0.0
         self.port = 0
         self.last_bodies: dict[str, dict[str, Any]] = {}
         """By path, the JSON of the last request."""
@@ -153,6 +154,8 @@ class StubOllama:
 
     async def _answered(self, request: StubRequest, connection: Connection, behaviour: Behaviour) -> None:
         await asyncio.sleep(behaviour.delay + behaviour.embed_pace * self._texts(request))
+        if behaviour.read_pace:
+            await self._read(answers.prompt_words(request.body) * behaviour.read_pace)
         if behaviour.mode == "hang":
             await asyncio.Event().wait()
         elif behaviour.mode == "close":
@@ -177,6 +180,12 @@ class StubOllama:
             connection.text("404 page not found", 404)
         if behaviour.mode == "close_after":
             connection.close()
+
+    async def _read(self, seconds: float) -> None:
+        """Reads a prompt after all earlier ones, even if their callers have left."""
+        now = asyncio.get_running_loop().time()
+        self._reads_until = max(now, self._reads_until) + seconds
+        await asyncio.sleep(self._reads_until - now)
 
     def _texts(self, request: StubRequest) -> int:
         """Returns the number of texts in an /api/embed request and records the maximum."""

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from api.backends.choice import Backend, Backends, InUse
+from api.backends.choice import Backend, Backends, InUse, Terms
 from api.backends.failover import (
     CHARGED,
     EMBEDDING_CHARGED,
     FREE,
     Failover,
     FailoverPolicy,
-    Terms,
     admitted,
     speaks_against_ollama,
 )
