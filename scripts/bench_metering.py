@@ -2,8 +2,8 @@
 
     .venv/bin/python -m scripts.bench_metering 2>/dev/null
 
-First two services over HTTP at the same time, one with metrics and history and one without: the hits per second of
-processor time of each worker. A busy worker answers as many per second. Needs `wrk` (Debian: apt install wrk).
+First two services over HTTP in turns, one with metrics and history and one without: the hits per second of processor
+time of each worker. A busy worker answers as many per second. Needs `wrk` (Debian: apt install wrk).
 
 Then the processor time of a hit in one process, without HTTP client and server. Five workers take turns in random order
 with the same question. A real request takes longer, and the shares are smaller.
@@ -58,8 +58,8 @@ TRACES, ACCESS = "traces, access log, history, metrics", "access log, history, m
 HISTORY, METRICS, NONE = "history, metrics", "metrics", "none"
 NO_COLLECTOR: Final = "http://127.0.0.1:9"
 ROUNDS: Final = 40
-SECONDS: Final = 2
-CONNECTIONS: Final = 8
+SECONDS: Final = 1
+CONNECTIONS: Final = 16
 SCRIPT: Final = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -123,25 +123,31 @@ def over_http(redis_url: str, ollama_url: str, folder: Path) -> list[Round]:
         bare = stack.enter_context(gunicorns("scripts.bench_metering:unmetered()", folders[1]))(
             HISTORY_ENABLED="false", **settings
         )
-        return [together(script, metered, bare) for _ in range(ROUNDS + 1)][1:]  # the first warms up
+        return [in_turns(script, metered, bare) for _ in range(ROUNDS + 1)][1:]  # the first warms up
 
 
-def together(script: Path, *services: Gunicorn) -> Round:
-    """Runs wrk on both services at once. Raises `AssertionError` if a request was not answered."""
-    workers = [next(iter(service.workers())) for service in services]
-    before = [processor_seconds(worker) for worker in workers]
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script)]
-    running = [
-        subprocess.Popen([*command, f"{service.url()}/query"], stdout=subprocess.PIPE, text=True)
-        for service in services
-    ]
-    outputs = [process.communicate()[0] for process in running]
-    used = [processor_seconds(worker) - at_start for worker, at_start in zip(workers, before, strict=True)]
-    counts = [re.search(r"(\d+) requests in", output) for output in outputs]
-    assert all(counts), outputs
-    assert not [output for output in outputs if "Non-2xx" in output or "Socket errors" in output], outputs
-    metered, bare = (int(count[1]) / seconds for count, seconds in zip(counts, used, strict=True) if count)
-    return metered, bare
+def in_turns(script: Path, metered: Gunicorn, bare: Gunicorn) -> Round:
+    """Loads one, the other twice, and the first again: a change of the machine's speed then affects both."""
+    runs = [(service, *loaded(script, service)) for service in (metered, bare, bare, metered)]
+    with_it, without = (
+        sum(hits for one, hits, _ in runs if one is service) / sum(used for one, _, used in runs if one is service)
+        for service in (metered, bare)
+    )
+    return with_it, without
+
+
+def loaded(script: Path, service: Gunicorn) -> tuple[int, float]:
+    """Returns the hits, and the processor time of the worker. Raises `AssertionError` if one was not answered."""
+    [worker] = service.workers()
+    before = processor_seconds(worker)
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), f"{service.url()}/query"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = processor_seconds(worker) - before
+    assert "Non-2xx" not in output, output
+    assert "Socket errors" not in output, output
+    count = re.search(r"(\d+) requests in", output)
+    assert count, output
+    return int(count[1]), used
 
 
 def processor_seconds(process: int) -> float:

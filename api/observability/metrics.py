@@ -59,46 +59,56 @@ class MetricFamily(dict[tuple[str, ...], Any]):
         self[values]
 
 
-class CounterValues(dict[tuple[str, ...], Any]):
-    """The stored value of each series of a counter."""
+Slot = tuple[Any, Any, int]
+"""A stored value, and in multiprocess mode its file and its place in it."""
+
+
+def slot_of(value: Any) -> Slot:
+    """Returns the place of a value of prometheus_client."""
+    file = getattr(value, "_file", None)
+    return (value, file, file._positions[value._key]) if file is not None else (value, None, 0)
+
+
+class CounterSlots(dict[tuple[str, ...], Slot]):
+    """The slot of each series of a counter."""
 
     def __init__(self, family: MetricFamily) -> None:
         super().__init__()
         self._family = family
 
-    def __missing__(self, labels: tuple[str, ...]) -> Any:
-        value = self[labels] = self._family[labels]._value
-        return value
+    def __missing__(self, labels: tuple[str, ...]) -> Slot:
+        slot = self[labels] = slot_of(self._family[labels]._value)
+        return slot
 
 
-class HistogramValues(dict[tuple[str, ...], tuple[Any, Sequence[Any], Sequence[float]]]):
-    """The stored values of each series of a histogram: its sum, its buckets, and their upper bounds."""
+class HistogramSlots(dict[tuple[Any, ...], tuple[Slot, Sequence[Slot], Sequence[float]]]):
+    """For each series of a histogram the slots of its sum and its buckets, and the buckets' upper bounds."""
 
     def __init__(self, family: MetricFamily) -> None:
         super().__init__()
         self._family = family
 
-    def __missing__(self, labels: tuple[str, ...]) -> tuple[Any, Sequence[Any], Sequence[float]]:
-        series = self._family[labels]
-        found = self[labels] = (series._sum, series._buckets, series._upper_bounds)
+    def __missing__(self, labels: tuple[Any, ...]) -> tuple[Slot, Sequence[Slot], Sequence[float]]:
+        series = self._family[tuple([str(label) for label in labels])]
+        buckets = [slot_of(bucket) for bucket in series._buckets]
+        found = self[labels] = (slot_of(series._sum), buckets, series._upper_bounds)
         return found
 
 
-def add_in_memory(additions: Iterable[tuple[Any, float]]) -> None:
+def add_in_memory(additions: Iterable[tuple[Slot, float]]) -> None:
     """Adds to values outside multiprocess mode."""
-    for value, amount in additions:
+    for (value, _, _), amount in additions:
         value.inc(amount)
 
 
-def add_in_file(additions: Iterable[tuple[Any, float]]) -> None:
+def add_in_file(additions: Iterable[tuple[Slot, float]]) -> None:
     """Adds to values in the worker's file, in a third of the time of `MmapedValue.inc`.
 
     It leaves out the lock and the check for a fork: only the event loop's thread counts requests, and no worker forks.
     """
-    for value, amount in additions:
-        value._value += amount
-        file = value._file
-        _PAIR.pack_into(file._m, file._positions[value._key], value._value, 0.0)
+    for (value, file, place), amount in additions:
+        total = value._value = value._value + amount
+        _PAIR.pack_into(file._m, place, total, 0.0)
 
 
 _PAIR: Final = struct.Struct("dd")
@@ -182,15 +192,15 @@ class Metrics:
         self._families = {spec: MetricFamily(spec, self._registry) for spec in names.ALL_METRICS}
         self.breakers = BreakerFamilies(self._families)
         self._add = add_in_file if getattr(values.ValueClass, "_multiprocess", False) else add_in_memory
-        self._requests = HistogramValues(self._families[names.HTTP_REQUEST_DURATION])
+        self._requests = HistogramSlots(self._families[names.HTTP_REQUEST_DURATION])
         self._in_flight = self._families[names.HTTP_REQUESTS_IN_FLIGHT][()]
         self.running = 0
         """Requests in flight."""
         self._in_flight.set_function(lambda: self.running)
         self._queries = self._families[names.QUERIES]
-        self._answers = CounterValues(self._queries)
-        self._lookups = CounterValues(self._families[names.CACHE_LOOKUPS])
-        self._stages = HistogramValues(self._families[names.QUERY_STAGE_DURATION])
+        self._answers = CounterSlots(self._queries)
+        self._lookups = CounterSlots(self._families[names.CACHE_LOOKUPS])
+        self._stages = HistogramSlots(self._families[names.QUERY_STAGE_DURATION])
         self._lag = self._families[names.EVENT_LOOP_LAG][()]
         self._rates: dict[str, FalseHitRate] = {}
         """Of each kind that was ever known: its series must not keep an old value."""
@@ -228,7 +238,7 @@ class Metrics:
     def request_ended(self, method: str, route: str, status: int, seconds: float) -> None:
         """Observes a request that ended or was abandoned. `route` is the route's template, never the path."""
         self.running -= 1
-        total, buckets, bounds = self._requests[method, route, str(status)]
+        total, buckets, bounds = self._requests[method, route, status]
         self._add(((total, seconds), (buckets[bisect_left(bounds, seconds)], 1)))
 
     def loop_was_late(self, seconds: float) -> None:
@@ -255,7 +265,7 @@ class Metrics:
         looked_up: LookupResult | None = None,
     ) -> None:
         """Counts an answer. `timings`: the seconds spent in each stage that ran. `looked_up`: the look-up's result."""
-        additions = [(self._answers[status.value, kind or "none"], 1.0)]
+        additions = [(self._answers[status, kind or "none"], 1.0)]
         if looked_up is not None:
             additions.append((self._lookups[(looked_up,)], 1.0))
         for stage, seconds in timings.items():

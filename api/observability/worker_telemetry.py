@@ -78,7 +78,7 @@ class WorkerTelemetry(Telemetry):
         is_hit = answered.status is CacheStatus.HIT
         self._metrics.query_answered(answered.status, kind, _stages(answered.timings), kind if is_hit else None)
         if self._history is not None:
-            self._history.open[answered.status.value, kind, bisect_left(BOUNDS, answered.timings.total)] += 1
+            self._history.open[answered.status, kind, bisect_left(BOUNDS, answered.timings.total)] += 1
         if is_hit and kind is not None:
             self._counters.add(f"{kind}_hits")
         elif answered.status is CacheStatus.STALE:
