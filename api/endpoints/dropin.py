@@ -29,7 +29,7 @@ from api.endpoints.dropin_wire import (
 from api.endpoints.health import worker_state
 from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
 from api.endpoints.validation import Options, list_header, refused, request_timeout
-from api.errors import RagherdError
+from api.errors import InvalidRequest, RagherdError
 from api.ports.question import RAW, Query, parse
 from api.unicode_text import is_blank
 from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest
@@ -167,9 +167,14 @@ def _query(request: Request, fields: Mapping[str, Any], path: ForwardedPath) -> 
 def forwarded_request(fields: Mapping[str, Any], path: ForwardedPath) -> ForwardedRequest:
     """Returns the request for Ollama. Its digest covers the path and every field that the answer depends on."""
     given = fields.get("stream")
-    streams = given if isinstance(given, bool) else path.streams
+    if not isinstance(given, bool | None):
+        raise refused("stream", "is not a boolean")
+    streams = path.streams if given is None else given
     facts = {name: value for name, value in fields.items() if name not in UNRELATED}
-    said = orjson.dumps([path.path, streams, facts], option=orjson.OPT_SORT_KEYS)
+    try:
+        said = orjson.dumps([path.path, streams, facts], option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest("The body is nested too deeply.") from error
     return ForwardedRequest(path.path, fields, hashlib.sha256(said).hexdigest(), streams)
 
 

@@ -16,8 +16,10 @@ from api.errors import UpstreamError, UpstreamFault
 DETAIL_LIMIT: Final = 300
 """Characters of Ollama's message that a client sees."""
 
-CALLERS_FAULT_IN_500: Final = ("invalid format:", "must be of type")
-"""Ollama answers 500 to these, though the request was wrong: `option "x" must be of type integer`."""
+CALLERS_FAULT_IN_500: Final = ("invalid format:", "must be of type", "error parsing tool call", "template:")
+"""Ollama answers 500 to these, though it works: `option "x" must be of type integer`, a template of the caller's that
+does not parse, or a call of a tool that the model wrote badly.
+"""
 
 NOT_A_NUMBER: Final = ("unsupported value: nan", "unsupported value: +inf", "unsupported value: -inf")
 """Words of a 400 or 500 from /api/embed if the model's output for one text was not a number."""
@@ -63,6 +65,13 @@ def _not_found(message: str, path: str, model: str) -> UpstreamError:
         newer = f" It came with Ollama {SINCE[path]}." if path in SINCE else ""
         return UpstreamError(UpstreamFault.PATH_NOT_FOUND, f"This Ollama does not serve {path}.{newer}")
     return UpstreamError(UpstreamFault.MODEL_NOT_FOUND, f"model '{model}' not found: run `ollama pull {model}`")
+
+
+def given_up(message: str) -> UpstreamError:
+    """Maps an error in the middle of a stream."""
+    wrong_request = any(words in message.lower() for words in CALLERS_FAULT_IN_500)
+    fault = UpstreamFault.REQUEST_REJECTED if wrong_request else UpstreamFault.STREAM_ERROR
+    return UpstreamError(fault, f"Ollama gave up: {message[:DETAIL_LIMIT]}")
 
 
 def retry_after_from(value: str | None, *, now: datetime | None = None) -> float | None:

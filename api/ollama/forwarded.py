@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from api.errors import UpstreamError, UpstreamFault
+from api.ollama.failures import given_up
 from api.values import ForwardedRequest, GenerationEnd, Thought, Token, Usage
 
 AnswerPart = Token | Thought | GenerationEnd
@@ -149,4 +150,4 @@ def _event_data(event: bytes) -> bytes:
 
 def _gave_up(said: Any) -> UpstreamError:
     message = said.get("message", said) if isinstance(said, dict) else said
-    return UpstreamError(UpstreamFault.STREAM_ERROR, f"Ollama gave up: {str(message)[:300]}")
+    return given_up(str(message))

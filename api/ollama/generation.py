@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ import orjson
 
 from api.cancellation import log_failure, raise_if_cancelled
 from api.errors import UpstreamError, UpstreamFault
+from api.ollama.failures import given_up
 from api.ollama.forwarded import LINE_LIMIT, AnswerPart, ForwardedAnswer, end_of, invalid
 from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
@@ -214,7 +215,7 @@ def events(line: bytes, model: str) -> list[AnswerPart]:
     if not isinstance(fields, dict):
         raise invalid()
     if "error" in fields:
-        raise UpstreamError(UpstreamFault.STREAM_ERROR, f"Ollama gave up: {str(fields['error'])[:300]}")
+        raise given_up(str(fields["error"]))
     try:
         return _events(fields, model)
     except (TypeError, ValueError, AttributeError) as error:
@@ -336,11 +337,12 @@ class OllamaModel:
         fields = forwarded.fields
         if forwarded.path.startswith("/v1/"):
             return orjson.dumps(fields)
-        options = {**(fields.get("options") or {}), **self._options}
         asks = fields.get("messages") or fields.get("prompt")
-        return orjson.dumps(
-            {**fields, **({"options": options} if options else {}), **(self._keep_alive if asks else {})}
-        )
+        fields = {**fields, **(self._keep_alive if asks else {})}
+        given = fields.get("options") or {}
+        if self._options and isinstance(given, Mapping):
+            fields = {**fields, "options": {**given, **self._options}}
+        return orjson.dumps(fields)
 
     async def _resident(self, model: str) -> bool:
         try:

@@ -234,6 +234,21 @@ async def test_a_server_that_fails_opens_the_breaker(serve: Service, stub: StubO
     assert "circuit breaker" in last.json()["error"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_badly_written_call_of_a_tool_says_nothing_against_ollama(
+    serve: Service, stub: StubOllama, *, stream: bool
+) -> None:
+    service = await serve(breaker={"failure_threshold": 2})
+    message = "error parsing tool call: raw='{\"city\": '"
+    stub.behaviour(*(("error_line",) if stream else ("status",)), message=message)
+    body = {**CHAT, "tools": [TOOL], "stream": stream}
+    for seed in range(4):
+        answer = await service.post("/api/chat", json={**body, "options": {"seed": seed}})
+        assert "error parsing tool call" in answer.text
+    stub.behaviour()
+    assert (await service.post("/api/chat", json=body)).status_code == 200
+
+
 async def test_responses_are_stateless(service: httpx.AsyncClient) -> None:
     body = {"model": MODEL, "input": "Say hi."}
     for name, value in (("store", True), ("previous_response_id", "resp_1")):
@@ -266,3 +281,36 @@ async def test_the_events_end_as_json(service: httpx.AsyncClient) -> None:
     events = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data:")]
     assert events[0]["type"] == "message_start"
     assert events[-1] == {"type": "message_stop"}
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"options": [None]},
+        {"options": "fast"},
+        {"options": {"num_ctx": "many"}},
+        {"options": {"num_ctx": True}},
+        {"messages": "Hi"},
+        {"messages": [None, {"role": 1}, {"role": "user", "content": [None, {"text": 1}]}]},
+        {"messages": {"role": "user"}},
+        {"stream": "yes"},
+        {"keep_alive": {}},
+        {"tools": nested(400)},
+        {"max_tokens": 2**70},
+        {"format": 1e300},
+    ],
+)
+@pytest.mark.parametrize(
+    "path", ["/api/chat", "/api/generate", "/v1/chat/completions", "/v1/messages", "/v1/responses"]
+)
+async def test_no_body_breaks_the_service(service: httpx.AsyncClient, path: str, fields: dict[str, Any]) -> None:
+    body = {**CHAT, "prompt": "Hi", "input": "Hi", "max_tokens": 10, "brand_new": 1, **fields}
+    answer = await service.post(path, content=json.dumps(body))
+    assert answer.status_code in (200, 400), answer.text
