@@ -17,6 +17,8 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from api.quality.keeper import NEVER
+from api.quality.policies import LAST_LEVEL, Rules
 from api.redis_store.acl import acl_commands, acl_line
 from api.redis_store.diagnostics import denied_commands
 from api.settings import variable_names
@@ -302,6 +304,16 @@ async def test_a_service_without_cache_or_with_observe_is_not_asked_for_hits(ser
         found = await smoke(await serve(cache=cache))
         skipped = [one["name"] for one in found["checks"] if one["detail"].startswith("not checked")]
         assert skipped == ["same question", "paraphrase", "isolation"]
+
+
+async def test_a_fleet_that_has_tightened_is_not_asked_for_a_paraphrase(
+    serve: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = Rules(threshold=NEVER, level=LAST_LEVEL)
+    monkeypatch.setattr("api.quality.keeper.QualityView.rules", lambda *_: strict)
+    found = await smoke(await serve())
+    [paraphrase] = [one["detail"] for one in found["checks"] if one["name"] == "paraphrase"]
+    assert paraphrase.startswith("not checked: the fleet has tightened")
 
 
 async def test_what_is_broken_fails(serve: Service, stub: StubOllama) -> None:
