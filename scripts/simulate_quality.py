@@ -1,4 +1,4 @@
-"""Simulates sampled labels with a known truth: does the interval cover it, and how soon does the fleet tighten?
+"""Simulates sampled labels with a known truth: does the interval cover it, how soon does the fleet tighten, and who?
 
     python -m scripts.simulate_quality [--seeds 200]
 
@@ -26,10 +26,10 @@ from api.ports.answer_quality import (
     Verdict,
     Versions,
 )
-from api.quality.assessment import LENT, MISSES
-from api.quality.calibration import Channel, Model
+from api.quality.assessment import LENT, MISSES, next_levels
+from api.quality.calibration import Channel, Model, channel_of
 from api.quality.estimate import alarm, doubtful, overall, samples, suspected
-from api.quality.policies import sampling_rate
+from api.quality.policies import Published, QualitySettings, sampling_rate
 
 DAY_MS: Final = 24 * 3600 * 1000
 CALLED_SAME, CALLED_DIFFERENT = 0.02, 0.05
@@ -147,6 +147,56 @@ def watched(
     return found
 
 
+@dataclass(frozen=True)
+class FirstTightened:
+    """Who was tightened first, and after how many hits of all tenants. `fleet` is false if only `tenants` were."""
+
+    hits: int
+    fleet: bool
+    tenants: frozenset[str] = frozenset()
+
+
+def shared(faulty: int, seed: int, chance: float, *, noise: bool, tenants: int = 4) -> FirstTightened:
+    """Serves hits of tenants in turn. Of the first `faulty` of them 10 % are wrong, and 0.5 % of the others'.
+
+    The fault shows in hits only. Hits are sampled as in `watched`.
+    """
+    random = np.random.default_rng(seed)
+    confusion = Confusion(PAIRS, round(CALLED_SAME * PAIRS), PAIRS, CALLED_DIFFERENT * PAIRS) if noise else Confusion()
+    settings = QualitySettings(PolicyName.GUARDED, 0.92, TARGET, VERSIONS, confusion)
+    channel = channel_of(confusion)
+    labels, rate = list[PooledLabel](), chance
+    for hit in range(1, LONGEST + 1):
+        tenant = hit % tenants
+        if random.random() >= rate:
+            continue
+        wrong = random.random() < (FAULT if tenant < faulty else 0.005)
+        if noise:
+            wrong = bool(random.random() >= CALLED_SAME if wrong else random.random() < CALLED_DIFFERENT)
+        labels.append(shadow(wrong=wrong, chance=rate, at_ms=hit, tenant=str(tenant)))
+        found = next_levels(labels, Published(), settings, hit, lambda _: None)
+        if found.level or found.tenants:
+            return FirstTightened(hit, found.level > 0, frozenset(found.tenants))
+        is_suspected = suspected([one.label for one in labels], channel, TARGET)
+        rate = sampling_rate(chance, QualityState(suspected=is_suspected))
+    return FirstTightened(LONGEST, fleet=False)
+
+
+def _tenants(seeds: int) -> None:
+    print("\n| tenants with the fault | comparator | only they tightened | another one | the fleet | hits, median |")
+    print("|---|---|---|---|---|---|")
+    for faulty, noise in product((1, 2, 4), (False, True)):
+        runs = [shared(faulty, seed, 0.05, noise=noise) for seed in range(seeds)]
+        theirs = {str(number) for number in range(faulty)}
+        alone = sum(bool(one.tenants) and not one.fleet and one.tenants <= theirs for one in runs)
+        others = sum(bool(one.tenants - theirs) for one in runs)
+        fleet = sum(one.fleet for one in runs)
+        hits = np.median([one.hits for one in runs])
+        print(
+            f"| {faulty} of 4 | {_comparator(noise=noise)} | {alone} | {others} | {fleet} | {hits:,.0f} |", flush=True
+        )
+
+
 def _coverage(seeds: int) -> None:
     print("| true error | hits | sampled | comparator | interval covers | mean width | smallest width |")
     print("|---|---|---|---|---|---|---|")
@@ -203,6 +253,7 @@ def main(seeds: int = 200, tightening_seeds: int = 40) -> None:
     _coverage(seeds)
     _tightening(tightening_seeds)
     _false_alarms(tightening_seeds // 4)
+    _tenants(tightening_seeds)
 
 
 if __name__ == "__main__":

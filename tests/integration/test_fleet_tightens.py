@@ -95,7 +95,7 @@ async def test_one_tenants_wrong_hits_tighten_no_other_tenant(serve: Service, re
         await ask(workers[0], QUESTION, headers=tenant)
         await equal_questions(workers[1], redis, 100, **tenant)
     asked = 0
-    while asked < 500 and await hit(workers[asked % 2], redis, stub, ANOTHER if asked % 3 == 2 else SAME, **faulty):
+    while asked < 500 and await hit(workers[asked % 2], redis, stub, ANOTHER if asked % 6 == 5 else SAME, **faulty):
         assert await hit(workers[asked % 2], redis, stub, SAME, **fine)
         asked += 1
     assert asked < 500
