@@ -15,9 +15,9 @@ from api.endpoints import (
     dashboard,
     description,
     documents,
+    experiments,
     forwarded_api,
     health,
-    history,
     model_admin,
     ollama_api,
     openai_api,
@@ -61,10 +61,12 @@ ROUTERS: Final = (
     quality.router,
     semantic_cache.explain_router,
     semantic_cache.warm_up_router,
+    experiments.router,
+    experiments.start_router,
     health.reports_router,
     description.router,
     dashboard.router,
-    history.router,
+    health.history_router,
 )
 """In the order of the OpenAPI description: the service, then its operation."""
 

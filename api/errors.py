@@ -10,6 +10,7 @@
     ├── UnsupportedDocument       415   the file type is not supported
     ├── TooManyDocuments          409   the tenant has reached DOCUMENTS_MAX
     ├── LastBackend               409   draining it would leave no backend
+    ├── ExperimentConflict        409   another experiment is running
     ├── PromptTooLong             422   the prompt has more tokens than OLLAMA_MAX_PROMPT_TOKENS
     ├── UnreadableDocument        422   the file cannot be parsed: broken, encrypted or mislabeled
     ├── NotAuthenticated          401
@@ -198,6 +199,12 @@ class LastBackend(RagherdError):
     status = 409
     slug = "last-backend"
     title = "Last backend"
+
+
+class ExperimentConflict(RagherdError):
+    status = 409
+    slug = "experiment-conflict"
+    title = "Another experiment is running"
 
 
 class PromptTooLong(RagherdError):

@@ -65,6 +65,8 @@ class AccessLog:
             match = answered.match
             facts["cache"] = answered.status
             facts["kind"] = match.kind if match is not None else None
+            if answered.variant:
+                facts["variant"] = answered.variant
             if answered.completed is not None:
                 _add_generation(facts, answered)
         self._write(facts)

@@ -30,7 +30,7 @@ from api.endpoints.health import worker_state
 from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
 from api.endpoints.validation import Options, list_header, refused, request_timeout
 from api.errors import InvalidRequest, RagherdError
-from api.ports.question import RAW, Query, parse
+from api.ports.question import CLIENT_HEADER, RAW, Query, parse
 from api.unicode_text import is_blank
 from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest
 
@@ -60,7 +60,14 @@ def build_query(request: Request, model: str, turns: Sequence[ChatMessage], opti
         template=RAW,
         system=system,
         request_id=request.state.request_id,
+        client=_client(request),
     )
+
+
+def _client(request: Request) -> str:
+    """Returns the name of the end user while an experiment runs."""
+    running = worker_state(request).experiments.running
+    return "" if running is None else request.headers.get(CLIENT_HEADER, "")
 
 
 def allowed_options(request: Request, given: dict[str, Any], display_name: Callable[[str], str]) -> dict[str, Any]:
@@ -160,6 +167,7 @@ def _query(request: Request, fields: Mapping[str, Any], path: ForwardedPath) -> 
         timeout=request_timeout(request.headers),
         template=RAW,
         request_id=request.state.request_id,
+        client=_client(request),
         forwarded=forwarded_request(fields, path),
     )
 

@@ -83,6 +83,7 @@ def _quality(state: QualityState) -> dict[str, Any]:
         "would_serve": state.would_serve.figures(),
         "by_kind": _rates(state.by_kind),
         "by_policy": _rates(state.by_policy),
+        **({"by_variant": _rates(state.by_variant)} if state.by_variant else {}),
         "by_similarity": [_band(band) for band in state.by_similarity],
         "labels": {source: state.labels.get(source, 0) for source in get_args(LabelSource)},
         "unsure": state.unsure,

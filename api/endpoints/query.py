@@ -15,6 +15,7 @@ from api.endpoints.health import AppState
 from api.endpoints.middleware import JsonRoute, needs
 from api.endpoints.streaming import EventStream, QueryOut, cache_headers, cancel_on_disconnect, document
 from api.endpoints.validation import (
+    CLIENT_OPENAPI,
     TIMEOUT_HEADER,
     TIMEOUT_OPENAPI,
     IsInteger,
@@ -26,7 +27,7 @@ from api.endpoints.validation import (
     request_timeout,
 )
 from api.ports.document_store import DocumentFilter
-from api.ports.question import UNLIMITED, Query, parse
+from api.ports.question import CLIENT_HEADER, UNLIMITED, Query, parse
 from api.values import ChatMessage
 
 router = APIRouter(tags=["query"], route_class=JsonRoute)
@@ -75,7 +76,7 @@ class QueryIn(StrictBody):
     response_model=QueryOut,
     summary="Answer a question",
     responses=stream_of(event_stream.MEDIA_TYPE, "sources", "token", "done", "error"),
-    openapi_extra={"parameters": [TIMEOUT_OPENAPI]},
+    openapi_extra={"parameters": [TIMEOUT_OPENAPI, CLIENT_OPENAPI]},
 )
 @needs("user")
 async def post_query(body: QueryIn, request: Request) -> Response:
@@ -107,4 +108,5 @@ def build_query(body: QueryIn, request: Request, state: AppState) -> Query:
         cache_control=parse(list_header(headers, "cache-control")) if "cache-control" in headers else UNLIMITED,
         timeout=request_timeout(headers) if TIMEOUT_HEADER in headers else None,
         request_id=request.state.request_id,
+        client="" if state.experiments.running is None else headers.get(CLIENT_HEADER, ""),
     )

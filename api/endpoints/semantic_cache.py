@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.description import body_of
-from api.endpoints.health import AppState, worker_state
-from api.endpoints.history import Moment
+from api.endpoints.health import AppState, Moment, worker_state
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name, QueryIn, Question, build_query
 from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, rfc3339, validated
@@ -116,6 +115,7 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
         "threshold": round(rules.threshold, 6),
         "level": rules.level,
         "learned": rules.model is not None,
+        "variant": explanation.variant or None,
         "hit": explanation.decision in {"exact_hit", "semantic_hit"},
         "decision": explanation.decision,
         "reason": explanation.reason,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,7 +24,7 @@ from api.cancellation import CancelScope, log_failure
 from api.endpoints.dropin_wire import StreamForm, single_line
 from api.endpoints.problems import ClientDisconnected, problem_document
 from api.errors import InternalError, RagherdError
-from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, CacheControl
+from api.ports.question import VARIANT_HEADER, AnswerEvent, AnswerFinished, AnswerStarted, CacheControl
 from api.values import CacheStatus, Token
 
 
@@ -73,6 +73,7 @@ class CacheOut(BaseModel):
     similarity: float | None
     age_seconds: float | None
     entry: str | None
+    variant: str = Field("", description="The experiment and its variant. Only while an experiment runs.")
 
 
 class TimingsOut(BaseModel):
@@ -109,7 +110,7 @@ def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
     hit.
     """
     match, timings, usage = answered.match, answered.timings, answered.usage
-    return {
+    shown: dict[str, Any] = {
         "answer": answered.answer,
         "model": answered.model,
         "request_id": request_id,
@@ -130,17 +131,21 @@ def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
         },
         "usage": {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
     }
+    if answered.variant:
+        shown["cache"]["variant"] = answered.variant
+    return shown
 
 
 def cache_headers(answer: AnswerStarted | AnswerFinished, control: CacheControl) -> dict[str, str]:
-    """Returns `Cache-Status` (RFC 9211) and `Age` (RFC 9111). At the start of a stream, `stored` is unknown."""
+    """Returns `Cache-Status` (RFC 9211), `Age` (RFC 9111), and the variant. A stream starts before it is stored."""
+    variant = {VARIANT_HEADER: answer.variant} if answer.variant else {}
     if (match := answer.match) is not None:
         fresh = f"ttl={match.ttl_seconds}; detail={match.kind}"
         hit = f"ragherd; hit; {'detail=stale' if answer.status is CacheStatus.STALE else fresh}"
-        return {"Cache-Status": hit, "Age": str(int(match.age_seconds))}
+        return {"Cache-Status": hit, "Age": str(int(match.age_seconds)), **variant}
     stored = "; stored" if isinstance(answer, AnswerFinished) and answer.stored else ""
     collapsed = "; collapsed" if answer.status is CacheStatus.COALESCED else ""
-    return {"Cache-Status": f"ragherd; fwd={_forwarded(answer.status, control)}{stored}{collapsed}"}
+    return {"Cache-Status": f"ragherd; fwd={_forwarded(answer.status, control)}{stored}{collapsed}", **variant}
 
 
 def _forwarded(status: CacheStatus, control: CacheControl) -> str:

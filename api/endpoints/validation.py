@@ -40,6 +40,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from api.errors import InvalidRequest
+from api.ports.question import CLIENT_HEADER
 from api.unicode_text import BLANK, INVISIBLE
 
 MAX_FAULTS: Final = 5
@@ -260,6 +261,15 @@ TIMEOUT_OPENAPI: Final[dict[str, Any]] = {
     "required": False,
     "description": "Seconds that the answer may take; then 504.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+CLIENT_OPENAPI: Final[dict[str, Any]] = {
+    "name": CLIENT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Names the end user, who then always gets the same variant of an experiment. It is not stored.",
+    "schema": {"type": "string"},
 }
 
 

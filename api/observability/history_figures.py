@@ -4,6 +4,9 @@ A worker counts in memory (`MinuteCounts`); the counts reach Redis with its othe
 down all the time has no figures: it is a gap. A minute in which Redis was up at any time is complete, because workers
 keep what they counted in it until Redis is back.
 
+The variants of an experiment are counted in the same way, for its whole time too. Counts by group of units say how much
+units differ: comparisons need that.
+
 Latency is counted in buckets, which can be added up over workers and minutes. Percentiles are computed from the sums;
 neighboring bounds differ by a quarter, so a percentile is off by less.
 """
@@ -12,15 +15,24 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from api.breaker.state import State, Transition
+from api.ports.answer_quality import Verdict
+from api.ports.experiment import Variant
+from api.ports.question import AnswerFinished
 from api.values import CacheStatus
+
+if TYPE_CHECKING:
+    from api.observability.metrics import Metrics
+    from api.ports.answer_cache import FeedbackVerdict, ServedAnswer
+    from api.redis_store.stores.fleet import CacheCounters
 
 _MANTISSAS: Final = (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.3, 8)
 BOUNDS_MS: Final = tuple(round(mantissa * 10.0**power, 4) for power in range(-1, 6) for mantissa in _MANTISSAS)
@@ -117,6 +129,73 @@ def _named(counts: Mapping[Any, int]) -> Iterable[tuple[str, int]]:
         yield f"latency:{status}:{BUCKETS[bucket]}", count
         if status == "hit":
             yield f"hits:{tier}", count
+
+
+LOG_SCALE: Final = 1000
+"""Redis adds whole numbers: the logarithms of milliseconds are counted in thousandths."""
+
+
+class VariantCounts:
+    """Counts what happens to requests that have a variant: for the experiment, the history and Prometheus."""
+
+    def __init__(self, metrics: Metrics, counters: CacheCounters, history: MinuteCounts | None) -> None:
+        self._metrics = metrics
+        self._counters = counters
+        self._history = history
+
+    def answered(self, variant: Variant, answered: AnswerFinished) -> None:
+        """Counts an answer by its cache status, its latency and its tokens."""
+        kind = answered.match.kind if answered.match is not None else None
+        seconds, usage = answered.timings.total, answered.usage
+        bucket = BUCKETS[bisect_left(BOUNDS, seconds)]
+        log = round(LOG_SCALE * math.log(max(seconds * 1000, 0.001)))
+        counts = {f"latency:{bucket}": 1, f"group:{variant.group}:answer": 1, f"group:{variant.group}:log": log}
+        if kind is not None and answered.status is CacheStatus.HIT:
+            counts[f"hits:{kind}"] = 1
+        if answered.status in (CacheStatus.HIT, CacheStatus.MISS):
+            counts[f"group:{variant.group}:{answered.status.value}"] = 1
+        if usage.completion_tokens:
+            counts |= {"tokens:prompt": usage.prompt_tokens, "tokens:completion": usage.completion_tokens}
+        self._ended(variant, answered.status.value, counts)
+        if self._history is not None:
+            self._history.open[f"variants:{variant.label}:latency:{bucket}"] += 1
+        self._metrics.variant_answered(variant.experiment, variant.name, answered.status, kind, seconds)
+
+    def refused(self, variant: Variant) -> None:
+        """Counts a query that ended without an answer."""
+        self._ended(variant, "error", {f"group:{variant.group}:error": 1})
+        self._metrics.variant_query_ended(variant.experiment, variant.name, "error")
+
+    def left(self, variant: Variant) -> None:
+        """Counts a caller that disconnected."""
+        self._ended(variant, "left", {})
+        self._metrics.variant_query_ended(variant.experiment, variant.name, "left")
+
+    def _ended(self, variant: Variant, status: str, counts: Mapping[str, int]) -> None:
+        self._add(variant.experiment, variant.name, {f"queries:{status}": 1, **counts})
+        if self._history is not None:
+            self._history.open[f"variants:{variant.label}:queries:{status}"] += 1
+
+    def labelled(self, variant: Variant, verdict: Verdict) -> None:
+        """Counts a label of an answer that went out."""
+        self._add(variant.experiment, variant.name, {f"group:{variant.group}:{verdict.value}": 1})
+        self._metrics.variant_labelled(variant.experiment, variant.name, verdict.value)
+
+    def voted(self, served: ServedAnswer, verdict: FeedbackVerdict, former: FeedbackVerdict | None) -> None:
+        """Counts a vote in place of the key's former one."""
+        if former == verdict:
+            return
+        experiment, _, name = served.variant.partition("/")
+        counts = {f"group:{served.group}:{verdict}": 1}
+        if former is not None:
+            counts[f"group:{served.group}:{former}"] = -1
+        self._add(experiment, name, counts)
+        self._metrics.variant_voted(experiment, name, verdict)
+
+    def _add(self, experiment: str, variant: str, counts: Mapping[str, int]) -> None:
+        figures = self._counters.of_experiments[experiment]
+        for name, number in counts.items():
+            figures[f"{variant}:{name}"] += number
 
 
 # -- merging ----------------------------------------------------------------------------------------------------------
@@ -223,6 +302,18 @@ def point(at: str, row: Row, breaker: str) -> dict[str, Any]:
         "workers": row.get("workers"),
         "started": row.get("started", 0),
         "restarts": row.get("restarts", 0),
+        **({"variants": _variants(row["variants"])} if "variants" in row else {}),
+    }
+
+
+def _variants(variants: Mapping[str, Row]) -> dict[str, Any]:
+    """Returns the figures of an experiment's variants, by `<experiment>/<variant>`."""
+    return {
+        name: {
+            "queries": {**NO_QUERIES, **found.get("queries", {})},
+            "latency_ms": {f"p{percent}": percentile(found.get("latency", {}), percent) for percent in PERCENTILES},
+        }
+        for name, found in variants.items()
     }
 
 

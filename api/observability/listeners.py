@@ -14,9 +14,9 @@ from api.breaker.state import BreakerListener, CallOutcome, State, Transition
 from api.observability.metric_names import BreakerOutcome, BreakerState
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import Store, StoreWarning
+from api.redis_store.client import SentinelsRefuse
 from api.redis_store.diagnostics import ADVICE, WITHOUT_SEARCH
 from api.redis_store.health_gated import RedisHealthEvents
-from api.redis_store.redis_connections import SentinelsRefuse
 
 STATES: Mapping[State, BreakerState] = MappingProxyType(
     {State.CLOSED: "closed", State.OPEN: "open", State.HALF_OPEN: "half_open"}

@@ -91,6 +91,32 @@ GENERATION_TOKENS = MetricSpec(
     ("direction",),
 )
 
+VARIANT_QUERIES = MetricSpec(
+    "ragherd_variant_queries_total",
+    "counter",
+    "A variant's queries.",
+    ("experiment", "variant", "status", "kind"),
+)
+VARIANT_QUERY_DURATION = MetricSpec(
+    "ragherd_variant_query_duration_seconds",
+    "histogram",
+    "Time of a variant's answers.",
+    ("experiment", "variant"),
+    buckets=STAGE_BUCKETS,
+)
+VARIANT_FEEDBACK = MetricSpec(
+    "ragherd_variant_feedback_total",
+    "counter",
+    "Votes on a variant's answers.",
+    ("experiment", "variant", "verdict"),
+)
+VARIANT_LABELS = MetricSpec(
+    "ragherd_variant_labels_total",
+    "counter",
+    "A variant's shadow calls by verdict.",
+    ("experiment", "variant", "verdict"),
+)
+
 CACHE_LOOKUPS = MetricSpec(
     "ragherd_cache_lookups_total",
     "counter",

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.exposition import choose_encoder
@@ -41,6 +41,10 @@ from api.ports.answer_cache import FeedbackVerdict, StoreMemory, StoreWarning
 from api.ports.answer_quality import FalseHitRate, LabelSource, QualityState, Verdict
 from api.ports.telemetry import BulkheadReason, LabelLoss, RefreshOutcome, ShadowOutcome
 from api.values import CacheKind, CacheStatus, Usage
+
+VARIANTS: Final = 20
+"""Variants of experiments that have series of their own in the life of a worker."""
+OTHER_VARIANTS: Final = ("other", "other")
 
 
 class MetricFamily(dict[tuple[str, ...], Any]):
@@ -202,6 +206,8 @@ class Metrics:
         self._lookups = CounterSlots(self._families[names.CACHE_LOOKUPS])
         self._stages = HistogramSlots(self._families[names.QUERY_STAGE_DURATION])
         self._lag = self._families[names.EVENT_LOOP_LAG][()]
+        self._variants: set[tuple[str, str]] = set()
+        """Experiments and variants that have series."""
         self._rates: dict[str, FalseHitRate] = {}
         """Of each kind that was ever known: its series must not keep an old value."""
         self._families[names.BUILD_INFO][version, platform.python_version()].set(1)
@@ -280,6 +286,35 @@ class Metrics:
     def query_left(self) -> None:
         """Counts a caller that disconnected."""
         self._queries["left", "none"].inc()
+
+    def _variant(self, experiment: str, variant: str) -> tuple[str, str]:
+        """Returns the labels of a variant; `other` beyond `VARIANTS`, so that the number of series is bounded."""
+        labels = (experiment, variant)
+        if labels not in self._variants:
+            if len(self._variants) >= VARIANTS:
+                return OTHER_VARIANTS
+            self._variants.add(labels)
+        return labels
+
+    def variant_answered(
+        self, experiment: str, variant: str, status: CacheStatus, kind: CacheKind | None, seconds: float
+    ) -> None:
+        """Counts an answer of a variant, and observes its time."""
+        labels = self._variant(experiment, variant)
+        self._families[names.VARIANT_QUERIES][(*labels, status.value, kind or "none")].inc()
+        self._families[names.VARIANT_QUERY_DURATION][labels].observe(seconds)
+
+    def variant_query_ended(self, experiment: str, variant: str, status: Literal["error", "left"]) -> None:
+        """Counts a query of a variant that got no answer."""
+        self._families[names.VARIANT_QUERIES][(*self._variant(experiment, variant), status, "none")].inc()
+
+    def variant_voted(self, experiment: str, variant: str, verdict: FeedbackVerdict) -> None:
+        """Counts a vote on an answer of a variant."""
+        self._families[names.VARIANT_FEEDBACK][(*self._variant(experiment, variant), verdict)].inc()
+
+    def variant_labelled(self, experiment: str, variant: str, verdict: str) -> None:
+        """Counts a label of a variant's answer."""
+        self._families[names.VARIANT_LABELS][(*self._variant(experiment, variant), verdict)].inc()
 
     def generated(self, usage: Usage) -> None:
         """Counts the tokens of a generation."""

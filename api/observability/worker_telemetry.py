@@ -15,11 +15,12 @@ from api.errors import (
     UpstreamError,
     VerifierUnavailable,
 )
-from api.observability.history_figures import BOUNDS, MinuteCounts
+from api.observability.history_figures import BOUNDS, MinuteCounts, VariantCounts
 from api.observability.metric_names import FlightEvent, QuarantineChange, Stage
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
 from api.ports.answer_quality import LabelSource, PolicyDecision, QualityEvent, Verdict
+from api.ports.experiment import Variant
 from api.ports.question import AnswerFinished, Query, Timings
 from api.ports.telemetry import (
     BulkheadReason,
@@ -36,7 +37,7 @@ from api.values import CacheStatus, FlightKey, Usage, owner_of
 if TYPE_CHECKING:
     from api.redis_store.stores.feedback import ServedAnswers
     from api.redis_store.stores.fleet import CacheCounters
-    from api.redis_store.stores.recent import RecentOutcomes
+    from api.redis_store.stores.history_store import RecentOutcomes
 
 
 class WorkerTelemetry(Telemetry):
@@ -58,6 +59,7 @@ class WorkerTelemetry(Telemetry):
         self._metrics = metrics
         self._counters = counters
         self._history = history
+        self._variants = VariantCounts(metrics, counters, history)
         self._log_questions = log_questions
         self._queries = structlog.get_logger("ragherd.query")
         self._cache = structlog.get_logger("ragherd.cache")
@@ -89,6 +91,8 @@ class WorkerTelemetry(Telemetry):
         similarity = answered.match.similarity if answered.match else None
         question = query.question if self._log_questions else ""
         self._note_outcome((answered.status, kind, similarity, answered.timings.total, answered.model, "", question))
+        if query.variant is not None:
+            self._variants.answered(query.variant, answered)
 
     def missed(self) -> None:
         """Counts a cache miss."""
@@ -113,6 +117,8 @@ class WorkerTelemetry(Telemetry):
             self._history.open[f"errors:{error.slug}"] += 1
         question = query.question if self._log_questions else ""
         self._note_outcome(("error", None, None, None, query.model, error.slug, question))
+        if query.variant is not None:
+            self._variants.refused(query.variant)
         facts = {**self._facts(query), "status": error.status, "error": error.slug, **error.members}
         self._queries.warning("query_failed", **facts)
 
@@ -124,6 +130,8 @@ class WorkerTelemetry(Telemetry):
             self._history.open["queries:left"] += 1
         question = query.question if self._log_questions else ""
         self._note_outcome(("left", None, None, None, query.model, "", question))
+        if query.variant is not None:
+            self._variants.left(query.variant)
 
     def store_failed(self, error: StoreUnavailable) -> None:
         """Counts a look-up without a result. The loss of Redis is logged once, by `RedisEvents`."""
@@ -194,9 +202,11 @@ class WorkerTelemetry(Telemetry):
         """Counts the refresh by its outcome."""
         self._metrics.refreshed(outcome)
 
-    def labelled(self, source: LabelSource, verdict: Verdict) -> None:
-        """Counts the label."""
+    def labelled(self, source: LabelSource, verdict: Verdict, variant: Variant | None = None) -> None:
+        """Counts the label. For a variant only those of shadow calls count, which are a random sample of its hits."""
         self._metrics.labelled(source, verdict.value)
+        if variant is not None and source == "shadow":
+            self._variants.labelled(variant, verdict)
 
     def label_dropped(self, reason: LabelLoss) -> None:
         """Counts the loss by reason."""
@@ -208,6 +218,8 @@ class WorkerTelemetry(Telemetry):
 
     def _facts(self, query: Query) -> dict[str, Any]:
         facts: dict[str, Any] = {"tenant": query.tenant, "model": query.model}
+        if query.variant is not None:
+            facts["variant"] = query.variant.label
         if self._log_questions:
             facts["question"] = query.question
         return facts
@@ -285,6 +297,8 @@ class WorkerTelemetry(Telemetry):
             if voted.former is not None:
                 self._counters.add(f"feedback_{voted.former}", -1)
         served = voted.served
+        if served.variant:
+            self._variants.voted(served, vote.verdict, voted.former)
         facts = {"tenant": served.tenant, "kind": served.status, "similarity": served.similarity, "by": vote.voter}
         self._queries.info("feedback", verdict=vote.verdict, former=voted.former, judged=vote.request_id, **facts)
         if voted.moved:

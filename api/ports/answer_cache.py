@@ -197,7 +197,8 @@ class ServedAnswer:
     """An answer that went out, as feedback finds it.
 
     `scope` and `asked` are the asked question's cache key, empty without a cache. `entry` is the digest of the entry
-    that answered, or would be stored; `answer` is a digest of its text. `similarity` is 0 for fresh answers.
+    that answered, or would be stored; `answer` is a digest of its text. `similarity` is 0 for fresh answers. `variant`
+    and `group` are those of the experiment; the variant is empty without one.
     """
 
     status: ServedStatus
@@ -207,6 +208,8 @@ class ServedAnswer:
     entry: str
     answer: str
     tenant: str
+    variant: str = ""
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)

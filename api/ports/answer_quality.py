@@ -10,7 +10,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from api.ports.experiment import Variant
 
 
 class PolicyName(StrEnum):
@@ -67,7 +70,8 @@ class Label:
     `kind`: the tier, `exact`, `semantic` or `stale`. `probability`: the chance that such an answer is labeled; a label
     of a shadow call at a rate of 0.01 stands for 100 hits. `at_ms`: by Redis's clock; 0 before it is stored. `entry`:
     the digest of the candidate's question. `votes`: how many more answers of the candidate's group were judged the same
-    as the fresh one than different, 0 if they leave it open; None if nobody asked.
+    as the fresh one than different, 0 if they leave it open; None if nobody asked. `variant`: the label of the variant
+    of an experiment; empty without one. `deviates`: it has another policy or threshold than the fleet.
     """
 
     evidence: Evidence
@@ -81,6 +85,8 @@ class Label:
     at_ms: int = 0
     entry: str = ""
     votes: int | None = None
+    variant: str = ""
+    deviates: bool = False
 
     @property
     def balance(self) -> int:
@@ -97,7 +103,10 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The circumstances of a label. `embedder`: its fingerprint. `probability`: see `Label`."""
+    """The circumstances of a label. `embedder`: its fingerprint. `probability`: see `Label`.
+
+    `variant`: that of the question, if an experiment covers it.
+    """
 
     tenant: str
     question: str
@@ -107,6 +116,7 @@ class Observation:
     kind: str = "semantic"
     served: bool = False
     probability: float = 1.0
+    variant: Variant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +327,8 @@ class QualityState:
     `by_kind`, `by_policy`, `by_tenant`: the same in parts. `would_serve`: of what `observe` would have served.
     `labels`: number of labels by source. `unsure`: number of those without a verdict. `learned`: a model is in use.
     `suspected`: the newest labels look like a fault. `tenants`: those that are tightened more than the fleet.
+    `by_variant`: the rate of each variant of experiments. `variant_levels`: how far variants with another policy or
+    threshold are tightened, and since when (ms).
     """
 
     epoch: int = 0
@@ -338,6 +350,8 @@ class QualityState:
     history: Sequence[QualityEvent] = ()
     suspected: bool = False
     tenants: Mapping[str, TenantLevel] = field(default_factory=dict)
+    by_variant: Mapping[str, FalseHitRate] = field(default_factory=dict)
+    variant_levels: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def level_of(self, tenant: str) -> int:
         """Returns how far a tenant is tightened."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from api.ports.document_store import DocumentFilter
+from api.ports.experiment import Variant
 from api.values import CacheMatch, CacheStatus, ChatMessage, CompletedAnswer, ForwardedRequest, Source, Token, Usage
 
 MAX_AGE: Final = 2**31
@@ -20,6 +21,10 @@ past what the embedder reads, have similar vectors and ask for different answers
 Template = Literal["grounded", "raw"]
 GROUNDED: Final = "grounded"
 """The template file words the prompt."""
+VARIANT_HEADER: Final = "X-Ragherd-Variant"
+"""The response's header with the label of the experiment's variant."""
+CLIENT_HEADER: Final = "X-Ragherd-Client"
+"""The request's header that names the end user."""
 RAW: Final = "raw"
 """The turns go to the model as the client sent them, with its own system message or none."""
 
@@ -76,6 +81,7 @@ class Query:
     `keeps_history`: rewriting the question to stand alone failed, so the prompt keeps the earlier turns.
     `request_id`: names the answer in feedback; empty if nobody can judge it.
     `forwarded`: the request goes to Ollama as it came, and its answer is found again only by the same request.
+    `client`: names the caller's user, if an experiment assigns clients. `variant`: the one that holds, if any.
     """
 
     question: str
@@ -92,6 +98,8 @@ class Query:
     keeps_history: bool = False
     request_id: str = ""
     forwarded: ForwardedRequest | None = None
+    client: str = ""
+    variant: Variant | None = None
 
     @property
     def has_meaning(self) -> bool:
@@ -128,11 +136,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class AnswerStarted:
-    """The facts known when the first words arrive. `match` is set if the answer comes from the cache."""
+    """The facts known when the first words arrive. `match` is set if the answer comes from the cache.
+
+    `variant`: the label of the experiment's variant; empty without one.
+    """
 
     status: CacheStatus
     sources: tuple[Source, ...] = ()
     match: CacheMatch | None = None
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +152,7 @@ class AnswerFinished:
     """An answer and how it came about.
 
     `match` is set if it came from the cache, `completed` if the language model generated it.
-    `stored`: this caller's request put it into the cache.
+    `stored`: this caller's request put it into the cache. `variant` is as in `AnswerStarted`.
     """
 
     answer: str
@@ -153,6 +165,7 @@ class AnswerFinished:
     completed: CompletedAnswer | None = None
     entry: str | None = None
     stored: bool = False
+    variant: str = ""
 
 
 AnswerEvent = AnswerStarted | Token | AnswerFinished

@@ -14,6 +14,7 @@ from api.errors import (
 )
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
 from api.ports.answer_quality import LabelSource, PolicyDecision, QualityEvent, Verdict
+from api.ports.experiment import Variant
 from api.ports.question import AnswerFinished, Query
 from api.values import FlightKey, Usage
 
@@ -111,8 +112,8 @@ class Telemetry:
     def judge_failed(self, reason: JudgeFailure) -> None:
         """The judge model gave no verdict on two answers."""
 
-    def labelled(self, source: LabelSource, verdict: Verdict) -> None:
-        """A label was written."""
+    def labelled(self, source: LabelSource, verdict: Verdict, variant: Variant | None = None) -> None:
+        """A label was written. `variant`: that of the question."""
 
     def label_dropped(self, reason: LabelLoss) -> None:
         """A label was not written."""

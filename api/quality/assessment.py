@@ -107,14 +107,16 @@ def assess(
     if before.state.versions != settings.versions or before.state.policy is not settings.policy:
         before = replace(before, model=None)  # the level stays: what was wrong may still be
     learned_at = partial(_learned, fitting, settings, channel, now_ms)
-    levels = next_levels(fitting, before, settings, now_ms, lambda at: _model(learned_at(at)))
+    usual = [one for one in fitting if not one.label.deviates]  # a variant that errs must not tighten the others
+    levels = next_levels(usual, before, settings, now_ms, lambda at: _model(learned_at(at)))
     learned = learned_at(target_at(settings.target, levels.level))
     state = replace(_state(fitting, before, settings, now_ms, served, levels.level), tenants=levels.tenants)
     in_use = learned is not None and learned.from_labels and settings.policy is PolicyName.VERIFIED
-    common = [one for one in fitting if one.tenant not in before.state.tenants]
+    common = [one for one in usual if one.tenant not in before.state.tenants]
     lent = lent_by_misses(common, before.changed_ms, before.model, channel, settings.target)
     is_suspected = suspected(hits_since(common, before.changed_ms), channel, settings.target, lent)
-    state = replace(state, learned=in_use, suspected=is_suspected)
+    of_variants = _variant_levels(fitting, before, settings, now_ms, lambda at: _model(learned_at(at)))
+    state = replace(state, learned=in_use, suspected=is_suspected, variant_levels=of_variants)
     events = list(_events(before.state, state, levels.reasons, now_ms))
     state = replace(state, history=[*before.state.history, *events][-HISTORY:])
     scopes = _scopes(fitting, changed, learned, channel, state, settings.target, now_ms)
@@ -323,6 +325,27 @@ def _has_passed(
     return proven(_would_serve(since, settings, level - 1, learned), channel, settings.target)
 
 
+def _variant_levels(
+    labels: Sequence[PooledLabel], before: Published, settings: QualitySettings, now_ms: int, learned: ModelAt
+) -> dict[str, tuple[int, int]]:
+    """Returns the level of each variant with another policy or threshold, by its labels alone, and since when."""
+    by_variant: dict[str, list[PooledLabel]] = defaultdict(list)
+    for one in labels:
+        if one.label.deviates and one.label.policy is not PolicyName.OBSERVE:
+            by_variant[one.label.variant].append(one)
+    levels = {}
+    for variant, own in by_variant.items():
+        level, since_ms = before.state.variant_levels.get(variant, (0, 0))
+        its = replace(settings, policy=own[-1].label.policy)
+        now = level
+        if level < LAST_LEVEL and _fault_in(own, since_ms, before, its, now_ms):
+            now += 1
+        elif level > 0 and _has_passed(own, since_ms, level, its, now_ms, learned):
+            now -= 1
+        levels[variant] = (now, since_ms if now == level else now_ms)
+    return levels
+
+
 def hits_since(labels: Sequence[PooledLabel], since_ms: int) -> list[Label]:
     """Returns the labels of answers served since the last change, without equal questions: no level stops them."""
     return [
@@ -402,6 +425,7 @@ def _state(
         by_kind=parts(hits, confusion, "kind", served),
         by_policy=parts(hits, confusion, "policy"),
         by_tenant=parts(hits, confusion, "tenant"),
+        by_variant=parts([one for one in hits if one.variant], confusion, "variant"),
         by_similarity=bands(samples(labels, now_ms, served=False), confusion),
         labels=dict(Counter(one.label.source for one in labels)),
         unsure=sum(one.label.verdict is Verdict.UNSURE for one in labels),

@@ -67,6 +67,7 @@ class Sample:
     similarity: float
     wrong: bool
     weight: float
+    variant: str = ""
 
 
 def samples(labels: Iterable[PooledLabel], now_ms: int, *, served: bool = True) -> list[Sample]:
@@ -84,7 +85,8 @@ def samples(labels: Iterable[PooledLabel], now_ms: int, *, served: bool = True) 
             continue
         weight = 0.5 ** (age_ms / HALF_LIFE_MS) / max(label.probability, 1e-4)
         wrong = label.verdict is Verdict.DIFFERENT
-        found.append(Sample(label.kind, label.policy, pooled.tenant, label.evidence.similarity, wrong, weight))
+        similarity = label.evidence.similarity
+        found.append(Sample(label.kind, label.policy, pooled.tenant, similarity, wrong, weight, label.variant))
     return found
 
 
@@ -161,7 +163,10 @@ def _drawn(random: np.random.Generator, errors: float, pairs: int) -> Array:
 def parts(
     found: Sequence[Sample], confusion: Confusion, by: str, served: Mapping[str, float] | None = None
 ) -> dict[str, FalseHitRate]:
-    """Returns the rate of each part. `by`: `kind`, `policy` or `tenant`. `served`: answers of each part, if known."""
+    """Returns the rate of each part. `by`: `kind`, `policy`, `tenant` or `variant`.
+
+    `served`: answers of each part, if known.
+    """
     grouped = _grouped((getattr(one, by), one) for one in found)
     largest = sorted(grouped, key=lambda name: -len(grouped[name]))[:TENANTS]
     return {str(name): _rate(grouped[name], confusion, (served or {}).get(str(name))) for name in sorted(largest)}

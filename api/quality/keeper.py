@@ -26,6 +26,7 @@ import structlog
 from api.errors import StoreUnavailable
 from api.ports.answer_quality import LabelStore, PolicyName, PooledLabel, QualityState, QualityStore, Versions
 from api.ports.coordination import LeaderLease
+from api.ports.experiment import Variant
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import SCOPES as SCOPES_OF_A_ROUND
 from api.quality.assessment import Assessment, ScopeModel, assess
@@ -54,6 +55,8 @@ RENEW_SECONDS: Final = 60.0
 """The figures are renewed this often even without new labels: old ones fade, and a fleet may loosen."""
 SCOPES: Final = 1_000
 """Scopes whose models a worker remembers."""
+VARIANTS: Final = 20
+"""Variants of experiments whose rules a worker remembers."""
 NEVER: Final = 2.0
 """A cosine that nothing reaches: the semantic tier is closed."""
 
@@ -81,6 +84,7 @@ class QualityView:
         self.observes = settings.policy is PolicyName.OBSERVE
         self.by_threshold: float | None = None
         self.of_tenants: Mapping[str, float] = {}
+        self._variants: dict[tuple[str, PolicyName | None, float | None], VariantQuality] = {}
         self.adopt(Published())
 
     @property
@@ -175,6 +179,76 @@ class QualityView:
     def state(self) -> QualityState:
         """Returns what is shown."""
         return self.published.state
+
+    def of(self, variant: Variant) -> QualityView | VariantQuality:
+        """Returns the rules of a variant of an experiment: these, unless it has another policy or threshold."""
+        if not variant.deviates:
+            return self
+        key = (variant.label, variant.policy, variant.threshold)
+        if key not in self._variants:
+            if len(self._variants) >= VARIANTS:
+                self._variants.clear()
+            self._variants[key] = VariantQuality(self, variant)
+        return self._variants[key]
+
+
+class VariantQuality:
+    """The same for a variant with another policy or threshold. It has a separate level, at least the fleet's."""
+
+    def __init__(self, view: QualityView, variant: Variant) -> None:
+        self._view = view
+        self._label = variant.label
+        self._policy = variant.policy or view.settings.policy
+        self._threshold = variant.threshold if variant.threshold is not None else view.settings.threshold
+        self._from_prior: dict[int, Model | None] = {}
+        """The prior's model at each level, for the policy `verified`."""
+        self.observes = self._policy is PolicyName.OBSERVE
+
+    @property
+    def _own_level(self) -> int:
+        own: int = self._view.published.state.variant_levels.get(self._label, (0,))[0]
+        return own
+
+    @property
+    def by_threshold(self) -> float | None:
+        """As that of `QualityView`."""
+        level = max(self._view.published.state.level, self._own_level)
+        if self._policy is PolicyName.VERIFIED and (self._view.published.model or self._prior(level)) is not None:
+            return None
+        if self._policy not in (PolicyName.GUARDED, PolicyName.VERIFIED):
+            return None
+        return self._threshold_at(level)
+
+    @property
+    def of_tenants(self) -> Mapping[str, float]:
+        """As that of `QualityView`."""
+        state, own = self._view.published.state, self._own_level
+        if not state.tenants or self.by_threshold is None:
+            return {}
+        return {name: self._threshold_at(max(state.level_of(name), own)) for name in state.tenants}
+
+    def _threshold_at(self, level: int) -> float:
+        return NEVER if level >= LAST_LEVEL else threshold_at(self._threshold, level)
+
+    def rules(self, scope: str, tenant: str = "") -> Rules:
+        """Returns what is in force for a scope of a tenant."""
+        usual = self._view.rules(scope, tenant)
+        level = max(usual.level, self._own_level)
+        model = usual.model
+        if self._policy is PolicyName.VERIFIED:
+            model = model or self._prior(level)
+            if model is not None and level > usual.level:
+                model = replace(model, level=target_at(model.level, level - usual.level))
+        return replace(
+            usual, policy=self._policy, threshold=threshold_at(self._threshold, level), level=level, model=model
+        )
+
+    def _prior(self, level: int) -> Model | None:
+        settings = self._view.settings
+        if level not in self._from_prior:
+            known = settings.known_before if self._policy is PolicyName.VERIFIED else None
+            self._from_prior[level] = known.model(target_at(settings.target, level)) if known is not None else None
+        return self._from_prior[level]
 
 
 class QualityKeeper:

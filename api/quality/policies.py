@@ -205,8 +205,8 @@ def read_published(text: bytes) -> Published:
 def _read_state(said: Mapping[str, Any]) -> QualityState:
     rates = {name: FalseHitRate(**said[name]) for name in ("rate", "would_serve")}
     by_parts = {
-        name: {part: FalseHitRate(**rate) for part, rate in said[name].items()}
-        for name in ("by_kind", "by_policy", "by_tenant")
+        name: {part: FalseHitRate(**rate) for part, rate in said.get(name, {}).items()}
+        for name in ("by_kind", "by_policy", "by_tenant", "by_variant")
     }
     similar = [SimilarityBand(**{**band, "rate": FalseHitRate(**band["rate"])}) for band in said["by_similarity"]]
     history = [QualityEvent(**{**event, "rate": FalseHitRate(**event["rate"])}) for event in said["history"]]

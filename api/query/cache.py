@@ -23,7 +23,7 @@ from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.ports.tracing import Step
 from api.quality.evidence import NEIGHBOURS, NearEntry
-from api.quality.keeper import QualityView
+from api.quality.keeper import QualityView, VariantQuality
 from api.quality.policies import QualitySettings, Rules, decide
 from api.query.cache_key import CacheKey, CacheKeyBuilder
 from api.query.candidates import (
@@ -194,16 +194,17 @@ class SemanticCache:
 
     async def look_up(self, query: Query, timings: Timings) -> Lookup:
         """Looks in the exact tier, embeds the question, and looks in the semantic tier, until an answer is found."""
-        lookup = Lookup()
-        if self._cache is None or query.cache_control.no_store:
+        lookup, variant = Lookup(), query.variant
+        if self._cache is None or query.cache_control.no_store or (variant is not None and not variant.caches):
             return lookup
+        quality = self.quality if variant is None else self.quality.of(variant)
         try:
             lookup.key = await self._keys.of(query)
             lookup.available = True
             await self._exact(self._cache, query, lookup.key, lookup, timings)
             if query.history and lookup.match is None and self.policy.follow_ups:
                 await self._as_first_worded(self._cache, query, lookup, timings)
-            decided = self.quality.observes and self._observed(lookup)
+            decided = quality.observes and self._observed(lookup)
             if lookup.match is None:
                 await self.embed(query, lookup, timings)
             if lookup.match is None and lookup.vector is not None and query.cache_control.reads and not decided:
@@ -217,7 +218,7 @@ class SemanticCache:
 
     async def _as_first_worded(self, cache: AnswerCache, query: Query, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier after the same conversation as the cache words it, if that differs."""
-        rules = self.quality.rules(lookup.key.scope, query.tenant) if lookup.key is not None else None
+        rules = self._quality(query).rules(lookup.key.scope, query.tenant) if lookup.key is not None else None
         if rules is None or rules.closed or not query.cache_control.reads:
             return
         turns = EarlierTurns(cache, self._keys, replace(self.policy, threshold=rules.threshold), query)
@@ -236,7 +237,7 @@ class SemanticCache:
             return
         try:
             await self._exact(self._cache, query, lookup.key, lookup, timings)
-            if self.quality.observes:
+            if self._quality(query).observes:
                 lookup.match, lookup.stale, lookup.expired = None, False, None
         except StoreUnavailable as error:
             lookup.available = False  # otherwise the flight would ask the cache again, and loop
@@ -307,9 +308,10 @@ class SemanticCache:
             return None
         key = lookup.key
         stale_ms = round(stale_seconds * 1000)
-        threshold = self.quality.of_tenants.get(query.tenant, self.quality.by_threshold)
+        quality = self._quality(query)
+        threshold = quality.of_tenants.get(query.tenant, quality.by_threshold)
         if threshold is None:
-            matches, rules = await self._near(self._cache, key, lookup, timings, stale_ms, query.tenant)
+            matches, rules = await self._near(self._cache, key, query, lookup, timings, stale_ms)
             with self._step("guards"):
                 judging = self._judged(matches, rules, asked, query, lookup, timings, stale_seconds, explores=explores)
                 return await judging
@@ -324,11 +326,11 @@ class SemanticCache:
         return chosen
 
     async def _near(
-        self, cache: AnswerCache, key: CacheKey, lookup: Lookup, timings: Timings, stale_ms: int, tenant: str
+        self, cache: AnswerCache, key: CacheKey, query: Query, lookup: Lookup, timings: Timings, stale_ms: int
     ) -> tuple[Sequence[CacheMatch], Rules]:
         """Returns the nearest entries for a policy other than `guarded`, and its rules."""
         assert lookup.vector is not None, "the question is embedded"
-        rules = self.quality.rules(key.scope, tenant)
+        rules = self._quality(query).rules(key.scope, query.tenant)
         count = NEIGHBOURS if rules.verifies else FEWER
         finding = cache.find_similar(
             key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms, neighbours=count
@@ -381,6 +383,10 @@ class SemanticCache:
                         near[index] = replace(near[index], verifier=score)
         return near
 
+    def _quality(self, query: Query) -> QualityView | VariantQuality:
+        """Returns the rules that hold for a query."""
+        return self.quality if query.variant is None else self.quality.of(query.variant)
+
     def _asked(self, query: Query, lookup: Lookup) -> ComparedQuestion:
         return ComparedQuestion(query.question, lookup.unread, self.policy.languages)
 
@@ -390,7 +396,7 @@ class SemanticCache:
 
     async def expired(self, query: Query, lookup: Lookup, timings: Timings) -> CacheMatch | None:
         """Returns an expired answer if Ollama fails: the same question's, else a similar one's."""
-        if not query.cache_control.reads or self.quality.observes:
+        if not query.cache_control.reads or self._quality(query).observes:
             return None
         if lookup.expired is not None or lookup.vector is None:
             return lookup.expired

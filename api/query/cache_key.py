@@ -77,10 +77,12 @@ class CacheKey:
     digest: str
 
 
-def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, grounding: str = "") -> CacheKey:
+def fingerprint(
+    query: Query, embedder: EmbedderIdentity, model_digest: str, grounding: str = "", namespace: str = ""
+) -> CacheKey:
     """Returns the cache key of `query` for answers embedded by `embedder`. `model_digest`: the model's weights.
 
-    `grounding`: the prompt, and how passages are chosen for it.
+    `grounding`: the prompt, and how passages are chosen for it. `namespace`: keeps the answers of a variant apart.
     """
     facts = [
         query.tenant,
@@ -97,6 +99,8 @@ def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, gro
     ]
     if query.forwarded is not None:
         facts.append(query.forwarded.digest)
+    if namespace:
+        facts.append(namespace)
     scope = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
     return CacheKey(embedder, f"{embedder.fingerprint}-{scope}", question_digest(query.question))
 
@@ -116,7 +120,10 @@ def question_digest(question: str) -> str:
 
 
 class CacheKeyBuilder:
-    """Builds cache keys for one worker. `grounding` identifies the prompt and how passages are chosen for it."""
+    """Builds cache keys for one worker.
+
+    `grounding`: the scope of the prompt's template, a space, and how passages are chosen for it.
+    """
 
     def __init__(self, embedder: Embedder, digests: ModelDigests, grounding: str = "") -> None:
         self._embedder = embedder
@@ -127,4 +134,10 @@ class CacheKeyBuilder:
         """Returns the cache key of a query. Raises `EmbeddingUnavailable` while the embedder is unknown."""
         identity = self._embedder.current.value or await self._embedder.identity()
         digest = self._digests.by_model.get(model_key(query.model), self._digests.unknown)
-        return fingerprint(query, identity, digest, self._grounding)
+        variant = query.variant
+        if variant is None:
+            return fingerprint(query, identity, digest, self._grounding)
+        grounding = self._grounding
+        if variant.prompt_scope:  # in place of the template's
+            grounding = f"{variant.prompt_scope} {grounding.partition(' ')[2]}"
+        return fingerprint(query, identity, digest, grounding, variant.namespace)

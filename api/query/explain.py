@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -15,6 +15,7 @@ from api.ports.answer_quality import LabelStore, PolicyDecision, PolicyName, Pol
 from api.ports.inference import Embedder
 from api.ports.question import SEMANTIC_LIMIT, Query, Timings
 from api.quality.evidence import NEIGHBOURS, NearEntry
+from api.quality.keeper import QualityView
 from api.quality.policies import CANDIDATES_FROM, Rules, decide
 from api.query.cache import CachePolicy, Lookup
 from api.query.cache_key import CacheKey, CacheKeyBuilder, normalise
@@ -28,6 +29,7 @@ from api.query.candidates import (
     lifetime,
 )
 from api.query.condense import EarlierTurns
+from api.query.experiments import ExperimentView
 from api.query.grounding import GUARD, GroundedCheck
 from api.values import CacheMatch, Vector
 
@@ -60,7 +62,7 @@ class Explanation:
 
     `unread`: parts that the vector does not cover. `language`: the question's, if the embedder was not trained for it.
     `rules`: in force for the scope. `policies`: what each policy would decide, by index of the candidates.
-    `exact_labels`: the labels of `exact`, as those of a candidate.
+    `exact_labels`: the labels of `exact`, as those of a candidate. `variant`: the label of the experiment's variant.
     """
 
     normalised: str
@@ -75,13 +77,11 @@ class Explanation:
     unread: tuple[str, ...] = ()
     language: str = ""
     exact_labels: Mapping[str, int] = field(default_factory=dict)
+    variant: str = ""
 
 
 class Explainer:
-    """Looks at the cache as the flow does. `cache` is None if the semantic cache is disabled.
-
-    `rules`: those in force for a scope, by default the threshold of `policy`.
-    """
+    """Looks at the cache as the flow does. `cache` is None if the semantic cache is disabled."""
 
     def __init__(
         self,
@@ -89,8 +89,9 @@ class Explainer:
         embedder: Embedder,
         keys: CacheKeyBuilder,
         policy: CachePolicy,
+        quality: QualityView,
+        experiments: ExperimentView,
         grounded_check: GroundedCheck | None = None,
-        rules: Callable[[str, str], Rules] | None = None,
         labels: LabelStore | None = None,
         verifier: Verifier | None = None,
     ) -> None:
@@ -99,7 +100,8 @@ class Explainer:
         self._keys = keys
         self.policy = policy
         self._grounded_check = grounded_check
-        self._rules = rules or (lambda _, __: Rules(threshold=policy.threshold))
+        self._quality = quality
+        self._experiments = experiments
         self._labels = labels
         self._verifier = verifier
 
@@ -107,6 +109,8 @@ class Explainer:
         """Explains a query. Raises `ServiceUnavailable` if the cache cannot be used now."""
         if self._cache is None:
             raise ServiceUnavailable("The semantic cache is switched off.")
+        if self._experiments.running is not None:
+            query = self._experiments.running.assigned(query)
         try:
             key = await self._keys.of(query)
             return await self._explained(self._cache, query, key)
@@ -115,7 +119,8 @@ class Explainer:
 
     async def _explained(self, cache: AnswerCache, query: Query, key: CacheKey) -> Explanation:
         found = await cache.find_exact(key.scope, key.digest)
-        rules = self._rules(key.scope, query.tenant)
+        quality = self._quality if query.variant is None else self._quality.of(query.variant)
+        rules = quality.rules(key.scope, query.tenant)
         if found.match is None and query.history and self.policy.follow_ups and not rules.closed:
             worded = await self._as_first_worded(cache, query, found.now_ms, rules.threshold)
             key = await self._keys.of(worded)
@@ -159,6 +164,7 @@ class Explainer:
             asked.not_told,
             asked.language,
             _of_entry(labels, exact) if exact is not None else {},
+            query.variant.label if query.variant is not None else "",
         )
 
     async def _as_first_worded(self, cache: AnswerCache, query: Query, now_ms: int, threshold: float) -> Query:
@@ -238,6 +244,8 @@ class Explainer:
     ) -> tuple[Decision, str]:
         if not query.cache_control.reads:
             return "bypass", "The request's Cache-Control allows no cached answer."
+        if query.variant is not None and not query.variant.caches:
+            return "bypass", "The variant of the experiment does not use the cache."
         if decided.policy is PolicyName.OBSERVE:
             return "miss", "The policy `observe` serves nothing from the cache."
         if exact is CandidateOutcome.FRESH:

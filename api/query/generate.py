@@ -122,7 +122,7 @@ class FreshAnswers:
     ) -> tuple[Generation, tuple[Source, ...]]:
         """Writes the answer as it comes. Returns it with the passages that it may cite."""
         if self._prompting.says_so(grounding):
-            generation = _said(self._prompting.nothing_relevant, query)
+            generation = _said(self._prompting.nothing_relevant(query), query)
             await output.ground(())
             await output.write(generation.text)
             return generation, ()

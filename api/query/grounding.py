@@ -131,10 +131,9 @@ class PromptBuilder:
         self._num_ctx = num_ctx
         self._when_nothing_is_relevant = when_nothing_is_relevant
 
-    @property
-    def nothing_relevant(self) -> str:
-        """The answer if there are documents and none is relevant."""
-        return self._prompts.nothing_relevant
+    def nothing_relevant(self, query: Query) -> str:
+        """Returns the answer if there are documents and none is relevant."""
+        return self._worded_for(query).nothing_relevant
 
     def says_so(self, grounding: Retrieval) -> bool:
         """Returns whether `nothing_relevant` is the answer."""
@@ -144,15 +143,15 @@ class PromptBuilder:
         self, query: Query, sources: tuple[Source, ...], *, buffered: bool, background: bool
     ) -> tuple[GenerationRequest, tuple[Source, ...]]:
         """Returns the request and the passages that fit into it."""
-        history = query.history
+        history, prompts = query.history, self._prompts if query.variant is None else self._worded_for(query)
         if sources:
             tokens = budget(self._num_ctx, query.options.get("num_predict"))
-            sources, history = fit(self._prompts, query.question, history, sources, tokens)
-            messages = self._prompts.grounded(query.question, history, sources)
+            sources, history = fit(prompts, query.question, history, sources, tokens)
+            messages = prompts.grounded(query.question, history, sources)
         elif query.template == RAW:
             messages = prompt.raw(query.question, history, query.system)
         else:
-            messages = self._prompts.plain(query.question, history)
+            messages = prompts.plain(query.question, history)
         request = GenerationRequest(
             query.model,
             messages,
@@ -163,6 +162,11 @@ class PromptBuilder:
             forwarded=query.forwarded,
         )
         return request, sources
+
+    def _worded_for(self, query: Query) -> prompt.Prompts:
+        """Returns the prompts of the query's variant, or the worker's own."""
+        variant = query.variant
+        return self._prompts if variant is None or variant.prompt is None else prompt.prompts_of(variant.prompt)
 
 
 GUARD: Final = "grounding"

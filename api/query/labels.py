@@ -186,24 +186,27 @@ class Labelling:
             self._verifier.digest if self._verifier is not None else "",
             f"{self._comparator.name}-{self._comparator.version}",
         )
+        variant = seen.variant
         label = Label(
             evidence,
             votes.first,
             seen.source,
             seen.served,
             seen.kind,
-            self._policy,
+            self._policy if variant is None or variant.policy is None else variant.policy,
             versions,
             seen.probability,
             entry=cached.entry.rpartition(":")[2],
             votes=votes.majority,
+            variant=variant.label if variant is not None else "",
+            deviates=variant is not None and variant.deviates,
         )
         pair = None
         if self._keeps_pairs and seen.kind == "semantic" and votes.majority:
             verdict = Verdict.SAME if votes.majority > 0 else Verdict.DIFFERENT
             pair = LabelledPair(seen.question, cached.question, verdict, seen.scope)
         await self._store.append(seen.scope, seen.tenant, label, pair)
-        self.telemetry.labelled(seen.source, votes.first)
+        self.telemetry.labelled(seen.source, votes.first, variant)
 
     def text(self, cached: CachedAnswer) -> AnswerText:
         """Returns a cached answer as the comparator reads it."""
@@ -367,6 +370,12 @@ class LabelCollector:
             explored = _explored(fresh.lookup) if place == seen.labeled[-1] else None
             chance = explored.probability if explored is not None else 1.0
             label = Observation(
-                query.tenant, query.question, key.scope, key.embedder.fingerprint, "miss", probability=chance
+                query.tenant,
+                query.question,
+                key.scope,
+                key.embedder.fingerprint,
+                "miss",
+                probability=chance,
+                variant=query.variant,
             )
             await self._labelling.append(label, evidence_of(near, place), cached, votes[cached.group])

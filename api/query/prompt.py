@@ -288,6 +288,12 @@ class Prompts:
         return self._passage.substitute(number=number, title=title, text=text)
 
 
+@lru_cache(32)
+def prompts_of(template: str) -> Prompts:
+    """Returns the prompts of a template's text, which has been parsed before."""
+    return Prompts(parse_template(template))
+
+
 def _without_citations(turn: ChatMessage) -> ChatMessage:
     if turn.role != "assistant":
         return turn

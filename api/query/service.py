@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING
 from api.cancellation import Deadline
 from api.errors import BreakerOpen, BulkheadFull, InternalError, OnlyIfCached, RagherdError, UpstreamError
 from api.ports.coordination import Flights, FlightSubscription
-from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, Query, Timings
+from api.ports.question import VARIANT_HEADER, AnswerEvent, AnswerFinished, AnswerStarted, Query, Timings
 from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup, SemanticCache
+from api.query.experiments import ExperimentView
 from api.values import (
     CacheMatch,
     CacheStatus,
@@ -56,6 +57,7 @@ class _Request:
 
     def __init__(self, asked: Query, *, buffered: bool) -> None:
         self.asked = self.query = asked
+        self.variant = "" if asked.variant is None else asked.variant.label
         self.buffered = buffered
         self.timings = Timings()
         self.lookup = Lookup()
@@ -84,11 +86,13 @@ class QueryService:
         refresher: Refresher,
         observer: Telemetry,
         shadow: ShadowCalls | None = None,
+        experiments: ExperimentView | None = None,
     ) -> None:
         """`condenser` is None if questions with history are answered without rewriting.
 
-        `shadow` samples answers from the cache.
+        `shadow` samples answers from the cache. A running experiment gives each query the settings of a variant.
         """
+        self._experiments = experiments or ExperimentView()
         self._condenser = condenser
         self._shared = shared
         self._flights = flights
@@ -99,6 +103,8 @@ class QueryService:
 
     async def answer(self, query: Query) -> AnswerFinished:
         """Raises `OnlyIfCached`, `BulkheadFull`, `BreakerOpen`, `UpstreamError`, `DeadlinePassed`; else degrades."""
+        if self._experiments.running is not None:
+            query = self._experiments.running.assigned(query)
         async with aclosing(self._events(_Request(query, buffered=True))) as events:
             async for event in events:
                 if isinstance(event, AnswerFinished):
@@ -112,6 +118,8 @@ class QueryService:
 
         The flow starts when the first event is requested. Leaving the context early ends the generation.
         """
+        if self._experiments.running is not None:
+            query = self._experiments.running.assigned(query)
         return aclosing(self._events(_Request(query, buffered=False)))
 
     async def _events(self, request: _Request) -> AsyncGenerator[AnswerEvent, None]:
@@ -123,19 +131,21 @@ class QueryService:
                 begun = None if request.lookup.match is not None else await self._begin(request, stack)
                 if begun is not None:
                     flight, event = begun
-                    yield AnswerStarted(request.status, request.sources)
+                    yield AnswerStarted(request.status, request.sources, variant=request.variant)
                     while isinstance(event, Token):
                         yield event
                         event = await self._next(request, flight)
                     answered = self._generated(request, event)
             if begun is None:
                 answered = self._cached(request)
-                yield AnswerStarted(answered.status, answered.sources, answered.match)
+                yield AnswerStarted(answered.status, answered.sources, answered.match, request.variant)
                 yield Token(answered.answer)
         except RagherdError as error:
             if _status(request) is CacheStatus.MISS:
                 self._observer.missed()
             self._observer.refused(request.asked, error)
+            if request.variant:
+                error.headers[VARIANT_HEADER] = request.variant
             raise
         except (asyncio.CancelledError, GeneratorExit):
             self._observer.left(request.asked)
@@ -167,7 +177,14 @@ class QueryService:
             self._shadow.sample(request.query, lookup, stale=request.status is CacheStatus.STALE)
         found = lookup.match.answer
         return AnswerFinished(
-            found.answer, found.model, request.status, request.timings, found.sources, lookup.match, entry=found.entry
+            found.answer,
+            found.model,
+            request.status,
+            request.timings,
+            found.sources,
+            lookup.match,
+            entry=found.entry,
+            variant=request.variant,
         )
 
     # -- by the language model ----------------------------------------------------------------------------------------
@@ -239,7 +256,14 @@ class QueryService:
         """Returns the end of a generated answer. A caller who shares another's answer is charged no tokens."""
         assert isinstance(end, CompletedAnswer), "what has begun does not turn out to be stored elsewhere"
         answered = AnswerFinished(
-            end.text, end.model, request.status, request.timings, end.sources, completed=end, entry=end.entry
+            end.text,
+            end.model,
+            request.status,
+            request.timings,
+            end.sources,
+            completed=end,
+            entry=end.entry,
+            variant=request.variant,
         )
         if request.status is CacheStatus.COALESCED:
             return answered

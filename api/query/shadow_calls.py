@@ -194,7 +194,15 @@ class ShadowCalls:
         chance = self.probability(served.rate)
         query, embedder = served.query, key.embedder.fingerprint
         seen = Observation(
-            query.tenant, query.question, key.scope, embedder, "shadow", served.kind, served=True, probability=chance
+            query.tenant,
+            query.question,
+            key.scope,
+            embedder,
+            "shadow",
+            served.kind,
+            served=True,
+            probability=chance,
+            variant=query.variant,
         )
         await self._labelling.append(seen, evidence, cached, votes)
 

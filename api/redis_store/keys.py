@@ -269,6 +269,21 @@ class Keys:
         """The lease to write the history."""
         return f"{self._history}keeper"
 
+    @property
+    def experiments(self) -> str:
+        """The running experiment, and the start of each that is kept."""
+        return f"{self.prefix}experiments:{{{self.cache_stats}}}" if self.cluster else f"{self.prefix}experiments"
+
+    def experiment(self, name: str) -> list[str]:
+        """The keys of an experiment: its definition, and its figures, in the slot of the counters as the history is."""
+        base = f"{self._tagged('experiment', self.cache_stats)}{name}"
+        return [base, f"{base}:figures"]
+
+    @property
+    def experiments_channel(self) -> str:
+        """The channel that tells all workers of a new epoch."""
+        return f"{self.prefix}experiments:changed"
+
     def worker(self, worker: str) -> str:
         """One live worker."""
         return f"{self._tagged('worker', FLEET)}{worker}"

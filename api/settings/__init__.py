@@ -12,6 +12,7 @@ from api.settings.loading import (
     effective_values,
     load_settings,
     origins,
+    validated_variant,
     variable_names,
 )
 from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
@@ -43,5 +44,6 @@ __all__ = [
     "is_cluster",
     "load_settings",
     "origins",
+    "validated_variant",
     "variable_names",
 ]

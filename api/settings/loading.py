@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
 from api.errors import SettingsError
@@ -208,6 +208,48 @@ def origins(env_file: str = ".env") -> dict[str, str]:
     known = set(variable_names())
     given = {name.upper() for name in EnvSettingsSource(next(iter(_concerns().values()))).env_vars}
     return {**found, **dict.fromkeys(known & given, "environment")}
+
+
+VARYING: Final[dict[str, tuple[type[SettingsGroup], str]]] = {
+    "LLM_MODEL": (OllamaSettings, "llm_model"),
+    "SEMANTIC_CACHE_ENABLED": (CacheSettings, "enabled"),
+    "SEMANTIC_CACHE_POLICY": (CacheSettings, "policy"),
+    "SEMANTIC_CACHE_SIMILARITY_THRESHOLD": (CacheSettings, "similarity_threshold"),
+}
+"""Settings that can differ from request to request."""
+TOP_K: Final = TypeAdapter(Annotated[int, Field(ge=0, le=20)])
+PROMPT: Final = TypeAdapter(Annotated[str, Field(min_length=1, max_length=32_768)])
+VARIES: Final = ", ".join(sorted([*VARYING, "PROMPT_TEMPLATE", "TOP_K"]))
+
+
+def validated_variant(settings: Settings, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a variant of an experiment, each validated as the service validates its own.
+
+    Also `TOP_K`, the `top_k` of requests without one, and `PROMPT_TEMPLATE`, the text of a prompt template, which the
+    caller parses. Raises `SettingsError`: one line that names the setting and says what to do.
+    """
+    found = {name: _of_variant(name, value) for name, value in given.items()}
+    if found.get("SEMANTIC_CACHE_ENABLED") and not settings.cache.enabled:
+        raise SettingsError("SEMANTIC_CACHE_ENABLED: the service runs with false, and a variant cannot turn it on")
+    return found
+
+
+def _of_variant(name: str, value: Any) -> Any:
+    more: dict[str, TypeAdapter[Any]] = {"TOP_K": TOP_K, "PROMPT_TEMPLATE": PROMPT}
+    try:
+        if name in VARYING:
+            concern, field = VARYING[name]
+            return getattr(concern(_env_file=None, **{field: value}), field)
+        if name in more:
+            return more[name].validate_python(value)
+    except ValidationError as error:
+        reason = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+        raise SettingsError(f"{name}: {reason}") from None
+    if name == "PROMPT_TEMPLATE_PATH":
+        raise SettingsError(f"{name}: give the text of the file as PROMPT_TEMPLATE, so that every replica has it")
+    if name in variable_names():
+        raise SettingsError(f"{name}: cannot vary from request to request; a variant may set {VARIES}")
+    raise SettingsError(f"{name}: no such setting; a variant may set {VARIES}")
 
 
 def _concerns() -> dict[str, type[SettingsGroup]]:

@@ -16,6 +16,7 @@ from api.embedders.verifier import PRIOR, SETTING, OnnxVerifier, prior_of
 from api.errors import EmbeddingUnavailable, SettingsError, StoreUnavailable
 from api.knowledge.retrieval import Retriever
 from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
+from api.observability.experiment_figures import report, summary
 from api.observability.history_figures import MinuteCounts
 from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
@@ -30,16 +31,16 @@ from api.quality.policies import QualitySettings
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
+from api.query.experiments import ExperimentControl, ExperimentFollower, ExperimentView
 from api.query.explain import Explainer
 from api.query.generate import FreshAnswer, FreshAnswers, Refresher
 from api.query.grounding import GroundedCheck, PassageRetriever, PromptBuilder
-from api.query.invalidate import Invalidator
 from api.query.judge import ModelJudge
 from api.query.labels import CONCURRENCY, LabelCollector, Labelling
 from api.query.prompt import PromptTemplate, load_template
 from api.query.service import QueryService
 from api.query.shadow_calls import ShadowCalls, SpareTime
-from api.query.warm_up import CacheWarmer, WarmUps
+from api.query.warm_up import CacheWarmer, Invalidator, WarmUps
 from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
@@ -50,13 +51,14 @@ from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.cache.warm_up_jobs import RedisWarmUpJobs
 from api.redis_store.stores.documents.work import RedisDeletions
+from api.redis_store.stores.experiments import RedisExperiments
 from api.redis_store.stores.feedback import RedisFeedback, ServedAnswers
 from api.redis_store.stores.fleet import CacheCounters, RedisLeaderLease
 from api.redis_store.stores.flights import RedisFlightStore
+from api.redis_store.stores.history_store import RecentOutcomes
 from api.redis_store.stores.label_store import RedisLabels
 from api.redis_store.stores.quality_store import RedisQuality, RedisVerifierModels
-from api.redis_store.stores.recent import RecentOutcomes
-from api.settings import EmbedderSettings, Settings
+from api.settings import EmbedderSettings, Settings, validated_variant
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 
 ANSWERS: Final = 64
@@ -99,6 +101,7 @@ class CacheParts:
         )
         self.verifier: OnnxVerifier | None = None
         self.quality_changed = asyncio.Event()
+        self.experiments_changed = asyncio.Event()
 
     async def open_verifier(self, stack: AsyncExitStack) -> None:
         """Opens the verifier if there is one. Raises `SettingsError` if SEMANTIC_CACHE_VERIFIER_PATH is wrong."""
@@ -211,8 +214,18 @@ class WorkerCache:
         self.refresher = Refresher(fresh, flights, telemetry)
         condenser = answering.condenser if cache is not None and settings.cache.condense else None
         shared = answering.shared(telemetry, answering.grounded_check(telemetry), parts.verifier)
-        self.queries = QueryService(condenser, shared, flights, fresh, self.refresher, telemetry, self.shadow)
-        self.explainer = _explainer(parts, embedder, answering, labels)
+        self.experiments = ExperimentView()
+        self.queries = QueryService(
+            condenser, shared, flights, fresh, self.refresher, telemetry, self.shadow, self.experiments
+        )
+        self.explainer = _explainer(parts, embedder, answering, labels, self.experiments)
+        store = RedisExperiments(parts.client, parts.keys)
+        model = settings.ollama.llm_model
+        self.follower = ExperimentFollower(self.experiments, store, model, parts.experiments_changed)
+        validated = partial(validated_variant, settings)
+        self.experiment_control = ExperimentControl(
+            store, self.follower, validated, report, summary, self.quality, parts.worker
+        )
         limits = _limits(settings)
         self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, limits, self.quality)
         self.invalidator = _invalidator(parts, embedder)
@@ -235,7 +248,7 @@ class WorkerCache:
         """Background tasks for the worker's lifetime."""
         keeping = [self._keeper.keep] if self._keeper is not None else []
         following = [self._quality.keep_following] if self._quality is not None else []
-        return [self._served.keep_writing, *keeping, *following]
+        return [self._served.keep_writing, self.follower.keep_following, *keeping, *following]
 
 
 @asynccontextmanager
@@ -256,7 +269,10 @@ async def open_cache(
     async with AsyncExitStack() as stack:
         with suppress(StoreUnavailable):
             await parts.indexes.prepare(embedder)
-        signals = {parts.keys.quality_channel: parts.quality_changed.set}
+        signals = {
+            parts.keys.quality_channel: parts.quality_changed.set,
+            parts.keys.experiments_channel: parts.experiments_changed.set,
+        }
         store = RedisFlightStore(parts.client, partial(blocking_reader, address), parts.keys, parts.worker, signals)
         budget = CacheBudget(parts.settings.redis.request_budget)
         stack.push_async_callback(budget.aclose)
@@ -265,6 +281,8 @@ async def open_cache(
         comparator = _comparator(parts, background_embedder, generations, spare)
         answering = _Answering(parts, embedder, digests, generations, flights, retriever, budget, comparator)
         cache = WorkerCache(parts, embedder, answering, flights, comparator, spare)
+        with suppress(StoreUnavailable):
+            await cache.follower.follow()  # the first question, too, has its variant
         stack.callback(cache.count_left)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
@@ -310,16 +328,19 @@ def _shadow(
     return ShadowCalls(labelling, again, labels, spare, answering.view.state, rate=rate, per_minute=per_minute)
 
 
-def _explainer(parts: CacheParts, embedder: Embedder, answering: _Answering, labels: RedisLabels) -> Explainer:
+def _explainer(
+    parts: CacheParts, embedder: Embedder, answering: _Answering, labels: RedisLabels, experiments: ExperimentView
+) -> Explainer:
     return Explainer(
         answering.cache,
         embedder,
         answering.keys,
         answering.policy,
+        answering.view,
+        experiments,
         answering.grounded_check(Telemetry()),
-        rules=answering.view.rules,
-        labels=labels,
-        verifier=parts.verifier.in_background if parts.verifier is not None else None,
+        labels,
+        parts.verifier.in_background if parts.verifier is not None else None,
     )
 
 

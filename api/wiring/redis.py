@@ -11,10 +11,9 @@ from typing import Any
 from api.observability.listeners import RedisEvents
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import Store, StoreMemory, StoreWarning
-from api.redis_store.client import AnyHealthGated, RedisAddress, open_client
+from api.redis_store.client import AnyHealthGated, RedisAddress, Tls, open_client
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.keys import Keys
-from api.redis_store.redis_connections import Tls
 from api.settings import RedisSettings, Settings
 
 

@@ -281,6 +281,8 @@ class _Worker:
             feedback=cache.feedback,
             quality=cache.quality,
             warm_ups=cache.warm_ups,
+            experiments=cache.experiments,
+            experiment_control=cache.experiment_control,
             live_workers=registry.live,
             history=history.read if history is not None else None,
             recent=parts.recent.latest,

@@ -14,8 +14,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.redis_connections import TcpConnection
+from api.redis_store.client import RedisAddress, TcpConnection, short_commands
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service
 from tests.support.waiting import wait_until_async

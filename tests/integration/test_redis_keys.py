@@ -96,7 +96,8 @@ async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
     made_up = (
         r"(embedded|done):[0-9a-f]{10}|[0-9a-f]{10}:[0-9]+|\d+:(ok|slow|fail|slowfail|calls|retries)"
         r"|[0-9a-f]{32}|(vote|label):[0-9a-f]{16}"  # request IDs, voters
-        r"|(queries|hits|latency|errors|tokens|rejected|pool|bulkhead):.+|\d\d"  # figures of a minute, its number
+        r"|(queries|hits|latency|errors|tokens|rejected|pool|bulkhead|variants):.+|\d\d"  # of a minute, its number
+        r"|at:trial|(control|other):(queries|hits|latency|tokens|group):.+"  # of an experiment
         r"|(tenant|question|source|corpus|error|follower|last_evicted|(rag|mine):cache):.+|[^ ]+:latest"
     )
     assert [name for name in unlisted if not re.fullmatch(made_up, name)] == [], key
@@ -132,6 +133,8 @@ async def drive(client: httpx.AsyncClient, other: httpx.AsyncClient, stub: StubO
     assert (await client.delete(f"/documents/{gone['id']}")).status_code == 204
     warming = await client.post("/api/semantic-cache/warm", json={"questions": [QUESTION, "Or this?"]})
     assert warming.status_code == 202
+    variants = [{"name": "control", "share": 50}, {"name": "other", "share": 50}]
+    assert (await client.post("/api/experiments", json={"name": "trial", "variants": variants})).status_code == 201
     judged = await ask(client, "Who may judge this?")
     assert (await client.post("/feedback", json={"request_id": judged["request_id"], "verdict": "bad"})).is_success
     for path in ("/health", "/metrics", "/api/workers", "/api/semantic-cache/metrics", "/api/connection-pool/metrics"):
@@ -158,6 +161,7 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
     written_soon = (
         "rag:history:keeper",
         "rag:stats:cache",
+        "rag:experiment:trial:figures",
         "rag:cb:{ollama}:window",
         "rag:stats:retries",
         "rag:warmup:ollama",

@@ -14,8 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.embedded.redis_server import EmbeddedRedis, find_redis_binary
 from api.embedded.service_plan import free_port
-from api.redis_store.client import RedisAddress, blocking_reader, connection_options, short_commands
-from api.redis_store.redis_connections import Tls
+from api.redis_store.client import RedisAddress, Tls, blocking_reader, connection_options, short_commands
 from tests.stub_ollama import StubOllama
 from tests.support.service import ask, make_settings, running_service
 from tests.support.tls_proxy import Certificates, TlsProxy, certificates, tls_proxy

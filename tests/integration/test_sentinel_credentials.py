@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from api.redis_store.client import RedisAddress, open_client
+from api.redis_store.client import RedisAddress, SentinelsRefuse, open_client
 from api.redis_store.health_gated import RedisHealthEvents
-from api.redis_store.redis_connections import SentinelsRefuse
 from tests.stub_ollama import StubOllama
 from tests.support.redis_sentinel import Failover, sentinel_failover
 from tests.support.service import ask, make_settings, running_service

@@ -45,6 +45,7 @@ SPEAKING = {
     "load-test": ("--requests", "2"),
     "report": (),
     "benchmark": ("save", "new.json", "--rounds", "10", "--round-seconds", "0.1"),
+    "experiment": (),
 }
 """Commands that need a service, with arguments."""
 

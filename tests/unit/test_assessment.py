@@ -401,3 +401,38 @@ def test_a_verified_tenant_without_a_strict_model_is_served_as_guarded() -> None
         said = {"versions": asdict(VERSIONS), "target_error": target, "model": published.model.as_json()}
         view.note("scope", orjson.dumps(said))
         assert view.rules("scope", "faulty").verifies is verifies
+
+
+# -- variants of experiments ------------------------------------------------------------------------------------------
+
+
+def of_variant(seen: Iterable[PooledLabel], variant: str, *, deviates: bool = True) -> list[PooledLabel]:
+    return [replace(one, label=replace(one.label, variant=variant, deviates=deviates)) for one in seen]
+
+
+def test_a_variant_that_errs_is_tightened_alone_and_another_that_is_right_is_not() -> None:
+    wrong = of_variant(labels(200, 0.3, seed=1), "trial/lower")
+    right = of_variant(labels(200, 0.0, seed=2), "trial/higher")
+    found = after([*labels(200, 0.0, seed=3), *wrong, *right]).published.state
+    assert found.level == 0
+    assert {name: level for name, (level, _) in found.variant_levels.items()} == {"trial/lower": 1, "trial/higher": 0}
+    assert found.by_variant["trial/lower"].low > 0.02 > found.by_variant["trial/higher"].low
+    assert found.rate.estimate > 0.05, "it stays a part of what the fleet serves"
+
+
+def test_a_variant_with_the_fleets_rules_tightens_the_fleet() -> None:
+    wrong = of_variant(labels(200, 0.3, seed=1), "trial/other-model", deviates=False)
+    found = after(wrong).published.state
+    assert (found.level, dict(found.variant_levels)) == (1, {})
+
+
+def test_a_variants_level_goes_on_from_round_to_round() -> None:
+    first = after(of_variant(labels(200, 0.3, seed=1), "trial/lower"))
+    level, since_ms = first.published.state.variant_levels["trial/lower"]
+    assert (level, since_ms) == (1, 10_000)
+    read = read_published(published_as_json(first.published))
+    assert list(read.state.variant_levels["trial/lower"]) == [1, 10_000]
+    assert read.state.by_variant == first.published.state.by_variant
+    again = of_variant(labels(200, 0.3, start_ms=11_000, seed=2), "trial/lower")
+    seen = [*of_variant(labels(200, 0.3, seed=1), "trial/lower"), *again]
+    assert after(seen, read, now_ms=20_000).published.state.variant_levels["trial/lower"][0] == 2

@@ -58,6 +58,8 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
             keys.history_hour("2026-11-28T15"),
             keys.history_minute("2026-11-28T15-07"),
             keys.history_lease,
+            keys.experiments,
+            *keys.experiment("trial"),
         ],
     ]
 

@@ -178,6 +178,7 @@ def key_patterns() -> set[str]:
         keys.workers,
         keys.cache_stats_batch("<worker>"),
         *(keys.history_hour("<hour>"), keys.history_minute("<hour>-<minute>"), keys.history_lease),
+        *(keys.experiments, *keys.experiment("<experiment>")),
         keys.embedder("<model>"),
         keys.prober,
         keys.backend("<name>"),
@@ -241,6 +242,7 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(keys.quality, keys.quality_of("<scope>"), keys.quality_lease),
         *(keys.verifier, keys.verifier_model("<version>")),
         *(keys.history_hour("<hour>"), keys.history_minute("<hour>-<minute>"), keys.history_lease),
+        *(keys.experiments, *keys.experiment("<experiment>")),
     }
 
 
@@ -256,6 +258,7 @@ def test_key_patterns_covers_every_key_method() -> None:
         *("verifier", "verifier_model"),
         *("worker", "workers", "embedder"),
         *("history_hour", "history_minute", "history_lease"),
+        *("experiments", "experiment", "experiments_channel"),
         *("prober", "backend", "warm_up", "retries", "janitor"),
         *("cache_warm_up", "cache_warm_ups"),
         *("document", "document_text", "document_draft", "document_work", "document_chunks"),

@@ -167,13 +167,19 @@ def _served(query: Query, answered: AnswerFinished, key: FlightKey | None) -> Se
         entry.rpartition(":")[2] or asked,
         answer_digest(answered.answer),
         query.tenant,
+        query.variant.label if query.variant is not None else "",
+        query.variant.group if query.variant is not None else 0,
     )
 
 
 def _record(served: ServedAnswer) -> str:
-    """The answer as a line. The entry is usually the question's own, which `-` stands for."""
-    status, similarity, scope, asked, entry, answer, tenant = astuple(served)
+    """The answer as a line. The entry is usually the question's own, which `-` stands for.
+
+    A variant stands behind the status: `exact@experiment/variant/17`, the last one being the group.
+    """
+    status, similarity, scope, asked, entry, answer, tenant, variant, group = astuple(served)
     own = NONE if entry == asked else entry
+    status = f"{status}@{variant}/{group}" if variant else status
     return f"{status} {similarity:g} {scope or NONE} {asked or NONE} {own} {answer} {tenant}"
 
 
@@ -181,7 +187,11 @@ def _read(record: str) -> ServedAnswer:
     status, similarity, scope, asked, entry, answer, tenant = record.split(" ", 6)
     scope, asked = ("", "") if scope == NONE else (scope, asked)
     own = asked if entry == NONE else entry
-    return ServedAnswer(cast("ServedStatus", status), float(similarity), scope, asked, own, answer, tenant)
+    status, _, place = status.partition("@")
+    variant, _, group = place.rpartition("/")
+    return ServedAnswer(
+        cast("ServedStatus", status), float(similarity), scope, asked, own, answer, tenant, variant, int(group or 0)
+    )
 
 
 LABELLED: Final = ("exact", "semantic", "stale")

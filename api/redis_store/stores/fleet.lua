@@ -5,6 +5,7 @@
 --   string  rag:stats:batch:{rag:stats:cache}:<worker>    number of the worker's last batch
 --   hash    rag:stats:retries                             <bucket>:calls, <bucket>:retries -> count
 --   hash    rag:history:live:<hour>-<minute>              count of one minute -> number
+--   hash    rag:experiment:<name>:figures                 count of an experiment -> number
 --   string  a lease's key                                 the worker that has the lease; it expires with the lease
 
 -- name: renew_worker
@@ -22,19 +23,20 @@ redis.call('PEXPIRE', KEYS[2], 2 * lease)
 return redis.call('ZCARD', KEYS[2])
 
 -- name: add_counters
--- Adds a batch to the counters and to the minutes of the history, once however often it is sent. A worker that gets no
--- reply sends the batch again.
--- KEYS[1] hash the counters   KEYS[2] string the worker's last batch   KEYS[3...] hashes the minutes
--- ARGV: number of the batch, how long Redis remembers it (ms), lifetime_ms of the counters, lifetime_ms of the minutes,
---       how many counters, then name, count ... of the counters, then number of the key, name, count ... of the minutes
+-- Adds a batch to the counters, to the minutes of the history, and to the figures of experiments, once however often it
+-- is sent. A worker that gets no reply sends the batch again.
+-- KEYS[1] hash the counters   KEYS[2] string the worker's last batch   KEYS[3...] hashes the minutes, then the figures
+-- ARGV: number of the batch, how long Redis remembers it (ms), lifetime_ms of the counters, of the minutes, of the
+--       figures, how many minutes, how many counters, then name, count ... of the counters, then number of the key,
+--       name, count ... of the minutes and figures
 -- Returns the time in milliseconds.
-local now = int(now_ms())
+local FIRST, now = 8, int(now_ms())
 if redis.call('GET', KEYS[2]) == ARGV[1] then return now end
-local minutes = 6 + 2 * tonumber(ARGV[5])
-for i = 6, minutes - 1, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
-for i = minutes, #ARGV, 3 do redis.call('HINCRBY', KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2]) end
+local minutes, others = 2 + tonumber(ARGV[6]), FIRST + 2 * tonumber(ARGV[7])
+for i = FIRST, others - 1, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = others, #ARGV, 3 do redis.call('HINCRBY', KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-for i = 3, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[4]) end
+for i = 3, #KEYS do redis.call('PEXPIRE', KEYS[i], i <= minutes and ARGV[4] or ARGV[5]) end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return now
 

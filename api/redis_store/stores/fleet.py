@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from api.errors import StoreUnavailable
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, script
+from api.redis_store.stores.experiments import KEPT_MS
 from api.redis_store.stores.history_store import LIVE_LIFETIME_MS, MINUTE_MS, minute_name
 from api.values import BackendHealth
 
@@ -236,15 +237,16 @@ class UnsentCounts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """The content of one batch. `minutes`: counts for the history, by minute."""
+    """The content of one batch. `minutes`: counts for the history, by minute. `figures`: counts of experiments."""
 
     number: int
     counts: Counter[str]
     minutes: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    figures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class CacheCounters:
-    """Counters of the cache, the uses of entries, and the counts of the history.
+    """Counters of the cache, the uses of entries, and the counts of the history and of experiments.
 
     While Redis is down, the last known totals are used.
     """
@@ -256,6 +258,8 @@ class CacheCounters:
         self._pending: Counter[str] = Counter()
         self._touched: Counter[str] = Counter()
         self._history = history
+        self.of_experiments: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """Pending counts of experiments, by experiment and name."""
         self._batch: _Batch | None = None
         self._batches = 0
         self._batch_key = keys.cache_stats_batch(worker)
@@ -301,7 +305,7 @@ class CacheCounters:
     @property
     def _is_pending(self) -> bool:
         counted = self._history is not None and not self._history.is_empty and self._minute is not None
-        return bool(self._pending) or counted
+        return bool(self._pending or self.of_experiments) or counted
 
     @property
     def _minute(self) -> int | None:
@@ -321,21 +325,25 @@ class CacheCounters:
         self._batches += 1
         minute = self._minute
         minutes = self._history.take(minute) if self._history is not None and minute is not None else {}
-        self._batch = _Batch(self._batches, self._pending, minutes)
-        self._pending = Counter()
+        self._batch = _Batch(self._batches, self._pending, minutes, self.of_experiments)
+        self._pending, self.of_experiments = Counter(), defaultdict(Counter)
         return self._batch
 
     async def _send(self, batch: _Batch) -> None:
         """Sends a batch. It is kept until the reply arrives, because Redis may not have received it."""
-        arguments: list[str | int] = [batch.number, BATCH_MS, COUNTER_LIFETIME_MS, LIVE_LIFETIME_MS, len(batch.counts)]
-        for name, count in batch.counts.items():
-            arguments += (name, count)
         keys = [self._keys.cache_stats, self._batch_key]
+        arguments: list[str | int] = []
         for minute, counts in batch.minutes.items():
             if minute * MINUTE_MS + LIVE_LIFETIME_MS > self._now_ms():
                 keys.append(self._keys.history_minute(minute_name(minute)))
-                for name, count in counts.items():
-                    arguments += (len(keys), name, count)
+                arguments += _numbered(len(keys), counts)
+        minutes = len(keys) - 2
+        for experiment, counts in batch.figures.items():
+            keys.append(self._keys.experiment(experiment)[1])
+            arguments += _numbered(len(keys), counts)
+        lifetimes = (COUNTER_LIFETIME_MS, LIVE_LIFETIME_MS, KEPT_MS)
+        counters = [part for pair in batch.counts.items() for part in pair]
+        arguments = [batch.number, BATCH_MS, *lifetimes, minutes, len(batch.counts), *counters, *arguments]
         reply: Any = await self._redis.run("flush_counters", lambda client: self._add(keys, arguments, client))
         self._ahead_ms = int(reply) - time.monotonic() * 1000
         self._batch = None
@@ -374,6 +382,10 @@ class CacheCounters:
             with suppress(StoreUnavailable):
                 self._ahead_ms = await self._redis.run("read_counters", now_ms) - time.monotonic() * 1000
         self._history.turn(self._minute, up=self.are_shared)
+
+
+def _numbered(key: int, counts: Mapping[str, int]) -> list[str | int]:
+    return [part for name, count in counts.items() for part in (key, name, count)]
 
 
 SYNC_SECONDS: Final = 0.25

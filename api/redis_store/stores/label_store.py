@@ -134,6 +134,7 @@ def _fields(scope: str, tenant: str, label: Label) -> dict[str, Any]:
         "comparator": versions.comparator,
         "entry": label.entry,
         "votes": "" if label.votes is None else label.votes,
+        **({"variant": label.variant, "deviates": int(label.deviates)} if label.variant else {}),
     }
 
 
@@ -181,6 +182,8 @@ def _label(at: str, fields: Mapping[str, str]) -> Label:
         int(at.partition("-")[0]),
         fields.get("entry", ""),
         int(votes) if (votes := fields.get("votes")) else None,
+        fields.get("variant", ""),
+        fields.get("deviates") == "1",
     )
 
 
