@@ -209,6 +209,12 @@ def test_prometheus_and_the_history_say_the_same(fleet: Gunicorn, tmp_path: Path
         other = run_here(*source, 'namespace="other"')
         assert (other.exit_code, "nothing is known of" in other.stderr) == (1, True)
 
+        arguments = (*SHORT, "--json", "--prometheus", prometheus.url, "--url", "http://127.0.0.1:1")
+        gone = json.loads(run_here(*arguments).stdout)
+        assert gone["figures"]["queries"]["hit"] > 80
+        assert (gone["version"], gone["configuration"]) == (None, {})
+        assert gone["issues"][-1] == "The service did not answer: its configuration and its state are not known."
+
         os.kill(min(fleet.workers()), signal.SIGKILL)
         counted("sum(ragherd_workers_started_total)", 3)
         killed = json.loads(run_here(*source, 'namespace="ragherd"', "--json").stdout)
