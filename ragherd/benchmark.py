@@ -20,6 +20,7 @@ from ragherd.benchmark_file import (
     machine,
     read_benchmark,
     round_of,
+    short_rounds,
     warnings_of,
     worst_lag,
     write_benchmark,
@@ -70,7 +71,9 @@ def benchmark(
     run: Annotated[bool, typer.Option("--run", help="Of compare: measure now, with the load of BASE.")] = False,
     tolerance: Tolerance = 0.05,
     rounds: Annotated[int, typer.Option(min=LEAST_ROUNDS, max=1000, help="Rounds, after one to warm up.")] = ROUNDS,
-    round_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of a round.")] = ROUND_SECONDS,
+    round_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of a round: at least ten answers' time.")
+    ] = ROUND_SECONDS,
     users: Annotated[int, typer.Option(min=1, max=2000, help="Users who ask one question after another.")] = USERS,
     questions: Questions = None,
     topics: Topics = 100,
@@ -124,6 +127,8 @@ def _saved(name: str, plan: Mapping[str, Any], url: str | None, *, as_json: bool
     typer.echo(
         f"Wrote {path}: {len(found['rounds'])} rounds, {requests:,} requests, settings {found['service']['digest']}"
     )
+    if line := short_rounds(found):
+        typer.echo(f"warning: {line}")
 
 
 def _written(name: str, found: Mapping[str, Any]) -> Path:

@@ -26,6 +26,8 @@ VERSION: Final = "version"
 """The part of the configuration that a comparison of two releases is meant to change."""
 LATE_MS: Final = 50.0
 """A load generator that is this late at p99 is itself part of the latency."""
+LEAST_EACH: Final = 5.0
+"""Requests of a user in a round."""
 BUSY: Final = 0.5
 """A load average above this share of the cores, before the benchmark, disturbs it."""
 
@@ -157,12 +159,22 @@ def _plans(base: Document, new: Document) -> Iterator[str]:
 
 def _load(base: Document, new: Document) -> Iterator[str]:
     for name, one in (("first", base), ("second", new)):
+        if line := short_rounds(one):
+            yield f"In the {name} benchmark, {line}"
         busy, cores = one["machine"]["load_average"], one["machine"]["cores"] or 1
         if busy > BUSY * cores:
             yield f"The machine was busy before the {name} benchmark: load average {busy:g} on {cores} cores."
         lag = one.get("generator_lag_ms")
         if lag is not None and lag > LATE_MS:
             yield f"The machine was too slow for the load of the {name} benchmark."
+
+
+def short_rounds(found: Document) -> str:
+    """Returns why the rounds say little about the cache, or ''. Their caches begin empty, so few questions recur."""
+    each = sum(one["requests"] for one in found["rounds"]) / len(found["rounds"]) / found["plan"].get("users", 1)
+    if each >= LEAST_EACH:
+        return ""
+    return f"a user asks only {each:.1f} questions in a round: use a longer --round-seconds."
 
 
 def _shown(value: Any) -> str:

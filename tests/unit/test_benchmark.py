@@ -164,11 +164,13 @@ def test_what_else_may_explain_a_difference_is_a_warning() -> None:
     fewer = saved(plan={"rounds": 40, "users": 4})
     busy = saved(machine={**saved()["machine"], "load_average": 3.5})
     late = saved(generator_lag_ms=80.0)
+    short = saved(rounds=[{**one, "requests": 20} for one in saved()["rounds"]])
     for one, said in (
         (slower, "The machines differ: cpu"),
         (observed, "The settings differ: cache_policy guarded and observe"),
         (fewer, "The loads differ: users 8 and 4"),
         (busy, "load average 3.5 on 4 cores"),
+        (short, "In the second benchmark, a user asks only 2.5 questions in a round: use a longer --round-seconds."),
         (late, "too slow for the load of the second"),
     ):
         [line] = warnings_of(saved(), one)
