@@ -8,6 +8,9 @@ from scripts.grafana_panels import GrafanaBoard, graph, quantile, rate, stat
 
 ON_TIME: Final = rate("ragherd_event_loop_lag_seconds_bucket", extra='le="0.25"')
 
+NONE: Final = 'label_replace(vector(0), "operation", "none", "", "")'
+"""Before the first failure."""
+
 CAPACITY: Final = GrafanaBoard(
     "capacity",
     "ragherd-capacity",
@@ -91,7 +94,7 @@ CAPACITY: Final = GrafanaBoard(
                 ),
                 graph(
                     "Requests without a connection",
-                    "They waited CONNECTION_POOL_TIMEOUT in vain.",
+                    "They got none within CONNECTION_POOL_TIMEOUT.",
                     "ops",
                     ("timeouts", rate("ragherd_pool_timeouts_total")),
                 ),
@@ -136,7 +139,7 @@ CAPACITY: Final = GrafanaBoard(
                     "Failed operations on Redis",
                     "By operation; and minutes of the history that were lost.",
                     "ops",
-                    ("{{operation}}", f"{rate('ragherd_redis_errors_total', 'operation')} or vector(0)"),
+                    ("{{operation}}", f"{rate('ragherd_redis_errors_total', 'operation')} or {NONE}"),
                     ("lost minutes", rate("ragherd_history_lost_minutes_total")),
                 ),
             ),

@@ -109,7 +109,7 @@ OVERVIEW: Final = GrafanaBoard(
             (
                 graph(
                     "Pods by version",
-                    "Two versions for long: a rollout is stuck.",
+                    "Two versions for a long time: a rollout is stuck.",
                     "short",
                     ("{{version}}", "count by (version) (ragherd_build_info{@})"),
                 ),
@@ -335,7 +335,7 @@ OLLAMA: Final = GrafanaBoard(
                 ),
                 graph(
                     "Pods with a local breaker",
-                    "Pods that cannot reach Redis judge Ollama alone.",
+                    "Pods that cannot reach Redis use a local breaker.",
                     "short",
                     ("{{name}}", "sum by (name) (ragherd_circuitbreaker_store_local{@})"),
                 ),
@@ -372,7 +372,7 @@ OLLAMA: Final = GrafanaBoard(
                 ),
                 graph(
                     "Speed of generation",
-                    "Tokens per second of one generation, the mean of the pod's worker.",
+                    "Tokens per second of one generation, on average.",
                     "short",
                     ("{{backend}}", "avg by (backend) (ragherd_ollama_tokens_per_second{@})"),
                 ),

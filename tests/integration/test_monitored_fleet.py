@@ -29,6 +29,7 @@ import pytest
 import redis as sync_redis
 
 from api.embedded.redis_server import EmbeddedRedis
+from scripts.draw_grafana import shown
 from scripts.generate_monitoring import MONITORING
 from tests.stub_ollama import StubProcess, stub_process
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
@@ -284,6 +285,18 @@ def test_no_panel_of_a_dashboard_is_empty(fleet: Fleet, path: Path) -> None:
             for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
                 assert any(label in one["metric"] for one in series), (panel["title"], label)
     assert empty == []
+
+
+@pytest.mark.parametrize("path", boards(), ids=lambda path: path.stem)
+def test_the_pictures_for_the_docs_draw_every_panel(fleet: Fleet, path: Path) -> None:
+    drawn = shown(fleet.prometheus, json.loads(path.read_text()), int(fleet.began))["panels"]
+    panels = [panel for panel in drawn if panel["kind"] != "row"]
+    assert len(panels) >= 12
+    for panel in panels:
+        assert panel["series"], panel["title"]
+        for series in panel["series"]:
+            assert len(series["values"]) == len(panel["times"])
+            assert "{{" not in series["name"], panel["title"]
 
 
 def runbook_commands() -> list[str]:
