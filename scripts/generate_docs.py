@@ -30,6 +30,7 @@ from api.settings import Settings
 from api.settings.answers import SettingsGroup
 from ragherd.commands import find
 from scripts import measure_quality
+from tests.support.client_features import CLIENTS, FEATURES
 
 ROOT: Final = Path(__file__).parents[1]
 WIDTH: Final = 120
@@ -70,10 +71,21 @@ def generated() -> dict[Path, str]:
         ROOT / "docs" / "configuration.md": lambda name: settings_table(name.removeprefix("settings ")),
         ROOT / "docs" / "metrics.md": lambda _: metric_table(),
         ROOT / "docs" / "quality.md": measure_quality.part,
+        ROOT / "docs" / "clients.md": lambda _: client_table(),
         ROOT / "docs" / "command-line.md": lambda name: command_table(name.removeprefix("command ")),
     }
     texts = {path: _filled(path.read_text(), part) for path, part in pages.items()}
     return {**texts, ROOT / ".env.example": env_example()}
+
+
+def client_table() -> str:
+    """Returns the table of packages and what the tests do with them."""
+    head = f"| package | {' | '.join(FEATURES)} |\n|---|{'---|' * len(FEATURES)}"
+    rows = [
+        f"| `{name}` | {' | '.join('✓' if feature in features else '' for feature in FEATURES)} |"
+        for name, features in CLIENTS.items()
+    ]
+    return "\n".join((head, *rows))
 
 
 def _filled(page: str, part: Callable[[str], str]) -> str:

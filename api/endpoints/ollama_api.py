@@ -103,13 +103,16 @@ async def embed(request: Request) -> Response:
 @router.post("/api/embeddings", summary="Ollama: embed one text", response_model=None, openapi_extra=_TEXT)
 @needs("user")
 async def embeddings(request: Request) -> Response:
-    """The older form of `POST /api/embed`."""
+    """The older form of `POST /api/embed`. The vector has unit length, which Ollama's own does not always have."""
     body = await read_body(request, EmbeddingsBody)
     dropin.allowed_options(request, body.options, "options.{}".format)
     if not body.prompt:
         return _json({"embedding": []})
     found = await dropin.embeddings(request, body.model, [body.prompt], {})
-    return _json({"embedding": np.frombuffer(found.vectors[0], "<f4").tolist()})
+    vector = np.frombuffer(found.vectors[0], "<f4")
+    return Response(
+        orjson.dumps({"embedding": vector}, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
+    )
 
 
 @router.get("/api/tags", summary="Ollama: list models", response_model=None)

@@ -192,11 +192,21 @@ def _anthropic_events(answer: Said, request: dict[str, Any]) -> Iterator[dict[st
 def _response_events(answer: Said, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     begun = _response(Said([]), request, "in_progress")
     yield {"type": "response.created", "sequence_number": 0, "response": begun}
+    whole = _response(answer, request, "completed")
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
-    for number, word in enumerate(answer.words, start=1):
-        yield {"type": "response.output_text.delta", "sequence_number": number, **place, "delta": word}
-    number = len(answer.words) + 1
-    yield {"type": "response.completed", "sequence_number": number, "response": _response(answer, request, "completed")}
+    steps: list[dict[str, Any]] = []
+    if answer.words:
+        (message,) = (item for item in whole["output"] if item["type"] == "message")
+        empty = {"type": "output_text", "text": "", "annotations": []}
+        steps.append({"type": "response.output_item.added", "output_index": 0, "item": {**message, "content": []}})
+        steps.append({"type": "response.content_part.added", **place, "part": empty})
+        steps += [
+            {"type": "response.output_text.delta", **place, "delta": word, "logprobs": []} for word in answer.words
+        ]
+        steps.append({"type": "response.output_item.done", "output_index": 0, "item": message})
+    steps.append({"type": "response.completed", "response": whole})
+    for number, step in enumerate(steps, start=1):
+        yield {**step, "sequence_number": number}
 
 
 def _response(answer: Said, request: dict[str, Any], status: str) -> dict[str, Any]:

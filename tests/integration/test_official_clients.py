@@ -1,0 +1,19 @@
+"""The official packages of other programs work after only their base URL is changed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.client_features import CLIENTS
+from tests.support.service import Service
+
+
+@pytest.mark.parametrize(
+    ("client", "feature"),
+    [(client, feature) for client, features in CLIENTS.items() for feature in features],
+)
+async def test_the_client_works(serve: Service, client: str, feature: str) -> None:
+    service = await serve()
+    await asyncio.to_thread(CLIENTS[client][feature], str(service.base_url).rstrip("/"))
