@@ -74,7 +74,7 @@ PER_MISS: Final = 0.002
 """Seconds of comparing that a worker earns with each miss: a fifth of what the miss itself costs."""
 PER_MISS_VERIFIED: Final = 0.01
 """The same if the policy learns from the answer groups. Each hit that it learns to serve saves a generation."""
-PER_SECOND: Final = 0.05
+PER_SECOND: Final = 0.01
 """Seconds of comparing that a worker earns in each second."""
 MOST_EARNED: Final = 5.0
 """Seconds that can be saved up. A worker starts with them, so that a new fleet soon has labels."""
