@@ -25,6 +25,8 @@ from ragherd.service_client import (
 )
 
 PATH: Final = "/api/experiments"
+NONE: Final[dict[str, Any]] = {"name": None, "variants": [], "comparisons": []}
+"""What `status` prints as JSON if there is no experiment."""
 TEMPLATE_PATH: Final = "PROMPT_TEMPLATE_PATH"
 
 
@@ -62,22 +64,23 @@ def experiment(
             params = {} if target is None else {"name": target}
             found = service.send("DELETE", PATH, field="comparisons", params=params)
         else:
-            found = service.get(f"{PATH}/{quote(target or _latest(service), safe='')}", field="comparisons")
+            name = target or _latest(service)
+            found = service.get(f"{PATH}/{quote(name, safe='')}", field="comparisons") if name else NONE
         if as_json:
             print_document(found)
+        elif found is NONE:
+            typer.echo("No experiment has run in the last 30 days.")
         else:
             _show(found)
     if action is ExperimentAction.STATUS and any(one["verdict"] == "worse" for one in found["comparisons"]):
         raise typer.Exit(FAILED)
 
 
-def _latest(service: ServiceClient) -> str:
-    """Returns the name of the running experiment, or of the last one."""
+def _latest(service: ServiceClient) -> str | None:
+    """Returns the name of the running experiment, or of the last one; None if there is none."""
     listed = service.get(PATH, field="experiments")
     names: list[str] = [one["name"] for one in listed["experiments"]]
-    if not names:
-        raise exit_with("no experiment was started in the last 30 days", FAILED)
-    return listed["running"] or names[0]
+    return listed["running"] or next(iter(names), None)
 
 
 def read_experiment(file: Path) -> dict[str, Any]:

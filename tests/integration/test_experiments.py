@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import asyncio
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -379,3 +382,94 @@ async def test_labels_of_a_variant_give_its_false_hit_rate(serve: Service) -> No
         return bool(found["labels"]["same"] >= 2 and found["false_hits"] is not None and rate is not None)
 
     await wait_until_async(labelled, timeout=20)
+
+
+# -- a fleet ----------------------------------------------------------------------------------------------------------
+
+SERIES = re.compile(
+    r'^ragherd_variant_queries_total\{experiment="trial",kind="\w+",status="(\w+)",variant="(\w+)"\} (\S+)$',
+    re.MULTILINE,
+)
+
+
+class Seen:
+    """What the clients of four workers saw: statuses by variant, and by user or variant what must not mix."""
+
+    def __init__(self) -> None:
+        self.statuses: Counter[tuple[str, str]] = Counter()
+        self.variants: defaultdict[str, set[str]] = defaultdict(set)
+        self.workers: defaultdict[str, set[str]] = defaultdict(set)
+        self.entries: defaultdict[str, set[str]] = defaultdict(set)
+
+    async def ask(self, workers: Sequence[httpx.AsyncClient], requests: int) -> None:
+        """Asks 40 users' questions, ten requests at a time, each user on every worker."""
+        numbers = iter(range(requests))
+
+        async def ask_on() -> None:
+            for number in numbers:
+                user, worker = f"user-{number // 4 % 40}", workers[number % 4]
+                body = {"question": f"What is the answer to question {number // 7 % 6}?"}
+                response = await worker.post("/query", json=body, headers={CLIENT: user})
+                assert response.status_code == 200, response.text
+                label, cache = response.headers.get(HEADER, ""), response.json()["cache"]
+                self.statuses[label.partition("/")[2], cache["status"]] += 1
+                self.variants[user].add(label)
+                self.workers[label].add(response.headers["X-Worker"])
+                self.entries[label].add(cache["entry"])
+
+        await asyncio.gather(*(ask_on() for _ in range(10)))
+
+
+async def explained(worker: httpx.AsyncClient) -> set[str | None]:
+    """Returns the variants that a worker gives to 40 users."""
+    body, found = {"question": "Whose?"}, set()
+    for number in range(40):
+        headers = {CLIENT: f"user-{number}"}
+        response = await worker.post("/api/semantic-cache/explain", json=body, headers=headers)
+        found.add(response.json()["variant"])
+    return found
+
+
+async def test_four_workers_assign_alike_count_what_clients_saw_and_stop_together(serve: Service) -> None:
+    workers = [await serve() for _ in range(4)]
+    body = halves(settings={"SEMANTIC_CACHE_SIMILARITY_THRESHOLD": 0.88})
+    body["variants"][0]["share"] = body["variants"][1]["share"] = 40
+    await started(workers[0], body)
+
+    async def all_follow() -> bool:
+        return all([await explained(one) == {"trial/control", "trial/other", None} for one in workers])
+
+    await wait_until_async(all_follow, timeout=10)
+    seen = Seen()
+    await seen.ask(workers, 400)
+    assert {len(variants) for variants in seen.variants.values()} == {1}, "a user keeps one variant on every worker"
+    assert {label: len(of) for label, of in seen.workers.items()} == {"": 4, "trial/control": 4, "trial/other": 4}
+    apart = [seen.entries[label] for label in ("", "trial/control", "trial/other")]
+    assert sum(map(len, apart)) == len(set.union(*apart)), "variants share no answer"
+    expected = Counter({place: count for place, count in seen.statuses.items() if place[0]})
+    assert min(expected["control", "hit"], expected["other", "hit"]) > 0
+
+    async def is_counted() -> bool:
+        variants = (await report(workers[3]))["variants"]
+        found = Counter({(one["name"], status): count for one in variants for status, count in one["queries"].items()})
+        return +found == expected
+
+    await wait_until_async(is_counted, timeout=10)
+    in_history: Counter[tuple[str, str]] = Counter()
+    for point in (await workers[1].get("/api/history")).json()["points"]:
+        for label, figures in point.get("variants", {}).items():
+            in_history.update({(label.partition("/")[2], one): count for one, count in figures["queries"].items()})
+    in_prometheus: Counter[tuple[str, str]] = Counter()
+    for worker in workers:
+        for found, variant, value in SERIES.findall((await worker.get("/metrics")).text):
+            in_prometheus[variant, found] += int(float(value))
+    assert +in_history == +in_prometheus == expected
+    assert (await workers[2].delete(PATH)).json()["state"] == "stopped"
+
+    async def all_stopped() -> bool:
+        return all([await explained(one) == {None} for one in workers])
+
+    await wait_until_async(all_stopped, timeout=10)
+    after = Seen()
+    await after.ask(workers, 40)
+    assert set(after.workers) == {""}
