@@ -1,10 +1,11 @@
 """Measures the comparator of answers on labeled pairs of answers.
 
-    .venv/bin/python -m scripts.measure_comparator [--write | --fit | --blind | -v]
+    .venv/bin/python -m scripts.measure_comparator [--write | --fit | --confirm | --blind | -v]
 
 Prints the tables of docs/measurements.md. --write updates them, and the counts in api/quality/comparator.py. --fit fits
 the weights on the half `tune` of tests/quality/answer_pairs.jsonl and prints them; its half `held-out` was written
-afterwards, in other words, and is only measured. -v prints the pairs of `tune` that are judged wrongly.
+afterwards, in other words, and is only measured. --confirm fits those of the second score, on longer answers of
+training/answers.txt and the halves `groups` and `tune`. -v prints the pairs of `tune` that are judged wrongly.
 
 tests/quality/answer_pairs_test.jsonl is harder, and was written without knowledge of the rules: do not tune to it. Tune
 to the half `groups` of the other file, which is as hard. tests/quality/answer_pairs_blind.jsonl looks like the answers
@@ -22,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -32,9 +34,19 @@ from api.ports.inference import CurrentIdentity
 from api.ports.telemetry import Telemetry
 from api.quality.answer_agreement import Agreement, Pairing
 from api.quality.answer_facts import AnswerText, read_answer
-from api.quality.comparator import Comparator, Comparison, VerdictCounts, at_once, counted, features
+from api.quality.comparator import (
+    SHORT,
+    Comparator,
+    Comparison,
+    VerdictCounts,
+    at_once,
+    confirming_rows,
+    counted,
+    features,
+)
 from api.quality.measurement import wilson
 from api.values import EmbedderIdentity, Embedding, Source
+from training.answers import answer_sets
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ROOT / "tests/quality/answer_pairs.jsonl"
@@ -43,7 +55,9 @@ BLIND_PAIRS = ROOT / "tests/quality/answer_pairs_blind.jsonl"
 PAGE = ROOT / "docs/measurements.md"
 CODE = ROOT / "api/quality/comparator.py"
 BEGIN, END = "<!-- comparator: begin -->", "<!-- comparator: end -->"
-RIDGE = 0.25
+RIDGE, CONFIRMING_RIDGE = 0.25, 1.0
+WRITTEN_EACH = 2
+"""Pairs of each truth from one question of training/answers.txt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +131,20 @@ def counts_of(pairs: Sequence[AnswerPair], verdicts: Sequence[Comparison]) -> Ve
 
 
 def table(
-    pairs: Sequence[AnswerPair], verdicts: Sequence[Comparison], bare: Sequence[Comparison], harder: VerdictCounts
+    pairs: Sequence[AnswerPair],
+    verdicts: Sequence[Comparison],
+    bare: Sequence[Comparison],
+    harder: VerdictCounts,
+    blind: VerdictCounts,
 ) -> str:
-    """Returns the tables of docs/measurements.md. `harder`: the counts on the test set."""
+    """Returns the tables of docs/measurements.md. `harder`, `blind`: the counts on these pairs."""
     lines = [
         "| stages | truth | pairs | same | different | unsure |",
         "|---|---|---|---|---|---|",
         *rows_of("text and facts", counts_of(pairs, bare)),
         *rows_of("with the embedder", counts_of(pairs, verdicts)),
         *rows_of("the same, harder pairs", harder),
+        *rows_of("the same, blind pairs", blind),
         "",
         *kind_rows(pairs, verdicts),
     ]
@@ -166,14 +185,16 @@ def _percent(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def write(text: str, counts: VerdictCounts) -> None:
+def write(text: str, counts: VerdictCounts, blind: VerdictCounts) -> None:
     """Puts the tables on the page and the counts into the code."""
     page = PAGE.read_text("utf-8")
     before, rest = page.split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", "utf-8")
-    given = ", ".join(f"{one.name}={getattr(counts, one.name)}" for one in fields(counts))
-    made = f"MEASURED: Final = VerdictCounts(\n    {given}\n)"
-    code = re.sub(r"MEASURED: Final = VerdictCounts\([^)]*\)", made, CODE.read_text("utf-8"))
+    code = CODE.read_text("utf-8")
+    for name, found in (("MEASURED", counts), ("BLIND", blind)):
+        given = ", ".join(f"{one.name}={getattr(found, one.name)}" for one in fields(found))
+        made = f"{name}: Final = VerdictCounts(\n    {given}\n)"
+        code = re.sub(rf"{name}: Final = VerdictCounts\([^)]*\)", made, code)
     CODE.write_text(code, "utf-8")
 
 
@@ -203,6 +224,39 @@ def _sample(pair: AnswerPair, embedder: LocalEmbedder) -> tuple[list[dict[str, f
     return rows, pair.truth is Verdict.SAME
 
 
+def fit_confirming(pairs: Sequence[AnswerPair], embedder: LocalEmbedder, rounds: int = 6) -> dict[str, float]:
+    """Fits the weights of the second score on the longer answers: the statements that agree least count."""
+    agreements = [(agreement_of(pair, embedder), pair.truth is Verdict.SAME) for pair in pairs]
+    samples = [(confirming_rows(one), same) for one, same in agreements if one is not None and max(one.words) > SHORT]
+    most: dict[str, float] = {}
+    for rows, _ in samples:
+        most = rows[0] if len(rows[0]) > len(most) else most
+    names = list(most)
+    matrices = [np.array([[row.get(name, 0.0) for name in names] for row in rows]) for rows, _ in samples]
+    labels, weights = np.array([float(same) for _, same in samples]), np.zeros(len(names))
+    for turn in range(rounds):
+        chosen = [rows[np.argmin(rows @ weights)] if turn else rows.mean(axis=0) for rows in matrices]
+        weights = _logistic(np.array(chosen), labels, shrink=CONFIRMING_RIDGE)
+    return dict(zip(names, map(float, weights), strict=True))
+
+
+def longer_pairs() -> list[AnswerPair]:
+    """Returns the pairs that the second score is fitted on. None is about a question of a blind pair."""
+    random, written = Random(1), []
+    for one in answer_sets():
+        for same in (True, False):
+            found = [pair for pair in one.pairs() if pair.same is same]
+            written += random.sample(found, min(WRITTEN_EACH, len(found)))
+    truth = {True: Verdict.SAME, False: Verdict.DIFFERENT}
+    own = [
+        AnswerPair("sets", "", truth[one.same], AnswerText(one.question, one.one), AnswerText(one.question, one.other))
+        for one in written
+    ]
+    measured = {pair.one.question.lower() for pair in pairs_of("blind")}
+    pairs = [*own, *pairs_of("groups"), *pairs_of("tune")[::3]]
+    return [pair for pair in pairs if pair.one.question.lower() not in measured]
+
+
 def agreement_of(pair: AnswerPair, embedder: LocalEmbedder) -> Agreement | None:
     """Returns how the facts compare; None if the texts alone decide."""
     pairing = Pairing(read_answer(pair.one), read_answer(pair.other))
@@ -215,9 +269,9 @@ def agreement_of(pair: AnswerPair, embedder: LocalEmbedder) -> Agreement | None:
     )
 
 
-def _logistic(rows: np.ndarray, labels: np.ndarray, steps: int = 40) -> np.ndarray:
+def _logistic(rows: np.ndarray, labels: np.ndarray, steps: int = 40, shrink: float = RIDGE) -> np.ndarray:
     """Fits a logistic regression with a ridge on all weights but the first, by Newton's method."""
-    ridge = RIDGE * np.eye(rows.shape[1])
+    ridge = shrink * np.eye(rows.shape[1])
     ridge[0, 0] = 1e-3
     weights = np.zeros(rows.shape[1])
     for _ in range(steps):
@@ -232,6 +286,10 @@ def main(arguments: Sequence[str]) -> None:
     embedder = LocalEmbedder(MiniLM(model_files(None)))
     if "--fit" in arguments:
         for name, weight in fit(pairs_of("tune"), embedder).items():
+            print(f'    "{name}": {weight:.2f},')
+        return
+    if "--confirm" in arguments:
+        for name, weight in fit_confirming(longer_pairs(), embedder).items():
             print(f'    "{name}": {weight:.2f},')
         return
     if "--blind" in arguments:
@@ -249,10 +307,12 @@ def main(arguments: Sequence[str]) -> None:
     verdicts = asyncio.run(compare_all(pairs, embedder))
     test = pairs_of("test")
     harder = counts_of(test, asyncio.run(compare_all(test, embedder)))
-    text = table(pairs, verdicts, asyncio.run(compare_all(pairs, LocalEmbedder(None))), harder)
+    unseen = pairs_of("blind")
+    blind = counts_of(unseen, asyncio.run(compare_all(unseen, embedder)))
+    text = table(pairs, verdicts, asyncio.run(compare_all(pairs, LocalEmbedder(None))), harder, blind)
     print(text)
     if "--write" in arguments:
-        write(text, counts_of(pairs, verdicts))
+        write(text, counts_of(pairs, verdicts), blind)
 
 
 if __name__ == "__main__":

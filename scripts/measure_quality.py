@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from api.embedders.minilm import MiniLM, ModelFiles, model_files
-from api.quality.comparator import CONFUSION, MEASURED
+from api.quality.comparator import BLIND, CONFUSION, MEASURED
 from api.quality.measurement import figures, outcomes_of_stream
 from api.quality.replay import WRONG, Ints, Near, Stream, Verified, replay
 from api.query.cache_key import normalise
@@ -38,7 +38,7 @@ BASE_VERIFIER: Final = Path(__file__).parents[1] / "api" / "embedders" / "weight
 FIGURES: Final = DOCS / "images" / "quality.json"
 SEED: Final = 1
 ORDERS: Final = 3
-LABELS: Final = ("true", "with the comparator's errors", "with errors that repeat")
+LABELS: Final = ("true", "with the comparator's errors", "with errors that repeat", "with the errors on blind pairs")
 TARGET: Final = 0.02
 QUESTIONS: Final = 10_000
 DEFAULT: Final = ("guarded", 0.92)
@@ -129,7 +129,9 @@ def over_orders(samples: Samples, product: Product) -> list[Document]:
         def judge(asked: int, near: Near, order: Ints = order) -> str:
             return objection(int(order[asked]), int(order[near.place]))
 
-        noisy = [NoisyVerdicts(MEASURED, list(map(int, of)), seed, repeated=one) for one in (False, True)]
+        kinds = list(map(int, of))
+        noisy = [NoisyVerdicts(MEASURED, kinds, seed, repeated=one) for one in (False, True)]
+        noisy.append(NoisyVerdicts(BLIND, kinds, seed))
         policies = [Verified(TARGET, DEFAULT[1], seed)]
         policies += [Verified(TARGET, DEFAULT[1], seed, hear=one, confusion=CONFUSION) for one in noisy]
         runs = replay(stream, policies, judge, truth, lambda done, total: None)
@@ -282,7 +284,7 @@ def aims_table(found: Document) -> str:
             if not runs:
                 continue
             hits, wrong, asked = (sum(run[part] for run in runs) for part in ("hits", "wrong", "questions"))
-            reached = f"{100 * hits / asked:.1f} / {100 * wrong / hits:.1f}"
+            reached = f"{100 * hits / asked:.1f} / {100 * wrong / max(hits, 1):.1f}"
             rows.append((f"{name}, `verified` 2 %, labels {labels}: hits / wrong of hits, %", aim, reached))
     return table(("figure", "aim", "reached"), rows)
 

@@ -2,13 +2,14 @@
 
     python -m scripts.simulate_quality [--seeds 200]
 
-The comparator's errors, where it has some, were measured on 300 pairs of each kind, so they are not exactly known.
+The comparator's errors, where it has some, were measured on 300 pairs of each kind, so they are not exactly known. It
+gives no verdict on some of the right answers and on some of the wrong ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
 
@@ -33,6 +34,8 @@ from api.quality.policies import Published, QualitySettings, sampling_rate
 
 DAY_MS: Final = 24 * 3600 * 1000
 CALLED_SAME, CALLED_DIFFERENT = 0.02, 0.05
+UNSURE_RIGHT, UNSURE_WRONG = 0.4, 0.2
+"""Shares of the pairs without a verdict."""
 PAIRS: Final = 300
 TARGET: Final = 0.02
 FAULT: Final = 0.1
@@ -83,20 +86,33 @@ class Estimated:
         return self.rate.high - self.rate.low
 
 
-def estimated(rate: Rate, seed: int, hits: int, chance: float, *, noise: bool) -> Estimated:
-    """Simulates a day of hits of which a share is labeled. Newer hits count more, as in the estimate."""
+def estimated(rate: Rate, seed: int, hits: int, chance: float, *, noise: bool, unsure: bool = False) -> Estimated:
+    """Simulates a day of hits of which a share is labeled. Newer hits count more, as in the estimate.
+
+    `unsure`: some of the labels have no verdict.
+    """
     random = np.random.default_rng(seed)
     called_same, called_different = (CALLED_SAME, CALLED_DIFFERENT) if noise else (0.0, 0.0)
     errors = (int(random.binomial(PAIRS, called_same)), int(random.binomial(PAIRS, called_different)))
-    confusion = Confusion(PAIRS, errors[0], PAIRS, errors[1]) if noise else Confusion()
+    none = int(random.binomial(PAIRS, UNSURE_WRONG)) if unsure else 0
+    confusion = Confusion(PAIRS, errors[0], PAIRS, errors[1], none) if noise else Confusion()
+    if unsure:
+        confusion = Confusion(PAIRS - none, min(errors[0], PAIRS - none), PAIRS, errors[1], none)
     at = np.sort(random.random(hits))
     wrong = random.random(hits) < np.array([rate(one) for one in at])
     weight = 0.5 ** (1 - at)
     said = np.where(wrong, random.random(hits) >= called_same, random.random(hits) < called_different)
     picked = np.flatnonzero(random.random(hits) < chance)
     labels = [shadow(wrong=bool(said[one]), chance=chance, at_ms=round(DAY_MS * at[one])) for one in picked]
+    if unsure:
+        none_of = np.where(wrong, UNSURE_WRONG, UNSURE_RIGHT)
+        labels = [_without_verdict(one, random.random() < none_of[at]) for one, at in zip(labels, picked, strict=True)]
     truth = float((wrong * weight).sum() / weight.sum())
-    return Estimated(truth, overall(samples(labels, DAY_MS), confusion, {}))
+    return Estimated(truth, overall(samples(labels, DAY_MS, unsure=True), confusion, {}))
+
+
+def _without_verdict(label: PooledLabel, is_unsure: bool) -> PooledLabel:
+    return replace(label, label=replace(label.label, verdict=Verdict.UNSURE)) if is_unsure else label
 
 
 @dataclass

@@ -242,6 +242,7 @@ class PolicyDecision:
 class Confusion:
     """How often the comparator was wrong on labeled pairs of answers, as counts.
 
+    `different`, `same`: pairs with a verdict, by truth. `unsure_different`: different pairs without a verdict.
     `in_tiers`: `called_different` in tiers where labels have shown that this error is rarer, not as a whole number.
     """
 
@@ -249,6 +250,7 @@ class Confusion:
     called_same: int = 0
     same: int = 0
     called_different: float = 0
+    unsure_different: int = 0
     in_tiers: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, shares: Mapping[str, float]) -> Confusion:

@@ -83,6 +83,7 @@ class Agreement:
       only one answer makes. `unpaired`: statements that each makes alone.
     - `lead`: 1 if a yes or no fits the other answer, -1 if not, 0 without one.
     - `citations`: the share of common passages; None unless both cite.
+    - `words`, `statements`: how many each answer has.
     """
 
     pairs: tuple[StatementPair, ...]
@@ -96,6 +97,8 @@ class Agreement:
     lead: int
     citations: float | None
     embedded: bool
+    words: tuple[int, int]
+    statements: tuple[int, int]
 
 
 class Pairing:
@@ -161,6 +164,8 @@ class Pairing:
             lead=_lead(self.one, self.other),
             citations=_common(self.one.cited, self.other.cited),
             embedded=vectors is not None,
+            words=(_words(self.one), _words(self.other)),
+            statements=(len(self.one.statements), len(self.other.statements)),
         )
 
     def _at(self, row: int, column: int) -> tuple[Statement, Statement]:
@@ -372,6 +377,10 @@ def _overlaps(one: tuple[Statement, ...], other: tuple[Statement, ...]) -> Matri
 
 def _stems(answer: AnswerFacts) -> frozenset[str]:
     return frozenset(word for statement in answer.statements for word in statement.content)
+
+
+def _words(answer: AnswerFacts) -> int:
+    return sum(len(statement.words) for statement in answer.statements)
 
 
 def _core(statement: Statement) -> str:

@@ -202,9 +202,11 @@ _REFUSAL: Final = re.compile(
     r"(?: provided| given| above| available| i have)*,? (?:does|do|did)(?: not|n't)"
     r" (?:\w+ ){0,2}?(?:mention|contain|say|cover|specify|provide|include|state|answer|address|give|tell|discuss"
     r"|explain)"
-    r"|\b(?:is|are|was|were)(?: not|n't) (?:mentioned|specified|stated|covered|included|given|provided|described"
-    r"|available|found|"
-    r"addressed|discussed)(?: anywhere)? (?:in|by) (?:the|any|my|these|your|our)\b"
+    r"|\b(?:is|are|was|were)(?: not|n't) (?:mentioned|specified|stated|described|discussed)(?: anywhere)?"
+    r" (?:in|by) (?:the|any|my|these|your|our)\b"
+    r"|\b(?:is|are|was|were)(?: not|n't) (?:covered|included|given|provided|available|found|addressed)(?: anywhere)?"
+    r" (?:in|by) (?:the|any|my|these|your|our) (?:\w+ ){0,2}?(?:documents?|documentation|context|passages?|texts?"
+    r"|sources?|handbook|knowledge base|information|materials?|manual|data|excerpts?)\b"
     r"|\bnot (?:something|anything|a topic)\b.{0,60}?\b(?:covers?|knows?|mentions?|has|have|contains?|in)\b"
     r"|\bsays? nothing (?:about|on)\b"
     r"|\bnothing (?:in|about|on)\b.{0,80}?\b(?:documents?|context|passages?|sources?|this|that|it)\b"
@@ -493,7 +495,7 @@ def _without_lead(
     found = _AFFIRMS.match(pieces[0][0]) if pieces else None
     if found is None:
         return None, pieces
-    affirms = not found[1].lower().startswith("no")
+    affirms = not found[1].lower().startswith(("no", "unfortunately"))
     rest = pieces[0][0][found.end() :]
     if rest:
         return affirms, [(rest[0].upper() + rest[1:], pieces[0][1]), *pieces[1:]]

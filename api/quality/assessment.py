@@ -102,7 +102,8 @@ def assess(
     `served`: how many answers each tier has served lately.
     """
     fitting = [one for one in labels if one.label.versions == settings.versions]
-    settings = replace(settings, confusion=in_the_field(fitting, settings.confusion))
+    shown = in_the_field(fitting, settings.shown or settings.confusion)
+    settings = replace(settings, confusion=in_the_field(fitting, settings.confusion), shown=shown)
     channel = channel_of(settings.confusion.of(BY_MEANING))
     if before.state.versions != settings.versions or before.state.policy is not settings.policy:
         before = replace(before, model=None)  # the level stays: what was wrong may still be
@@ -305,7 +306,7 @@ def _fault_in(
     if alarm(hits, channel, settings.target, lent):
         return "sudden"
     since = [one for one in labels if one.label.at_ms > since_ms and not one.label.of_same_question]
-    found = overall(samples(since, now_ms), settings.confusion, {})
+    found = overall(samples(since, now_ms, unsure=True), settings.confusion, {})
     return "estimate" if found.samples and found.low > settings.target else ""
 
 
@@ -410,8 +411,8 @@ def _state(
     served: Mapping[str, float],
     level: int,
 ) -> QualityState:
-    confusion = settings.confusion
-    hits = samples(labels, now_ms)
+    confusion = settings.shown or settings.confusion
+    hits = samples(labels, now_ms, unsure=True)
     return QualityState(
         epoch=before.state.epoch,
         at_ms=now_ms,
@@ -426,7 +427,7 @@ def _state(
         by_policy=parts(hits, confusion, "policy"),
         by_tenant=parts(hits, confusion, "tenant"),
         by_variant=parts([one for one in hits if one.variant], confusion, "variant"),
-        by_similarity=bands(samples(labels, now_ms, served=False), confusion),
+        by_similarity=bands(samples(labels, now_ms, served=False, unsure=True), confusion),
         labels=dict(Counter(one.label.source for one in labels)),
         unsure=sum(one.label.verdict is Verdict.UNSURE for one in labels),
     )
@@ -441,7 +442,7 @@ def _observed(labels: Sequence[PooledLabel], settings: QualitySettings, now_ms: 
         and not one.label.evidence.guard
         and one.label.evidence.similarity >= settings.threshold
     ]
-    return samples(would, now_ms, served=False)
+    return samples(would, now_ms, served=False, unsure=True)
 
 
 def _events(

@@ -1,8 +1,10 @@
 """Estimates how often served answers are wrong, from labels of a sample of them, and tests for sudden faults. Pure.
 
 Each label is weighted by how many served answers it stands for, and parts (tier and policy) by how much they served.
-The comparator's errors are taken out, and how well these are known widens the interval. The interval is that of Clopper
-and Pearson for the effective number of labels: it is never of zero width, and 0 to 1 without labels.
+The comparator's errors are taken out, and how well these are known widens the interval. Labels without a verdict count
+too: if wrong answers get a verdict more often than right ones, there are fewer of them than verdicts suggest. The
+interval is that of Clopper and Pearson for the effective number of labels: it is never of zero width, and 0 to 1
+without labels.
 
 The tests watch labels one by one: each adds up how much more likely a label is at one error than at another one
 (sequential likelihood ratios).
@@ -59,50 +61,81 @@ PROOF: Final = math.log(20)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A label of a served answer. `weight`: how many served answers it stands for, less with age."""
+    """A label of a served answer. `weight`: how many served answers it stands for, less with age.
+
+    `wrong`: the verdict; None if there is none.
+    """
 
     kind: str
     policy: PolicyName
     tenant: str
     similarity: float
-    wrong: bool
+    wrong: bool | None
     weight: float
     variant: str = ""
 
 
-def samples(labels: Iterable[PooledLabel], now_ms: int, *, served: bool = True) -> list[Sample]:
+def samples(labels: Iterable[PooledLabel], now_ms: int, *, served: bool = True, unsure: bool = False) -> list[Sample]:
     """Returns the labels that the estimate counts: those of shadow calls.
 
-    Feedback is not a random sample. With `served=False` returns all labels, those of misses too, for the bands.
+    Feedback is not a random sample. With `served=False` returns all labels, those of misses too, for the bands. With
+    `unsure=True` returns labels without a verdict too; without them nothing is known of how often there is one.
     """
     found = []
     for pooled in labels:
         label = pooled.label
         age_ms = max(0, now_ms - label.at_ms)
-        if label.verdict is Verdict.UNSURE or label.source == "feedback" or (served and not label.served):
+        if label.source == "feedback" or (served and not label.served):
+            continue
+        if label.verdict is Verdict.UNSURE and not unsure:
             continue
         if age_ms > OLDEST_MS:
             continue
         weight = 0.5 ** (age_ms / HALF_LIFE_MS) / max(label.probability, 1e-4)
-        wrong = label.verdict is Verdict.DIFFERENT
+        wrong = None if label.verdict is Verdict.UNSURE else label.verdict is Verdict.DIFFERENT
         similarity = label.evidence.similarity
         found.append(Sample(label.kind, label.policy, pooled.tenant, similarity, wrong, weight, label.variant))
     return found
 
 
-def rate_of(wrong: Array, weight: Array, confusion: Confusion, served: float | None = None) -> FalseHitRate:
+def rate_of(
+    wrong: Array, weight: Array, confusion: Confusion, served: float | None = None, unsure: float = 0.0
+) -> FalseHitRate:
     """Returns the rate of wrong ones among what the labels stand for, with its interval.
 
-    `served`: the number of answers; by default what the weights add up to.
+    `served`: the number of answers; by default what the weights add up to. `unsure`: the weight of the labels without a
+    verdict.
     """
     total = float(weight.sum())
     if not total:
         return FalseHitRate(served=served or 0.0)
     seen = float(wrong @ weight) / total
     number = total**2 / float((weight**2).sum())
-    low, high = _interval(seen * number, number, confusion)
-    estimate = min(max(_corrected(seen, *_rates(confusion)), low), high)
-    return FalseHitRate(estimate, low, high, len(wrong), total if served is None else served)
+    judged = _Judged(number, number * unsure / total if unsure else 0.0)
+    low, high = _interval(seen * number, judged, confusion)
+    estimate = _corrected(seen, *_rates(confusion)) * judged.share / _share_judged(confusion, judged)
+    estimate = min(max(min(estimate, 1.0), low), high)
+    return FalseHitRate(estimate, low, high, len(wrong), total + unsure if served is None else served)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """The effective numbers of labels with a verdict, and without one."""
+
+    number: float
+    unsure: float
+
+    @property
+    def share(self) -> float:
+        """The share of the labels that have a verdict."""
+        return self.number / (self.number + self.unsure)
+
+
+def _share_judged(confusion: Confusion, judged: _Judged) -> float:
+    """Returns the share of wrong answers that get a verdict. Not measured: as many as of all."""
+    if not confusion.different or not judged.unsure:
+        return judged.share
+    return confusion.different / (confusion.different + confusion.unsure_different)
 
 
 def in_the_field(labels: Sequence[PooledLabel], measured: Confusion) -> Confusion:
@@ -141,19 +174,30 @@ def _corrected(seen: float, called_same: float, called_different: float) -> floa
     return min(1.0, max(0.0, (seen - called_different) / max(1 - called_same - called_different, 0.05)))
 
 
-def _interval(wrong: float, number: float, confusion: Confusion) -> tuple[float, float]:
+def _interval(wrong: float, judged: _Judged, confusion: Confusion) -> tuple[float, float]:
     """Draws what the true rate may be, given the labels and the comparator's measured errors."""
-    random = np.random.default_rng(0)
+    random, number = np.random.default_rng(0), judged.number
     same = _drawn(random, confusion.called_same, confusion.different)
     different = _drawn(random, confusion.called_different, confusion.same)
     clarity = np.maximum(1 - same - different, 0.05)
     least = random.beta(wrong, number - wrong + 1, DRAWS) if wrong > 1e-9 else np.zeros(DRAWS)
     most = random.beta(wrong + 1, number - wrong, DRAWS) if number - wrong > 1e-9 else np.ones(DRAWS)
-    low = float(np.quantile((least - different) / clarity, OUTSIDE))
-    high = float(np.quantile((most - different) / clarity, 1 - OUTSIDE))
+    fewest, most_of_all = _factors(random, judged, confusion)
+    low = float(np.quantile(fewest * (least - different) / clarity, OUTSIDE))
+    high = float(np.quantile(most_of_all * (most - different) / clarity, 1 - OUTSIDE))
     # A comparator that errs more often than it says "different" cannot prove that nothing is wrong.
     nothing_seen = 1 - OUTSIDE ** (1 / number)
     return min(max(low, 0.0), 1.0), min(max(high, nothing_seen), 1.0)
+
+
+def _factors(random: np.random.Generator, judged: _Judged, confusion: Confusion) -> tuple[Array, Array]:
+    """Draws how many wrong answers there are for each one among those with a verdict: the least, and the most."""
+    if not confusion.different or not judged.unsure:
+        return np.ones(DRAWS), np.ones(DRAWS)
+    of_wrong = random.beta(confusion.different + 0.5, confusion.unsure_different + 0.5, DRAWS)
+    least = random.beta(judged.number, judged.unsure + 1, DRAWS)
+    most = random.beta(judged.number + 1, judged.unsure, DRAWS)
+    return least / of_wrong, most / of_wrong
 
 
 def _drawn(random: np.random.Generator, errors: float, pairs: int) -> Array:
@@ -186,10 +230,12 @@ def _rate(found: Sequence[Sample], confusion: Confusion, served: float | None = 
 def _weighted(found: Sequence[tuple[Sample, float]], confusion: Confusion, served: float | None = None) -> FalseHitRate:
     """Returns the rate of samples with these weights. The comparator's errors are those of their tiers."""
     shares: dict[str, float] = defaultdict(float)
-    for one, weight in found:
-        shares[one.kind] += weight
-    wrong, weights = np.array([float(one.wrong) for one, _ in found]), np.array([weight for _, weight in found])
-    return rate_of(wrong, weights, confusion.of(shares), served)
+    judged = [(float(one.wrong), weight, one.kind) for one, weight in found if one.wrong is not None]
+    for _, weight, kind in judged:
+        shares[kind] += weight
+    wrong, weights = np.array([one for one, _, _ in judged]), np.array([weight for _, weight, _ in judged])
+    unsure = math.fsum(weight for one, weight in found if one.wrong is None)
+    return rate_of(wrong, weights, confusion.of(shares), served, unsure)
 
 
 def overall(found: Sequence[Sample], confusion: Confusion, served: Mapping[str, float]) -> FalseHitRate:
@@ -201,7 +247,8 @@ def overall(found: Sequence[Sample], confusion: Confusion, served: Mapping[str, 
     total = sum(served.values())
     if not total:
         return _rate(found, confusion)
-    covered = sum(count for kind, count in served.items() if kind in grouped)
+    judged = {one.kind for one in found if one.wrong is not None}
+    covered = sum(count for kind, count in served.items() if kind in judged)
     known = [
         (one, one.weight * served.get(kind, 0.0) / sum(of.weight for of in group))
         for kind, group in grouped.items()
@@ -217,8 +264,8 @@ def bands(found: Sequence[Sample], confusion: Confusion) -> list[SimilarityBand]
     result = []
     for low, high in pairwise(BANDS):
         within = [one for one in found if low <= one.similarity < high or (high == 1.0 and one.similarity >= 1.0)]
-        wrong = sum(one.wrong for one in within)
-        result.append(SimilarityBand(low, high, len(within), wrong, _rate(within, confusion)))
+        rate = _rate(within, confusion)
+        result.append(SimilarityBand(low, high, rate.samples, sum(one.wrong is True for one in within), rate))
     return result
 
 

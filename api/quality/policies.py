@@ -158,7 +158,8 @@ def sampling_rate(base: float, state: QualityState) -> float:
 class QualitySettings:
     """The settings that the keeper needs. `versions`: of this worker's embedder, verifier and comparator.
 
-    `prior`: of the verifier that ships.
+    `confusion`: the comparator's errors that decisions assume. Too few of them make the fleet careful. `shown`: those
+    that the figures it shows are corrected for; None: the same. `prior`: of the verifier that ships.
     """
 
     policy: PolicyName
@@ -167,6 +168,7 @@ class QualitySettings:
     versions: Versions
     confusion: Confusion = field(default_factory=Confusion)
     prior: Prior | None = None
+    shown: Confusion | None = None
 
     @property
     def known_before(self) -> Prior | None:

@@ -117,7 +117,7 @@ class _Reader:
             before, between = self._found[-1], [one.text for one in self._tokens[self._ends[-1] : begin]]
             if before.kind == "number" and quantity.kind != "number" and len(between) == 1 and between[0] in _RANGE:
                 self._found[-1] = _in_unit_of(before, quantity)
-            elif before.kind == "number" and quantity.kind == "period" and len(between) <= 1 and before.value > 0:
+            elif self._is_counted(before, quantity, between):
                 shown = f"{before.shown} {quantity.shown}"
                 self._found[-1] = replace(quantity, value=quantity.value / before.value, shown=shown)
                 self._ends[-1] = self._at
@@ -129,6 +129,13 @@ class _Reader:
                 return
         self._found.append(quantity)
         self._ends.append(self._at)
+
+    def _is_counted(self, before: Quantity, quantity: Quantity, between: Sequence[str]) -> bool:
+        """Returns whether a number says how often something happens in a period: 3 per day, but not 3, every day."""
+        if before.kind != "number" or quantity.kind != "period" or len(between) > 1 or before.value <= 0:
+            return False
+        last = self._tokens[self._ends[-1] - 1]
+        return "," not in self._text[last.start + len(last.text) : quantity.start]
 
     def _period(self) -> Quantity | None:
         """Reads how often: per month, every 7 days, weekly; `a month` only behind an amount or `once`."""
@@ -396,6 +403,9 @@ class _Reader:
         if self._word() == "%":
             self._at += 1
             return "%"
+        if token.text in _SIGNS and self._peek(1).kind != "number":  # 39 €
+            self._at += 1
+            return _SIGNS[token.text]
         if self._peek().kind != "word" or word not in UNITS:
             return self._degrees()
         degrees = word in ("c", "f") and self._tokens[self._at - 1].text == "°"

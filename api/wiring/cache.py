@@ -25,7 +25,7 @@ from api.ports.inference import Embedder, ModelDigests
 from api.ports.telemetry import Telemetry
 from api.ports.tracing import Tracing
 from api.quality.calibration import Prior, read_prior
-from api.quality.comparator import CONFUSION, Comparator
+from api.quality.comparator import BLIND, CONFUSION, Comparator
 from api.quality.keeper import QualityKeeper, QualityView
 from api.quality.policies import QualitySettings
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
@@ -403,7 +403,13 @@ def _quality_settings(settings: Settings, comparator: Comparator, verifier: Veri
     versions = Versions("", verifier.digest if verifier else "", f"{comparator.name}-{comparator.version}")
     prior = prior_at(cache.verifier_path) if cache.verifier_path is not None and verifier is not None else None
     return QualitySettings(
-        PolicyName(cache.policy), cache.similarity_threshold, cache.max_error_rate, versions, CONFUSION, prior
+        PolicyName(cache.policy),
+        cache.similarity_threshold,
+        cache.max_error_rate,
+        versions,
+        CONFUSION,
+        prior,
+        BLIND.confusion,
     )
 
 

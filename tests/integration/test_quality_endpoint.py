@@ -142,7 +142,7 @@ async def test_wrong_hits_show_on_every_worker(serve: Service, stub: StubOllama)
     stub.behaviour(answer="A ticket costs 5 euros.", path="/api/chat")
     await ask(one, "What does a ticket cost?")
     stub.behaviour(answer="A ticket costs 9 euros.", path="/api/chat")
-    hits = [await ask(client, "What does a ticket cost?") for client in (one, other) * 4]
+    hits = [await ask(client, "What does a ticket cost?") for client in (one, other) * 20]
     assert {hit["cache"]["kind"] for hit in hits} == {"exact"}
     vote = {"request_id": hits[0]["request_id"], "verdict": "good"}
     assert (await one.post("/feedback", json=vote)).status_code == 202
@@ -151,7 +151,7 @@ async def test_wrong_hits_show_on_every_worker(serve: Service, stub: StubOllama)
     async def is_measured() -> bool:
         shown[:] = [await figures(client) for client in (one, other)]
         labels = shown[0]["labels"]
-        return shown[0] == shown[1] and labels["shadow"] >= 6 and labels["feedback"] == 1
+        return shown[0] == shown[1] and labels["shadow"] >= 20 and labels["feedback"] == 1
 
     await wait_until_async(is_measured, timeout=60)
     rate, samples = shown[0]["false_hit_rate"], shown[0]["labels"]["shadow"]

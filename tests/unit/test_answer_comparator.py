@@ -21,6 +21,7 @@ from api.ports.telemetry import Telemetry
 from api.quality.answer_agreement import Pairing
 from api.quality.answer_facts import MAX_FACTS, AnswerText, read_answer
 from api.quality.comparator import (
+    BLIND,
     CONFUSION,
     MEASURED,
     Comparator,
@@ -253,9 +254,18 @@ def test_the_page_shows_the_counts_of_the_harder_pairs(minilm: MiniLM) -> None:
         assert abs(found - number) <= 4, f"{counts}: run python -m scripts.measure_comparator --write"
 
 
+@pytest.mark.slow
+def test_the_counts_that_figures_are_corrected_for_are_those_of_the_blind_pairs(minilm: MiniLM) -> None:
+    pairs = pairs_of("blind")
+    counts = counts_of(pairs, asyncio.run(compare_all(pairs, LocalEmbedder(minilm))))
+    for found, written in zip(astuple(counts), astuple(BLIND), strict=True):
+        assert abs(found - written) <= 6, f"{counts}: run python -m scripts.measure_comparator --write"
+
+
 def test_the_page_shows_the_counts_that_estimates_are_corrected_for() -> None:
     page = PAGE.read_text("utf-8")
     assert all(row in page for row in rows_of("with the embedder", MEASURED))
+    assert all(row in page for row in rows_of("the same, blind pairs", BLIND))
     assert MEASURED.confusion == CONFUSION
 
 
@@ -275,6 +285,48 @@ def test_the_comparator_is_as_good_as_it_was() -> None:
     assert MEASURED.different_same <= 0.04 * MEASURED.n_different
     assert MEASURED.same_different <= 0.05 * MEASURED.n_same
     assert MEASURED.same_unsure + MEASURED.different_unsure <= 0.22 * (MEASURED.n_same + MEASURED.n_different)
+    assert BLIND.different_same <= 0.04 * BLIND.n_different
+    assert BLIND.same_different <= 0.17 * BLIND.n_same
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "question", "verdict"),
+    [
+        (
+            "Unfortunately not, since there are ground almonds in it.",
+            "No, it contains ground almonds.",
+            "Is the cake suitable for people with a nut allergy?",
+            Verdict.DIFFERENT,
+        ),
+        (
+            "SSO is not included in the free plan; it needs Enterprise.",
+            "No, single sign-on is only part of the Enterprise plan.",
+            "Does the free plan include single sign-on?",
+            Verdict.DIFFERENT,
+        ),
+    ],
+)
+async def test_a_no_in_other_words_contradicts_nothing(
+    minilm: MiniLM, one: str, other: str, question: str, verdict: Verdict
+) -> None:
+    assert (await compared(minilm, one, other, question)).verdict is not verdict
+
+
+@pytest.mark.parametrize("text", ["39 €/month", "39 € per month", "€39 a month"])
+def test_a_price_per_month_is_a_price(text: str) -> None:
+    assert [(one.kind, one.value) for one in read_quantities(text)] == [("money eur", 39.0), ("period", 2629800.0)]
+
+
+def test_a_number_before_a_comma_counts_no_period() -> None:
+    assert [one.shown for one in read_quantities("platform 2, every 20 minutes")] == ["2", "every 20 minute"]
+    assert [one.shown for one in read_quantities("2 tablets a day")] == ["2 every 1 day"]
+
+
+async def test_longer_answers_in_other_words_are_not_called_different(minilm: MiniLM) -> None:
+    """One score alone called more than a third of such pairs different."""
+    one = "Incoming wires are free, and sending one inside the country costs you $15 per transfer."
+    other = "For a domestic transfer out of your account we take 15 dollars; money that arrives is not charged."
+    assert (await compared(minilm, one, other, "What does a wire cost?")).verdict is not Verdict.DIFFERENT
 
 
 def test_the_blind_pairs_are_balanced_and_their_intervals_hold_the_shares() -> None:

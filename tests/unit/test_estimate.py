@@ -103,3 +103,33 @@ def test_the_interval_covers_the_truth(rate: Rate, hits: int, chance: float, *, 
     found = [estimated(rate, seed, hits, chance, noise=noise) for seed in range(100)]
     assert sum(one.covered for one in found) >= 95
     assert all(one.width > 0 for one in found)
+
+
+def test_wrong_answers_that_get_a_verdict_more_often_are_not_counted_more_often() -> None:
+    """Of 1,000 hits 100 are wrong. Half of the right ones get no verdict, and all of the wrong ones get one."""
+    labels = [shadow(wrong=number < 100, chance=0.1) for number in range(1000)]
+    unsure = [replace(one, label=replace(one.label, verdict=Verdict.UNSURE)) for one in labels[100:550]]
+    found = samples([*labels[:100], *unsure, *labels[550:]], 0, unsure=True)
+    measured = overall(found, Confusion(different=300, same=300), {})
+    assert measured.estimate == pytest.approx(0.1)
+    assert measured.low < 0.1 < measured.high < 0.13
+    assert measured.samples == 550, "labels without a verdict are not evidence of either"
+    assert overall(found, Confusion(), {}).estimate == pytest.approx(100 / 550), "nothing is known of the comparator"
+    assert parts(found, Confusion(different=300, same=300), "kind")["semantic"].estimate == pytest.approx(0.1)
+
+
+def test_wrong_answers_without_a_verdict_are_counted() -> None:
+    """The comparator sees half of the wrong answers: 5 % of the labels call for 10 %."""
+    labels = [shadow(wrong=number < 50, chance=0.1) for number in range(1000)]
+    unsure = [replace(one, label=replace(one.label, verdict=Verdict.UNSURE)) for one in labels[:50]]
+    found = overall(
+        samples([*labels, *unsure], 0, unsure=True), Confusion(different=150, same=300, unsure_different=150), {}
+    )
+    assert found.estimate == pytest.approx(100 / 1050, rel=0.01)
+    assert found.served == pytest.approx(10_500)
+
+
+@pytest.mark.parametrize("rate", [steady(0.02), steady(0.1), drifting], ids=["2 %", "10 %", "drift"])
+def test_the_interval_covers_the_truth_where_labels_have_no_verdict(rate: Rate) -> None:
+    found = [estimated(rate, seed, 5000, 0.1, noise=True, unsure=True) for seed in range(200)]
+    assert sum(one.covered for one in found) >= 190
