@@ -234,6 +234,8 @@ class Backend(Generic[T]):
     tier: int = 1
     weight: int = 1
     drain: Drainable = field(default_factory=InUse)
+    wants_probe: Callable[[], bool] = lambda: False
+    """Whether its breaker waits for a call to probe it. Then its tier does not matter, or it would stay open."""
     overdue: OverdueCalls | None = None
     """Keeps the permits of generations that were given up before their first token."""
 
@@ -255,6 +257,7 @@ class Backends(Generic[T]):
         self._health = health
         self._had = had
         self._turns = count()
+        self._lowest = min((member.tier for member in members), default=1)
         self.has_tiers = len({member.tier for member in members}) > 1
 
     def candidates(self, model: str, *, even_drained: bool = False) -> list[Backend[T]]:
@@ -297,6 +300,6 @@ class Backends(Generic[T]):
             has_model=key in health.models if health is not None and answers else None,
             resident=key in health.resident if health is not None and answers else None,
             outstanding=member.outstanding,
-            tier=member.tier,
+            tier=self._lowest if self.has_tiers and member.wants_probe() else member.tier,
             weight=member.weight,
         )

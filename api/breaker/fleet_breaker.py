@@ -210,6 +210,11 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         return position.forced == "OPEN" or (position.state is not State.CLOSED and self.view.remaining > 0)
 
     @property
+    def wants_probe(self) -> bool:
+        """Returns whether the breaker needs calls to close, as far as this worker knows; no I/O."""
+        return self.effective_state is not State.CLOSED and not self.rejects
+
+    @property
     def effective_state(self) -> State:
         """The state that applies to this worker's calls: its local one without Redis, CLOSED if disabled."""
         if not self.policy.enabled:

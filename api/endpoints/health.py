@@ -101,14 +101,23 @@ class AppState:
 
     @property
     def generation_states(self) -> list[State]:
-        """The effective state of each backend's generate breaker, as far as this worker knows, without I/O."""
-        breakers = self.breakers.items()
-        return [breaker.effective_state for name, breaker in breakers if not name.endswith("-embed")]
+        """The effective states of the generate breakers, as far as this worker knows, without I/O.
+
+        Those of drained backends do not matter, unless all are drained.
+        """
+        breakers = [breaker for name, breaker in self.breakers.items() if not name.endswith("-embed")]
+        in_use = [breaker for breaker in breakers if not breaker.drained]
+        return [breaker.effective_state for breaker in in_use or breakers]
 
     @property
     def drained(self) -> list[str]:
         """The drained backends, as far as this worker knows, without I/O."""
         return [name for name, breaker in self.breakers.items() if breaker.drained]
+
+    @property
+    def all_drained(self) -> bool:
+        """Whether every backend is drained, as far as this worker knows, without I/O."""
+        return all(breaker.drained for name, breaker in self.breakers.items() if not name.endswith("-embed"))
 
 
 def worker_state(request: Request) -> AppState:
@@ -223,14 +232,14 @@ async def health_report(worker: AppState) -> HealthOut:
     status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
     if not database and not reached.redis_partly() and (not ollama or set(states) == {State.OPEN}):
         status = "unhealthy"
-    elif not (database and guards) or set(states) != {State.CLOSED} or len(worker.drained) == len(states):
+    elif not (database and guards) or set(states) != {State.CLOSED} or worker.all_drained:
         status = "degraded"
     return HealthOut(
         status=status,
         database=database,
         breaker_database=guards,
         ollama=ollama,
-        circuit_breaker=states[0],
+        circuit_breaker=worker.breaker.effective_state,
         drained=worker.drained,
         redis_warnings=[RedisWarningOut(**asdict(warning)) for warning in worker.redis_warnings()],
         version=worker.version,

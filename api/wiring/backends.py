@@ -162,9 +162,10 @@ class WorkerBackends:
 
     def _member(self, name: str, guard: str, service: T) -> Backend[T]:
         """One backend for one kind of calls. `guard`: the name of their bulkhead and breaker."""
-        place, drain = self._places[name], self.breakers[name]
-        guards = (self._bulkhead(guard), self.breakers[guard])
-        return Backend(name, service, *guards, tier=place.tier, weight=place.weight, drain=drain)
+        place, breaker = self._places[name], self.breakers[guard]
+        member = Backend(name, service, self._bulkhead(guard), breaker, tier=place.tier, weight=place.weight)
+        member.drain, member.wants_probe = self.breakers[name], lambda: breaker.wants_probe
+        return member
 
     def _joined(self, members: Sequence[Backend[T]]) -> Backends[T]:
         return Backends(members, self.watch.known.get, self.digests.had)

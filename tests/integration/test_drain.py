@@ -298,3 +298,37 @@ async def test_an_unknown_model_is_404_although_a_backend_is_down(
     assert (await client.post("/query", json={"question": "Who?", "model": "nowhere"})).json()["unreachable"] == [
         "ollama-2"
     ]
+
+
+async def test_the_breaker_of_a_higher_tier_closes_while_the_first_tier_takes_all_calls(
+    serve: Service, stub: StubOllama, other: StubOllama
+) -> None:
+    tiers = {"ollama_base_url": f"{stub.base_url},{other.base_url}#tier=2", "ollama_probe_interval": 30.0}
+    client = await serve(ollama=tiers, breaker={"failure_threshold": 1, "timeout": 0.3})
+    await post(client, "ollama")
+    other.behaviour("status", status=500)
+    assert (await client.post("/query", json={"question": "Does it fail?"})).status_code == 502
+    await post(client, "ollama", "resume")
+    other.behaviour()
+    assert (await client.get("/health")).json()["status"] == "degraded"
+    numbers = iter(range(1000))
+
+    async def is_closed() -> bool:
+        await ask(client, f"What comes after {next(numbers)}?")
+        states = [state for one in (await shown(client)).values() for state in one["breakers"].values()]
+        return set(states) == {"CLOSED"}
+
+    await wait_until_async(is_closed)
+    before = chats(other)
+    await asked(client, range(4))
+    assert chats(other) == before
+
+
+async def test_the_open_breaker_of_a_drained_backend_does_not_degrade_the_service(
+    serve: Service, both: dict[str, Any]
+) -> None:
+    client = await serve(ollama=both)
+    assert (await client.post("/api/circuit-breaker/force-open?breaker=ollama-2")).status_code == 200
+    assert (await client.get("/health")).json()["status"] == "degraded"
+    await post(client, "ollama-2")
+    assert (await client.get("/health")).json()["status"] == "healthy"
