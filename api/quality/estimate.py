@@ -53,7 +53,7 @@ DISMISSED: Final = math.log(2)
 """How much more likely the labels since then must be at the target, until the suspicion ends."""
 PLAIN_RISK: Final = 0.2
 """Only candidates that were right more often than this allows: others say little about a fault."""
-CLEARED: Final = math.log(3)
+CLEARED: Final = math.log(10)
 """How much more likely labels must be at the target, so that they speak against a fault."""
 PROOF: Final = math.log(20)
 """The same for loosening: at half the target, against twice the target."""
