@@ -157,10 +157,11 @@ def check_num_ctx(request: Request, options: Any) -> None:
 
 
 def _query(request: Request, fields: Mapping[str, Any], path: ForwardedPath) -> Query:
+    named = {} if fields.get("model") is None else {"model": fields["model"]}
     return Query(
         question=asked_in(fields)[:MAX_QUESTION],
         tenant=worker_state(request).access.tenant(request, None),
-        model=parsed({"model": fields.get("model")}, ForwardedBody).model,
+        model=parsed(named, ForwardedBody).model,
         top_k=0,
         options=_limit(fields),
         cache_control=parse(list_header(request.headers, "cache-control")),

@@ -205,13 +205,13 @@ def _figures(answered: AnswerFinished) -> dict[str, int]:
 
 
 def embed_fields(model: str, found: Embeddings) -> dict[str, Any]:
-    """Returns the fields of an `/api/embed` response except the vectors."""
-    return {
-        "model": model,
+    """Returns the fields of an `/api/embed` response except the vectors. Zeros are omitted, like Ollama does."""
+    figures = {
         "total_duration": _nanoseconds(found.total_duration),
         "load_duration": _nanoseconds(found.load_duration),
         "prompt_eval_count": found.prompt_tokens,
     }
+    return {"model": model, **{name: value for name, value in figures.items() if value}}
 
 
 def now() -> str:

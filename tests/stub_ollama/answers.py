@@ -47,7 +47,8 @@ def token_line(path: str, model: str, text: str) -> dict[str, Any]:
 
 def prompt_words(request: dict[str, Any]) -> int:
     """Returns the words of a prompt, which stand for its tokens."""
-    return sum(len(content(turn).split()) for turn in request.get("messages", []))
+    turns = [content(turn) for turn in request.get("messages") or ()] or [str(request.get("prompt", ""))]
+    return sum(len(turn.split()) for turn in turns)
 
 
 def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behaviour: Behaviour) -> dict[str, Any]:
@@ -102,6 +103,21 @@ def tags_answer(behaviour: Behaviour) -> dict[str, Any]:
     names = MODELS if behaviour.models is None else behaviour.models
     rows = [{"name": name, "model": name, "size": DISK_SIZE, "digest": behaviour.digest} for name in names]
     return {"models": rows}
+
+
+def openai_models(behaviour: Behaviour) -> dict[str, Any]:
+    """Returns the answer of /v1/models."""
+    names = [row["name"] for row in tags_answer(behaviour)["models"]]
+    rows = [{"id": name, "object": "model", "created": 0, "owned_by": "library"} for name in names]
+    return {"object": "list", "data": rows}
+
+
+def openai_embeddings(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
+    """Returns the answer of /v1/embeddings."""
+    vectors = embed_answer(request, behaviour)["embeddings"]
+    rows = [{"object": "embedding", "index": number, "embedding": one} for number, one in enumerate(vectors)]
+    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    return {"object": "list", "data": rows, "model": request["model"], "usage": usage}
 
 
 def show_answer(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:

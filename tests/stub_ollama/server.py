@@ -163,6 +163,8 @@ class StubOllama:
         elif behaviour.mode == "status" or _has_bad_text(request, behaviour):
             headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after is not None else {}
             connection.answer(forms.error(request.path, behaviour.message), behaviour.status, headers)
+        elif request.path == "/":
+            connection.text("Ollama is running")
         elif request.path in behaviour.lacks:
             connection.text("404 page not found", 404)
         elif request.path in MODEL_CALLS and not answers.has_model(request.body, behaviour):
@@ -262,6 +264,10 @@ def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], 
     match request.path:
         case "/api/embed":
             return answers.embed_answer(request.body, behaviour), 200
+        case "/v1/embeddings":
+            return answers.openai_embeddings(request.body, behaviour), 200
+        case "/v1/models":
+            return answers.openai_models(behaviour), 200
         case "/api/tags":
             return answers.tags_answer(behaviour), 200
         case "/api/ps":
