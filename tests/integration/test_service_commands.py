@@ -376,7 +376,10 @@ async def test_a_bad_key_is_said_in_a_line_and_never_printed(
     assert key is None or key not in result.output
 
 
-async def test_the_right_key_opens_every_command(serve: Service) -> None:
+async def test_the_right_key_opens_every_command(
+    serve: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the benchmark writes a file
     client = await serve(**KEYS)
     assert (await run(client, "ask", "Who?", key="acme-key-for-tests")).exit_code == 0
     for name, arguments in SPEAKING.items():
