@@ -192,6 +192,11 @@ async def test_invalidate_by_release_and_by_age(serve: Service) -> None:
     assert (wrong.exit_code, "RFC 3339" in wrong.stderr) == (1, True)
 
 
+def test_an_age_without_a_unit_deletes_nothing() -> None:
+    result = run_here("invalidate", "--yes", "--since", "120")
+    assert (result.exit_code, "such as 120m" in result.stderr) == (2, True)
+
+
 def test_invalidate_needs_to_know_what() -> None:
     result = run_here("invalidate", "--yes", "--model", "llama3.2")
     assert result.exit_code == 2
