@@ -69,6 +69,9 @@ class BenchmarkAction(StrEnum):
 # -- Command -----------------------------------------------------------------------------------------------------------
 
 
+RoundSeconds = Annotated[float, typer.Option(min=0.1, help="Seconds of a round: at least ten answers' time.")]
+
+
 def benchmark(
     action: Annotated[BenchmarkAction, typer.Argument(help="What to do.")],
     base: Annotated[str, typer.Argument(help="Name or file of the benchmark to save, or to compare with.")],
@@ -76,9 +79,7 @@ def benchmark(
     run: Annotated[bool, typer.Option("--run", help="Of compare: measure now, with the load of BASE.")] = False,
     tolerance: Tolerance = 0.05,
     rounds: Annotated[int, typer.Option(min=LEAST_ROUNDS, max=1000, help="Rounds, after one to warm up.")] = ROUNDS,
-    round_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Seconds of a round: at least ten answers' time.")
-    ] = ROUND_SECONDS,
+    round_seconds: RoundSeconds = ROUND_SECONDS,
     users: Annotated[int, typer.Option(min=1, max=2000, help="Users who ask one question after another.")] = USERS,
     questions: Questions = None,
     topics: Topics = 100,

@@ -164,18 +164,25 @@ def invalidate(
         kinds = "--question, --entry, --source, --release, --since, --tenant and --all"
         raise exit_with(f"give one of {kinds}", USAGE_ERROR)
     with connected(url, read_seconds=DELETE_SECONDS) as service:
-        found = service.send("DELETE", CACHE_PATH, params={**wanted, "dry_run": "true"})
-        if not dry_run and found["matched"]:
-            if not yes:
-                many = _answers(found["matched"])
-                confirm(f"Delete {many}?", f"{many} would be deleted", otherwise="--yes, or --dry-run")
-            found = service.send("DELETE", CACHE_PATH, params=wanted)
+        found = _deleted(service, wanted, dry_run=dry_run, yes=yes)
     if as_json:
         print_document(found)
     elif found["dry_run"]:
         typer.echo(f"{_answers(found['matched'])} would be deleted. Nothing was changed.")
     else:
         typer.echo(f"Deleted {_answers(found['deleted'])}.")
+
+
+def _deleted(service: ServiceClient, wanted: dict[str, str | float], *, dry_run: bool, yes: bool) -> dict[str, Any]:
+    """Counts the answers, asks unless `yes`, and deletes them unless `dry_run`."""
+    found: dict[str, Any] = service.send("DELETE", CACHE_PATH, params={**wanted, "dry_run": "true"})
+    if dry_run or not found["matched"]:
+        return found
+    if not yes:
+        many = _answers(found["matched"])
+        confirm(f"Delete {many}?", f"{many} would be deleted", otherwise="--yes, or --dry-run")
+    deleted: dict[str, Any] = service.send("DELETE", CACHE_PATH, params=wanted)
+    return deleted
 
 
 def _answers(count: int) -> str:

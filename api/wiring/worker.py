@@ -134,15 +134,9 @@ class _Worker:
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
         self._stack.push_async_callback(parts.served.aclose)
-        background.start(lag.keep_measuring)
-        for forever in (
-            parts.counters.keep_flushing,
-            parts.recent.keep_writing,
-            registry.keep_renewing,
-            facts.keep_measuring,
-        ):
-            background.start(forever)
-        for forever in (schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks()):
+        own = (lag.keep_measuring, parts.counters.keep_flushing, parts.recent.keep_writing, registry.keep_renewing)
+        others = (facts.keep_measuring, schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks())
+        for forever in (*own, *others):
             background.start(forever)
         history = await self._open_history(parts, backends, cache, registry, replaces=replaces)
         backends.warm_up.start_all()
