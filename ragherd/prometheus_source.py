@@ -98,6 +98,8 @@ def from_prometheus(source: PrometheusClient, start: float, end: float) -> Windo
     _measure(found, source, window)
     _observe(found, source, window)
     found.slices = list(_charted(source, found))
+    fleets = f"count by (namespace) (last_over_time({source.of('ragherd_build_info')}[{window}]))"
+    found.namespaces = tuple(sorted(name for (name,) in source.at(fleets, found.ends, "namespace")))
     return found
 
 

@@ -97,6 +97,9 @@ def issues_of(figures: WindowFigures, facts: Facts | None) -> list[str]:
 
 
 def _issues_in_figures(figures: WindowFigures) -> Iterator[str]:
+    if len(figures.namespaces) > 1:
+        names = ", ".join(name or "none" for name in figures.namespaces)
+        yield f"The figures add up the fleets of several namespaces: {clean(names)}. --matchers selects one."
     if figures.unknown >= 60:
         yield f"Nothing is known of {duration(figures.unknown)} of the window, in {_spans(len(figures.gaps))}."
     if figures.restarts:

@@ -111,6 +111,8 @@ class WindowFigures:
     pool: dict[str, float] = field(default_factory=dict)
     bulkheads: dict[str, dict[str, float]] = field(default_factory=dict)
     slices: list[Slice] = field(default_factory=list)
+    namespaces: tuple[str, ...] = ()
+    """Those of Kubernetes that a Prometheus has figures of. More than one are several fleets, added up."""
 
     @property
     def unknown(self) -> float:
@@ -250,7 +252,8 @@ def _count_workers(found: WindowFigures, points: Sequence[Point]) -> None:
     starts = [int(point.get("started", 0)) for point in points]
     found.restarts = sum(int(point.get("restarts", 0)) for point in points)
     found.workers = (min(counts), max(counts)) if counts else None
-    before = max(0, (points[0].get("workers") or 0) - starts[0]) if points else 0
+    first = next((number for number, point in enumerate(points) if point.get("workers")), 0)
+    before = max(0, counts[0] - sum(starts[: first + 1])) if counts else 0
     growth = max(0, max(counts, default=0) - before)
     found.unexplained_starts = max(0, sum(starts) - found.restarts - growth)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import html.parser
 import re
 from typing import Any
+from urllib.parse import parse_qs
 
+import httpx
 import pytest
 import typer
 
 from api.observability.history_figures import BOUNDS_MS, percentile
+from ragherd.prometheus_source import PrometheusClient, from_prometheus
 from ragherd.report import ReportRequest, document, seconds_of, window_of
 from ragherd.report_charts import nice
 from ragherd.report_criteria import Criterion, bounds, capacity_of, criteria_of, recommended
@@ -117,6 +120,7 @@ def test_nothing_but_gaps_is_nothing() -> None:
         ([minute(), minute(started=2, workers=6)], 0, 0),  # scaled up
         ([minute(), minute(started=4)], 0, 4),  # a replica was replaced
         ([minute(workers=None), minute(started=2, workers=2)], 0, 0),
+        ([minute(workers=None), minute(), minute(started=4)], 0, 4),  # not observed in the first minute
     ],
 )
 def test_starts_that_nothing_explains_are_not_hidden(points: list[Any], restarts: int, unexplained: int) -> None:
@@ -319,6 +323,30 @@ def test_the_settings_of_the_environment_are_shown_without_secrets(monkeypatch: 
     assert found["SEMANTIC_CACHE_TTL"] == 60
     assert secrets.keys() <= found.keys()
     assert not re.search("key-for-tests|secret-word", str(found))
+
+
+def test_figures_of_several_fleets_are_an_issue() -> None:
+    found = figures(minute())
+    found.namespaces = ("production",)
+    assert not [one for one in issues_of(found, None) if "namespaces" in one]
+    found.namespaces = ("production", "staging")
+    assert any("several namespaces: production, staging." in one for one in issues_of(found, None))
+
+
+def test_a_prometheus_with_two_namespaces_is_noticed() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        query = parse_qs(request.content.decode())["query"][0]
+        found: list[Any] = []
+        if "count_over_time" in query:
+            found = [{"metric": {}, "values": [[NOON + 60, "1"]]}]
+        elif "count by (namespace)" in query:
+            found = [{"metric": {"namespace": name}, "value": [0, "1"]} for name in ("staging", "production")]
+        return httpx.Response(200, json={"status": "success", "data": {"result": found}})
+
+    with httpx.Client(base_url="http://prometheus/", transport=httpx.MockTransport(answer)) as http:
+        found = from_prometheus(PrometheusClient(http), NOON, NOON + 60)
+    assert found is not None
+    assert found.namespaces == ("production", "staging")
 
 
 def test_clients_that_left_are_an_issue_and_no_error() -> None:
