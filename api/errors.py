@@ -47,7 +47,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Self
 
 from pybreaker import CircuitBreakerError
 
@@ -134,6 +134,12 @@ class RagherdError(Exception):
         self.headers = dict(headers or {})
         self.members = members
         """Additional members of the problem document (RFC 9457, section 3.2)."""
+
+    def with_header(self, name: str, value: str) -> Self:
+        """Returns a copy with one more header. All callers of a flight get the same error, so it must not change."""
+        copied = type(self).__new__(type(self), *self.args)
+        copied.__dict__.update(self.__dict__, headers={**self.headers, name: value})
+        return copied
 
     @property
     def problem_type(self) -> str:

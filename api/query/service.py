@@ -145,7 +145,7 @@ class QueryService:
                 self._observer.missed()
             self._observer.refused(request.asked, error)
             if request.variant:
-                error.headers[VARIANT_HEADER] = request.variant
+                raise error.with_header(VARIANT_HEADER, request.variant) from error
             raise
         except (asyncio.CancelledError, GeneratorExit):
             self._observer.left(request.asked)
