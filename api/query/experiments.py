@@ -44,6 +44,8 @@ DEFAULT_TOP_K: Final = 4
 """`top_k` of a request that does not set it."""
 CHANGES_ANSWERS: Final = ("LLM_MODEL", "PROMPT_TEMPLATE", "TOP_K")
 """Settings that an answer depends on."""
+CHANGES_CACHE: Final = ("SEMANTIC_CACHE_ENABLED", "SEMANTIC_CACHE_POLICY", "SEMANTIC_CACHE_SIMILARITY_THRESHOLD")
+"""Settings that decide which cached answers are served."""
 
 
 # -- assignment --------------------------------------------------------------------------------------------------------
@@ -98,6 +100,8 @@ def place_of(experiment: str, unit: str) -> tuple[int, int]:
 def effective(experiment: Experiment, spec: VariantSpec) -> Variant:
     """Returns the settings of a variant as requests use them. Raises `SettingsError` for those of another release."""
     given = spec.settings
+    if unknown := given.keys() - {*CHANGES_ANSWERS, *CHANGES_CACHE}:
+        raise SettingsError(f"{min(unknown)}: this release cannot vary it")
     prompt, policy = given.get("PROMPT_TEMPLATE"), given.get("SEMANTIC_CACHE_POLICY")
     try:
         return Variant(
@@ -292,7 +296,7 @@ class ExperimentControl:
         """Returns the figures and the verdict of an experiment. Raises `NotFound`."""
         found = await self._store.find(name)
         if found is None:
-            raise NotFound(f"There is no experiment {name}. Experiments are kept for 30 days after their last request.")
+            raise NotFound(f"There is no experiment {name}. Experiments are kept for 30 days after their end.")
         figures = await self._store.figures(name)
         return await asyncio.to_thread(self._report, found, figures, self._quality(), await self._store.now_ms())
 

@@ -135,6 +135,14 @@ async def test_an_experiment_ends_by_itself(serve: Service) -> None:
     await started(client, halves("second"))
 
 
+async def test_an_experiment_whose_definition_is_lost_starts_over(serve: Service, redis: Redis) -> None:
+    client = await serve()
+    await started(client, halves())
+    await redis.delete("rag:experiment:trial")
+    assert (await started(client, halves()))["state"] == "running"
+    assert await variant_of(client, "ann") != ""
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -360,6 +368,22 @@ async def test_errors_count_for_the_variant_and_say_which(serve: Service, stub: 
 
     await wait_until_async(counted, timeout=5)
     assert (await report(client))["variants"][1]["error_rate"]["estimate"] == 1.0
+
+
+async def test_callers_who_share_a_failed_call_each_get_their_variant(serve: Service, stub: StubOllama) -> None:
+    client = await serve()
+    body = halves(share_answers=True)
+    body["variants"][0]["share"] = body["variants"][1]["share"] = 40
+    await started(client, body)
+    users = await users_of(client)
+    stub.behaviour("status", status=404, message="model 'absent' not found", path="/api/chat", delay=1.0)
+    asked = {"question": "Why?"}
+    responses = await asyncio.gather(
+        *(client.post("/query", json=asked, headers={CLIENT: user}) for user in users.values())
+    )
+    assert [response.status_code for response in responses] == [404] * 3
+    assert stub.stats["requests"]["/api/chat"] == 1
+    assert [response.headers.get(HEADER) for response in responses] == list(users)
 
 
 async def test_a_stream_says_its_variant(serve: Service) -> None:

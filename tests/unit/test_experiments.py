@@ -28,6 +28,8 @@ from api.ports.experiment import (
 from api.ports.question import RAW, Query
 from api.query.cache_key import fingerprint
 from api.query.experiments import (
+    CHANGES_ANSWERS,
+    CHANGES_CACHE,
     ExperimentFollower,
     ExperimentView,
     RunningExperiment,
@@ -37,6 +39,7 @@ from api.query.experiments import (
     unit_of,
 )
 from api.settings import validated_variant
+from api.settings.loading import VARIES
 from api.values import EmbedderIdentity
 from tests.support.service import make_settings
 
@@ -236,6 +239,10 @@ def test_a_setting_that_is_wrong_or_cannot_vary_is_refused_by_name(given: dict[s
     assert str(raised.value).startswith(message)
 
 
+def test_every_setting_that_may_vary_is_one_that_requests_use() -> None:
+    assert ", ".join(sorted([*CHANGES_ANSWERS, *CHANGES_CACHE])) == VARIES
+
+
 def test_a_variant_cannot_turn_on_what_the_service_lacks() -> None:
     off = make_settings("redis://localhost", "http://localhost:11434", cache={"enabled": False})
     assert validated_variant(off, {"SEMANTIC_CACHE_ENABLED": False}) == {"SEMANTIC_CACHE_ENABLED": False}
@@ -310,9 +317,10 @@ async def test_an_experiment_that_is_stopped_or_over_or_gone_is_not_run() -> Non
         assert view.running is None
 
 
-async def test_an_experiment_of_a_later_release_is_left_alone() -> None:
+@pytest.mark.parametrize("unknown", [{"SEMANTIC_CACHE_POLICY": "clairvoyant"}, {"NO_SETTING_YET": 3}])
+async def test_an_experiment_of_a_later_release_is_left_alone(unknown: dict[str, Any]) -> None:
     store = Memory()
-    later = experiment(settings=[{}, {"SEMANTIC_CACHE_POLICY": "clairvoyant"}])
+    later = experiment(settings=[{}, unknown])
     store.stored = FollowedExperiment(7, 0, replace(later, ends_ms=9_000))
     view, follower = following(store)
     await follower.follow()

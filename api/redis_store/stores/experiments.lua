@@ -15,7 +15,8 @@ epoch, running, ends = tonumber(epoch or 0), running or '', tonumber(ends or 0)
 if epoch ~= tonumber(ARGV[2]) then return {'changed'} end
 local is_running = running ~= '' and now < ends
 if is_running and running ~= name then return {'busy', running} end
-if not is_running then
+-- A running one whose definition is lost, such as by eviction, starts over.
+if not is_running or redis.call('EXISTS', KEYS[2]) == 0 then
   redis.call('DEL', KEYS[2], KEYS[3])
   redis.call('HSET', KEYS[2], 'started_ms', int(now))
   redis.call('HSET', KEYS[1], 'at:' .. name, int(now))
