@@ -101,6 +101,10 @@ def read_experiment(file: Path) -> dict[str, Any]:
         if isinstance(settings, dict) and isinstance(path := settings.get(TEMPLATE_PATH), str):
             del settings[TEMPLATE_PATH]
             settings["PROMPT_TEMPLATE"] = _text(file.parent / path)
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:  # TOML has dates and `nan`
+        raise exit_with(f"{file}: has a value that JSON lacks: {error}", USAGE_ERROR) from None
     return found
 
 
@@ -115,8 +119,9 @@ def _text(file: Path) -> str:
 
 
 def _show(found: Any) -> None:
-    until = f"stopped {moment(found['stopped'])}" if found["stopped"] else f"ends {moment(found['ends'])}"
-    typer.echo(f"{clean(found['name'])}: {found['state']}, started {moment(found['started'])}, {until}")
+    until = "ended" if found["state"] == "ended" else "ends"
+    end = f"stopped {moment(found['stopped'])}" if found["stopped"] else f"{until} {moment(found['ends'])}"
+    typer.echo(f"{clean(found['name'])}: {found['state']}, started {moment(found['started'])}, {end}")
     table = new_table("", *(clean(one["name"]) for one in found["variants"]))
     for title, cells in _rows(found["variants"]):
         table.add_row(title, *cells)

@@ -240,7 +240,7 @@ def report(experiment: Experiment, figures: Mapping[str, int], quality: QualityS
                 "variant": one.name,
                 "control": control.name,
                 "verdict": judgement,
-                "summary": _summary(one.name, judgement, measures),
+                "summary": _summary(one.name, judgement, measures) + _caution(experiment, one, control),
                 "measures": {each.measure.name: _difference(each) for each in measures},
             }
         )
@@ -336,7 +336,16 @@ def _summary(name: str, judgement: Judgement, measures: Sequence[Compared]) -> s
     shown = [f"{one.measure.words} {_words(one)}" for one in measures if one.good is not None]
     open_ones = [one.measure.words for one in measures if one.good is None]
     rest = f" No difference shown in {', '.join(open_ones)}." if open_ones else ""
+    if few := [one.measure.words for one in measures if one.shown == "too early"]:
+        rest += f" Too few samples yet: {', '.join(few)}."
     return f"{name} is {judgement}: {'; '.join(shown)}.{rest}" if shown else f"{name}:{rest}"
+
+
+def _caution(experiment: Experiment, one: VariantSpec, control: VariantSpec) -> str:
+    """Returns what makes hit rates and latencies differ anyway: a cache that more requests fill has more hits."""
+    if experiment.share_answers or one.share == control.share:
+        return ""
+    return " The shares differ: the larger one fills its cache sooner, which alone changes hit rate and latency."
 
 
 def _words(one: Compared) -> str:

@@ -130,6 +130,8 @@ async def test_refusals_say_what_to_do(serve: Service, trial: str, tmp_path: Pat
         ("broken.json", "{", "broken.json: not JSON: "),
         ("empty.toml", "name = 'x'", "empty.toml: has no [[variants]]"),
         ("prompt.toml", TRIAL, "pirate.toml: No such file or directory"),
+        ("date.toml", "name = 2026-11-28\n[[variants]]", "date.toml: has a value that JSON lacks: Object of type date"),
+        ("nan.toml", "[[variants]]\nshare = nan", "nan.toml: has a value that JSON lacks: Out of range float"),
     ],
 )
 def test_a_file_that_cannot_be_used_exits_with_2(tmp_path: Path, name: str, text: str | None, message: str) -> None:

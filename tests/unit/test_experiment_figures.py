@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,7 @@ def test_the_report_says_in_plain_words_what_is_better() -> None:
     assert (comparison["variant"], comparison["control"], comparison["verdict"]) == ("lower", "control", "better")
     assert comparison["summary"].startswith("lower is better: hit rate +25.0 points (+2")
     assert "No difference shown in latency, errors, wrong cached answers, bad feedback." in comparison["summary"]
+    assert comparison["summary"].endswith(" Too few samples yet: wrong cached answers, bad feedback.")
     hit_rate = comparison["measures"]["hit_rate"]
     assert hit_rate["difference"] == 0.25
     assert 0 < hit_rate["low"] < 0.25 < hit_rate["high"]
@@ -246,6 +248,17 @@ def test_the_report_says_in_plain_words_what_is_better() -> None:
     assert lower["latency_ms"]["typical"]["estimate"] == pytest.approx(50, rel=0.01)
     assert lower["latency_ms"]["p50"] == pytest.approx(50, rel=0.25)
     assert (lower["share"], lower["settings"]) == (50, {"SEMANTIC_CACHE_SIMILARITY_THRESHOLD": 0.88})
+
+
+def test_unequal_shares_are_said_to_change_hit_rates_unless_answers_are_shared() -> None:
+    control, lower = EXPERIMENT.variants
+    uneven = replace(EXPERIMENT, variants=(control, replace(lower, share=1_000)))
+    shared = replace(uneven, share_answers=True)
+    said = [
+        "shares differ" in report(one, {}, QualityState(), 2_000)["comparisons"][0]["summary"]
+        for one in (EXPERIMENT, uneven, shared)
+    ]
+    assert said == [False, True, False]
 
 
 def test_better_by_one_measure_and_worse_by_another_is_mixed() -> None:
