@@ -109,14 +109,16 @@ def add_in_file(additions: Iterable[tuple[Slot, float]]) -> None:
     """Adds to values in the worker's file, in a third of the time of `MmapedValue.inc`.
 
     It leaves out the lock and the check for a fork: only the event loop's thread counts requests, and no worker forks.
+    It assigns the eight bytes at once. `pack_into` would first clear them, and a scrape in between would read 0, which
+    Prometheus takes for a restart.
     """
     for (value, file, place), amount in additions:
         total = value._value = value._value + amount
-        _PAIR.pack_into(file._m, place, total, 0.0)
+        file._m[place : place + 8] = _PACK(total)
 
 
-_PAIR: Final = struct.Struct("dd")
-"""A value and its time, as prometheus_client stores them."""
+_PACK: Final = struct.Struct("d").pack
+"""prometheus_client stores a value as a native double; its time follows, and is 0 for counts."""
 
 
 def _make(spec: MetricSpec, registry: CollectorRegistry) -> Any:

@@ -6,11 +6,13 @@ import asyncio
 import math
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pybreaker
 import pytest
@@ -26,7 +28,7 @@ from api.endpoints.middleware import HttpMetrics
 from api.errors import UpstreamFault
 from api.observability.listeners import OUTCOMES, STATES, BreakerMetrics
 from api.observability.metric_names import ALL_METRICS, REQUEST_BUCKETS
-from api.observability.metrics import Metrics
+from api.observability.metrics import Metrics, add_in_file
 from api.observability.worker_facts import TICK, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
 from api.ports.answer_cache import StoreMemory
@@ -346,6 +348,26 @@ metrics._families[NAMES.HTTP_REQUEST_DURATION]["GET", "/7", "200"].observe(REQUE
 metrics.cache_looked_up("exact")
 print(metrics.exposition()[0].decode())
 """
+
+
+class WriteOnlyFile:
+    """A metrics file in which each value is replaced at once: `pack_into` is refused, because it clears it first."""
+
+    def __init__(self) -> None:
+        self._m = self
+        self.values: dict[int, float] = {}
+
+    def __setitem__(self, place: slice, written: bytes) -> None:
+        assert (place.stop - place.start, place.start % 8) == (8, 0), "a reader sees all of a value or none"
+        self.values[place.start] = struct.unpack("d", written)[0]
+
+
+def test_a_scrape_never_sees_a_count_that_is_being_written() -> None:
+    file, value = WriteOnlyFile(), Mock(_value=1e6)
+
+    add_in_file([((value, file, 64), 1), ((value, file, 64), 0.5)])
+
+    assert file.values == {64: value._value} == {64: 1_000_001.5}
 
 
 @pytest.mark.slow
