@@ -134,12 +134,12 @@ async def forward(request: Request, fields: Mapping[str, Any], path: ForwardedPa
     """Returns Ollama's answer, or the cached answer to the same request. Raises the errors of the flow."""
     state = worker_state(request)
     check_num_ctx(request, fields.get("options"))
-    query = _query(request, fields, path)
+    query = request.state.query = _query(request, fields, path)
     if query.forwarded is not None and query.forwarded.streams:
         form = ForwardedForm(path.media_type, path.error_line)
         return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
     async with cancel_on_disconnect(request.receive):
-        answered = await state.queries.answer(query)
+        answered = request.state.answered = await state.queries.answer(query)
     headers = cache_headers(answered, query.cache_control)
     return Response(answered.answer.encode(), headers=headers, media_type="application/json")
 

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.endpoints.access_log import AccessLog
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service
 
@@ -100,6 +101,23 @@ async def service(serve: Service) -> httpx.AsyncClient:
 def steady(response: httpx.Response) -> Any:
     """The body, without Ragherd's headers."""
     return response.status_code, response.headers["content-type"].partition(";")[0], response.content
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_the_access_log_has_the_outcome_as_of_any_other_question(
+    service: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    logged: list[Mapping[str, Any]] = []
+    monkeypatch.setattr(AccessLog, "__call__", lambda _self, _ended, state: logged.append(dict(state)))
+
+    for _ in range(2):
+        path, fields = REQUESTS["openai tools"]
+        assert (await service.post(path, json={**fields, "stream": stream})).status_code == 200
+
+    miss, hit = logged
+    assert miss["query"].model == hit["query"].model == MODEL
+    assert (miss["answered"].status, hit["answered"].status) == ("miss", "hit")
+    assert miss["answered"].completed.generation.backend == "ollama"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
