@@ -62,6 +62,8 @@ UNTRACED: Final = ("/health", "/metrics")
 """Paths that probes and scrapers call every few seconds."""
 METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 CACHE_STATUS: Final = "ragherd.cache.status"
+LEFT: Final = "client_disconnected"
+"""The `error.type` of a request whose client left before the end of the response."""
 
 
 class _ScopeHeaders(Getter[Iterable[tuple[bytes, bytes]]]):
@@ -178,7 +180,11 @@ class ReportedExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Exports a batch; retries within OTEL_EXPORTER_OTLP_TIMEOUT."""
-        result = self._exporter.export(spans)
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:  # noqa: BLE001 - such as a name that protobuf refuses; the SDK would only log it
+            self._last_error.text = f"{type(error).__name__}: {error}"[:300]
+            result = SpanExportResult.FAILURE
         failed = result is not SpanExportResult.SUCCESS
         self._metrics.spans("failed" if failed else "exported", len(spans))
         if failed and not self._failing:
@@ -241,12 +247,14 @@ class RequestTracing(Tracing):
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
         facts = {"http.request.method": method, "url.scheme": scope.get("scheme", "http")}
         span = self._tracer.start_span(method, context=parent, kind=SpanKind.SERVER, attributes=facts)
-        started = 0
+        started, complete = 0, False
 
         async def send_and_note(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
+            nonlocal started, complete
             if message["type"] == "http.response.start":
                 started = message["status"]
+            elif message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
             await send(message)
 
         token = contexts.attach(trace.set_span_in_context(span, parent))
@@ -260,10 +268,13 @@ class RequestTracing(Tracing):
             raise
         finally:
             contexts.detach(token)
-            self._end(span, method, route_of(scope), started, error, scope.get("state", {}))
+            state = scope.get("state", {})
+            left = not complete or started == CLIENT_CLOSED_REQUEST
+            failure = error or state.get("error", "") or (LEFT if left else "")
+            self._end(span, method, route_of(scope), started, failure, state)
 
     def _end(
-        self, span: trace.Span, method: str, route: str, status: int, error: str, state: MutableMapping[str, Any]
+        self, span: trace.Span, method: str, route: str, status: int, failure: str, state: MutableMapping[str, Any]
     ) -> None:
         """Ends a request's span with what its endpoint left in its state."""
         answered: AnswerFinished | None = state.get("answered")
@@ -278,11 +289,9 @@ class RequestTracing(Tracing):
                 facts |= {"ragherd.cache.kind": match.kind, "ragherd.cache.similarity": match.similarity}
         if status:
             facts["http.response.status_code"] = status
-        left = not status or status == CLIENT_CLOSED_REQUEST
-        failure = error or state.get("error", "") or ("client_disconnected" if left else "")
         if status >= 500 or failure:
             facts["error.type"] = failure or str(status)
-            if status >= 500 or (status == 200 and not left):
+            if status >= 500 or (status == 200 and failure != LEFT):
                 span.set_status(StatusCode.ERROR)
         span.set_attributes(facts)
         span.end()

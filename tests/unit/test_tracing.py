@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from opentelemetry.trace import SpanKind, Tracer
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from api.errors import UpstreamError, UpstreamFault
 from api.observability.metrics import Metrics
 from api.observability.traced_steps import TracedEmbedder, TracedTelemetry, Vocabulary, span_of
-from api.observability.tracing import MOST_BUFFERED, HitSampler, RequestTracing
+from api.observability.tracing import MOST_BUFFERED, HitSampler, ReportedExporter, RequestTracing, _LastError
 from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome
 from api.ports.inference import CurrentIdentity
 from api.ports.question import AnswerFinished, Timings
@@ -60,6 +60,7 @@ async def serve(
     path: str = "/query",
     headers: Mapping[str, str] | None = None,
     error: Exception | None = None,
+    complete: bool = True,
 ) -> None:
     """Serves a request whose endpoint leaves `state`, makes a step, and answers with `status`."""
 
@@ -68,8 +69,11 @@ async def serve(
             scope["state"].update(state)
         if status is not None:
             await send({"type": "http.response.start", "status": status})
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
         if error is not None:
             raise error
+        if status is not None and complete:
+            await send({"type": "http.response.body", "body": b""})
 
     async def send(_: Any) -> None:
         """Sends nothing."""
@@ -157,6 +161,34 @@ async def test_errors_are_named(status: int | None, state: Mapping[str, Any], er
     request = exported.spans[-1]
     assert (request.attributes or {}).get("error.type") == error
     assert (not request.status.is_ok) == failed
+
+
+async def test_a_client_that_left_in_mid_stream_is_named_and_is_not_a_fault() -> None:
+    exported = Exported(hits=0.0)
+
+    await serve(exported, answered(CacheStatus.HIT), complete=False)
+    await serve(exported, {"error": "upstream-failed"}, complete=False)
+
+    left, failed = exported.spans[1], exported.spans[3]
+    assert (left.attributes or {})["error.type"] == "client_disconnected"
+    assert left.status.is_ok
+    assert (failed.attributes or {})["error.type"] == "upstream-failed"
+
+
+class _Refusing(SpanExporter):
+    """Raises, as the encoder does for a name that is not valid Unicode."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+
+def test_spans_that_the_exporter_cannot_encode_count_as_failed() -> None:
+    registry = CollectorRegistry()
+    exporter = ReportedExporter(_Refusing(), Metrics(registry), _LastError())
+
+    assert exporter.export([Mock(), Mock()]) is SpanExportResult.FAILURE
+
+    assert registry.get_sample_value("ragherd_trace_spans_total", {"outcome": "failed"}) == 2
 
 
 async def test_an_exception_ends_the_span_and_passes() -> None:
