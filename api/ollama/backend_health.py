@@ -206,6 +206,8 @@ class WarmUp:
             # questions that arrive meanwhile wait for the same load.
             async with self._bulkheads[f"{backend}{load.kind}"].permit(WARM_UP, background=True):
                 pass
+            if self._is_drained(backend):  # drained while it waited, or while another model was loaded
+                return False
             await self._pools[backend].load(load.path, load.body, load.model, LOAD_LIMIT)
         except (BulkheadFull, UpstreamError) as error:
             self._log.warning("warm_up_failed", backend=backend, model=load.model, error=str(error), **error.members)

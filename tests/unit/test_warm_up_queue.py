@@ -88,6 +88,21 @@ async def test_a_load_waits_behind_users_and_holds_no_permit() -> None:
     await warm_up.aclose()
 
 
+async def test_a_backend_that_is_drained_while_the_load_waits_loads_nothing() -> None:
+    line, lease, drained = FakeBulkhead(), Lease(), False
+    pool: Any = FakePool(line)
+    bulkheads = {"ollama": line, "ollama-embed": line}
+    warm_up = WarmUp({"ollama": pool}, bulkheads, {"ollama": lease}, LOADS, lambda _: drained)
+    warm_up.start_all()
+    while not line.asked:
+        await asyncio.sleep(0)
+    drained = True
+    line.turn.set()
+    (warming,) = [task for task in asyncio.all_tasks() if task.get_name() == "warm-up-ollama"]
+    await warming
+    assert (pool.loaded, lease.held) == ([], False)
+
+
 async def test_a_full_queue_leaves_the_load_to_the_first_question() -> None:
     line = FakeBulkhead()
     line.full = True
