@@ -108,7 +108,7 @@ def figures_of(rounds: Sequence[Round], seed: int) -> Iterator[Figure]:
         parts, wholes = (np.array([one[field] for one in rounds], float) for field in (part, whole))
         if wholes.sum() and (parts.sum() or not is_ratio):
             drawn = (weights @ parts) / np.maximum(weights @ wholes, 1e-9)
-            value = float(parts.sum() / wholes.sum())
+            value = float(parts.sum()) / float(wholes.sum())
             if is_ratio:
                 drawn, value = np.log(np.maximum(drawn, 1e-9)), math.log(value)
             yield Figure(name, unit, value, drawn, blocks, is_ratio, worse)
