@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request
@@ -16,12 +17,12 @@ from starlette.responses import Response, StreamingResponse
 
 from api.cancellation import cancel_and_wait
 from api.endpoints.description import errors_of
-from api.endpoints.dropin_wire import NDJSON
+from api.endpoints.dropin_wire import NDJSON, read_fields
 from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.ollama_wire import BLOBS, error_body, error_line
 from api.endpoints.streaming import cancel_on_disconnect
-from api.errors import NotAuthorized, UpstreamError
+from api.errors import NotAuthorized, UpstreamError, UpstreamFault
 from api.ports.inference import ModelCatalog
 from api.values import PassedOn
 
@@ -30,6 +31,8 @@ router = APIRouter(route_class=CheckedRoute, tags=["Ollama's API"], responses=er
 OFF: Final = "Changing models is off here. Set OLLAMA_ADMIN_PASSTHROUGH=true, or run the command where Ollama runs."
 AHEAD: Final = 4
 """Parts of an upload that the fastest backend may be ahead of the slowest."""
+STALLED: Final = 60.0
+"""Seconds after which an upload to a backend that takes no data fails."""
 ANSWER_BYTES: Final = 64 * 1024
 """Bytes of a response that is not streamed."""
 
@@ -94,22 +97,62 @@ def _allowed(request: Request) -> ModelCatalog:
 
 async def _streamed(request: Request) -> Response:
     catalog = _allowed(request)
-    body = await request.body()
+    fields = await read_fields(request)
+    body = orjson.dumps(fields)
+    if fields.get("stream") is False:
+        async with cancel_on_disconnect(request.receive):
+            names = catalog.backends()
+            return _worst([await _answer(catalog, name, request.method, request.url.path, body) for name in names])
     return StreamingResponse(_progress(catalog, request, body), media_type=NDJSON)
 
 
 async def _progress(catalog: ModelCatalog, request: Request, body: bytes) -> AsyncIterator[bytes]:
-    """Yields the progress of each backend. One that fails does not stop the others."""
+    """Yields the progress of each backend, and then the errors: a client that reads one may leave.
+
+    An error names its backend if there are others.
+    """
     names = catalog.backends()
+    failures: list[bytes] = []
     for name in names:
         if len(names) > 1:
-            yield orjson.dumps({"status": f"{name}:"}, option=orjson.OPT_APPEND_NEWLINE)
+            yield _line({"status": f"{name}:"})
         try:
             async with catalog.pass_on(name, request.method, request.url.path, body) as response:
-                async for part in response.parts:
-                    yield part
+                async for line in _lines(response.parts):
+                    if (said := _error_in(line)) is None:
+                        yield line + b"\n"
+                    else:
+                        failures.append(_line({"error": f"{name}: {said}" if len(names) > 1 else said}))
         except UpstreamError as error:
-            yield error_line(UpstreamError(error.fault, f"{name}: {error.detail}"))
+            failures.append(error_line(UpstreamError(error.fault, f"{name}: {error.detail}")))
+    for failure in failures:
+        yield failure
+
+
+async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yields the lines that are not blank. The last may lack its line feed."""
+    rest = b""
+    async for part in parts:
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            if line.strip():
+                yield line
+        if len(rest) > ANSWER_BYTES:
+            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"a line has more than {ANSWER_BYTES} bytes.")
+    if rest.strip():
+        yield rest
+
+
+def _error_in(line: bytes) -> Any:
+    """Returns the error in a line of progress; None without one."""
+    with suppress(orjson.JSONDecodeError):
+        fields = orjson.loads(line)
+        return fields.get("error") if isinstance(fields, dict) else None
+    return None
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
 async def _together(request: Request, *, method: str = "", upload: bool = False) -> Response:
@@ -124,11 +167,15 @@ async def _together(request: Request, *, method: str = "", upload: bool = False)
             )
     else:
         answers = await _uploaded(catalog, names, request)
-    status, kind, said = max(answers, key=lambda answer: answer[0])
-    return Response(said, status, media_type=kind)
+    return _worst(answers)
 
 
 Answer = tuple[int, str, bytes]
+
+
+def _worst(answers: Sequence[Answer]) -> Response:
+    status, kind, said = max(answers, key=lambda answer: answer[0])
+    return Response(said, status, media_type=kind)
 
 
 async def _answer(
@@ -150,14 +197,24 @@ async def _beginning(response: PassedOn) -> bytes:
 class _Copy:
     """The body on its way to one backend."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
-        self._refused = False
+        self.is_refused = False
 
     async def add(self, part: bytes) -> None:
-        """Waits while the backend lags behind, unless it wants no more. An empty part is the end."""
-        if not self._refused:
-            await self._queue.put(part)
+        """Waits while the backend lags behind, unless it wants no more. An empty part is the end.
+
+        Raises `UpstreamError` if the backend takes nothing for too long.
+        """
+        if self.is_refused:
+            return
+        try:
+            async with asyncio.timeout(STALLED):
+                await self._queue.put(part)
+        except TimeoutError as error:
+            detail = f"{self._name}: took no data for {STALLED:g} s."
+            raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
 
     async def parts(self) -> AsyncIterator[bytes]:
         """Yields what was added."""
@@ -166,21 +223,28 @@ class _Copy:
 
     def refuse(self) -> None:
         """Drops the rest: the backend has answered."""
-        self._refused = True
+        self.is_refused = True
         while not self._queue.empty():
             self._queue.get_nowait()
 
 
 async def _uploaded(catalog: ModelCatalog, names: Sequence[str], request: Request) -> list[Answer]:
-    """Sends each part of the body to every backend as it arrives. Raises the first failure."""
-    copies = [_Copy() for _ in names]
+    """Sends each part of the body to every backend as it arrives. Raises a failure once the others have their copy.
+
+    If the client leaves, or a backend hangs, the upload ends everywhere.
+    """
+    copies = [_Copy(name) for name in names]
 
     async def feed() -> None:
         async for part in request.stream():
+            if all(copy.is_refused for copy in copies):
+                break
             for copy in copies if part else ():
                 await copy.add(part)
         for copy in copies:
             await copy.add(b"")
+        async with cancel_on_disconnect(request.receive):
+            await asyncio.wait(sending)
 
     async def send(name: str, copy: _Copy) -> Answer:
         try:
@@ -191,9 +255,7 @@ async def _uploaded(catalog: ModelCatalog, names: Sequence[str], request: Reques
     sending = [asyncio.create_task(send(name, copy)) for name, copy in zip(names, copies, strict=True)]
     feeding = asyncio.create_task(feed())
     try:
-        await asyncio.wait([feeding, *sending], return_when=asyncio.FIRST_EXCEPTION)
-        if feeding.done():
-            feeding.result()
-        return [await task for task in sending]
+        await feeding
+        return [task.result() for task in sending]
     finally:
         await cancel_and_wait([feeding, *sending])

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.support.service import Service
+from tests.support.waiting import eventually
 
 KEYS = {"api_keys": "acme=a-key", "admin_keys": "the-admin-key"}
 ADMIN = {"Authorization": "Bearer the-admin-key"}
@@ -30,6 +31,7 @@ class ModelHost:
     def __init__(self, *, refuses: bool = False) -> None:
         self.refuses = refuses
         self.models: list[str] = []
+        self.uploading = 0
         self.blobs: dict[str, bytes] = {}
         routes = [
             Route("/api/pull", self.pull, methods=["POST"]),
@@ -39,7 +41,13 @@ class ModelHost:
         self.app = Starlette(routes=routes)
 
     async def pull(self, request: Request) -> Response:
-        name = (await request.json())["model"]
+        fields = await request.json()
+        name = fields["model"]
+        if self.refuses:
+            return JSONResponse({"error": "pull model manifest: file does not exist"}, 500)
+        if fields.get("stream") is False:
+            self.models.append(name)
+            return JSONResponse({"status": "success"})
 
         async def lines() -> AsyncIterator[bytes]:
             yield b'{"status":"pulling manifest"}\n'
@@ -61,7 +69,11 @@ class ModelHost:
             return Response(status_code=200 if digest in self.blobs else 404)
         if self.refuses:
             return JSONResponse({"error": "no space left on device"}, 500)
-        self.blobs[digest] = await request.body()
+        self.uploading += 1
+        try:
+            self.blobs[digest] = await request.body()
+        finally:
+            self.uploading -= 1
         return Response(status_code=201)
 
 
@@ -141,6 +153,49 @@ async def test_a_backend_that_refuses_an_upload_stops_nothing(serve: Service) ->
         sent = await service.post(f"/api/blobs/{DIGEST}", content=BLOB, headers=ADMIN)
         assert (sent.status_code, sent.json()) == (500, {"error": "no space left on device"})
         assert two.blobs[DIGEST] == BLOB
+
+
+async def test_an_error_comes_last_and_stops_no_other_backend(serve: Service) -> None:
+    one, two = ModelHost(refuses=True), ModelHost()
+    async with running(one) as first, running(two) as second:
+        service = await serve(**settings(first, second))
+        pulled = await service.post("/api/pull", json={"model": "m"}, headers=ADMIN)
+        assert pulled.text.splitlines()[-2:] == [
+            '{"status":"success"}',
+            '{"error":"ollama: pull model manifest: file does not exist"}',
+        ]
+        assert two.models == ["m"]
+
+
+async def test_without_a_stream_the_answer_is_that_of_the_backend_that_fared_worst(serve: Service) -> None:
+    one, two = ModelHost(refuses=True), ModelHost()
+    async with running(one) as first, running(two) as second:
+        body = {"model": "m", "stream": False}
+        service = await serve(**settings(first, second))
+        pulled = await service.post("/api/pull", json=body, headers=ADMIN)
+        assert (pulled.status_code, pulled.json()) == (500, {"error": "pull model manifest: file does not exist"})
+        one.refuses = False
+        pulled = await service.post("/api/pull", json=body, headers=ADMIN)
+        assert (pulled.status_code, pulled.json()) == (200, {"status": "success"})
+
+
+async def test_an_upload_ends_when_its_client_leaves_though_one_backend_is_down(serve: Service) -> None:
+    host = ModelHost()
+    async with running(host) as url:
+        service = await serve(**settings("http://127.0.0.1:9", url))
+        begun = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield BLOB[:100_000]
+            begun.set()
+            await asyncio.Event().wait()
+
+        upload = asyncio.create_task(service.post(f"/api/blobs/{DIGEST}", content=slow(), headers=ADMIN))
+        await begun.wait()
+        await eventually(lambda: host.uploading == 1)
+        upload.cancel()
+        await eventually(lambda: host.uploading == 0)
+        assert host.blobs == {}
 
 
 async def test_a_backend_that_is_down_is_named(serve: Service) -> None:
