@@ -33,12 +33,14 @@ SERVED: Final = frozenset(
 )
 ADMINISTRATION: Final = frozenset(f"/api/{name}" for name in ("pull", "push", "create", "copy", "delete"))
 """Paths that change what models Ollama has."""
+ACCOUNT: Final = frozenset(f"/api/{name}" for name in ("me", "signout", "status"))
+"""Paths for accounts at ollama.com. Ragherd does not have them, and says so in Ollama's form."""
 BLOBS: Final = "/api/blobs/"
 
 
 def owns_path(path: str) -> bool:
     """Returns whether a path belongs to this API."""
-    return path in SERVED or path in ADMINISTRATION or path.startswith(BLOBS)
+    return path in SERVED or path in ADMINISTRATION or path in ACCOUNT or path.startswith(BLOBS)
 
 
 def error_body(error: RagherdError) -> dict[str, Any]:
@@ -100,8 +102,8 @@ class EmbedBody(ModelBody):
 
     @property
     def texts(self) -> list[str]:
-        """Returns one or many texts as a list."""
-        return [self.input] if isinstance(self.input, str) else self.input
+        """Returns one or many texts as a list. To Ollama a single empty text is none."""
+        return self.input if isinstance(self.input, list) else [self.input] if self.input else []
 
     @property
     def extra(self) -> dict[str, Any]:

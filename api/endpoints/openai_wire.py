@@ -42,6 +42,8 @@ from api.ports.question import AnswerFinished, AnswerStarted
 from api.values import ChatMessage, Embeddings, Token, Usage, Vector
 
 PREFIX: Final = "/v1/"
+FINGERPRINT: Final = "fp_ollama"
+"""Ollama's `system_fingerprint`. It is always the same."""
 
 _ERROR_TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _ERROR_CODES: Final = {"not-authenticated": "invalid_api_key", "upstream-failed": "model_not_found"}
@@ -172,18 +174,23 @@ class OpenAIForm:
     def __init__(self, model: str, request_id: str, options: Mapping[str, Any], *, include_usage: bool) -> None:
         self._options = options
         self._include_usage = include_usage
-        self._common = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}
+        self._common = {
+            "id": f"chatcmpl-{request_id}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": FINGERPRINT,
+        }
 
     def started(self, started: AnswerStarted) -> bytes:
-        return self._chunk({"role": "assistant", "content": ""})
+        return b""
 
     def token(self, token: Token) -> bytes:
         return self._chunk({"content": token.text})
 
     def done(self, answered: AnswerFinished) -> bytes:
         thinking = thinking_of(answered)
-        thoughts = self._chunk({"reasoning": thinking}) if thinking else b""
-        last = thoughts + self._chunk({}, done_reason(answered, self._options))
+        thoughts = self._chunk({"content": "", "reasoning": thinking}) if thinking else b""
+        last = thoughts + self._chunk({"content": ""}, done_reason(answered, self._options))
         if self._include_usage:
             last += _event({**self._chunk_head(), "choices": [], "usage": _usage(usage_of(answered))})
         return last + _LAST
@@ -200,14 +207,13 @@ class OpenAIForm:
                 "content": answered.answer,
                 **({"reasoning": thinking} if thinking else {}),
             },
-            "logprobs": None,
             "finish_reason": done_reason(answered, self._options),
         }
         usage = _usage(usage_of(answered))
         return {**self._common, "object": "chat.completion", "choices": [choice], "usage": usage}
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        choice = {"index": 0, "delta": {"role": "assistant", **delta}, "finish_reason": finish_reason}
         return _event({**self._chunk_head(), "choices": [choice]})
 
     def _chunk_head(self) -> dict[str, Any]:

@@ -76,9 +76,9 @@ def embed_answer(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any
 
 
 def texts(request: dict[str, Any]) -> list[str]:
-    """Returns the texts of an /api/embed request."""
+    """Returns the texts of an /api/embed request. Like Ollama, the stub takes a single empty text for none."""
     given = request.get("input", [])
-    return [given] if isinstance(given, str) else given
+    return given if isinstance(given, list) else [given] if given else []
 
 
 def _read(text: str, behaviour: Behaviour) -> str:
