@@ -68,6 +68,21 @@ class ForwardedRequest:
     digest: str
     streams: bool
 
+    @property
+    def only_loads(self) -> bool:
+        """True if it asks nothing: Ollama only loads or unloads the model."""
+        asks = _ASKS.get(self.path)
+        return asks is not None and not self.fields.get(asks)
+
+    @property
+    def is_silent(self) -> bool:
+        """True if Ollama may work for long without a word: it sends a call of a tool when the call is complete."""
+        return not self.streams or bool(self.fields.get("tools"))
+
+
+_ASKS: Final = {"/api/chat": "messages", "/api/generate": "prompt"}
+"""The field with the question."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
@@ -92,9 +107,14 @@ class GenerationRequest:
 
     @property
     def prompt_tokens(self) -> int:
-        """About how many tokens the prompt has, rather too many: three bytes each. Images do not count."""
+        """About how many tokens the prompt has, rather too many: three bytes each. Images do not count.
+
+        The numbers in `context` are tokens.
+        """
         if self.forwarded is not None:
-            return sum(map(_size, _texts_in(self.forwarded.fields))) // 3
+            fields, context = self.forwarded.fields, self.forwarded.fields.get("context")
+            read = len(context) if isinstance(context, list) else 0
+            return read + sum(map(_size, _texts_in(fields))) // 3
         return sum(_size(message.content) for message in self.messages) // 3
 
 
@@ -103,20 +123,26 @@ def _size(text: str) -> int:
 
 
 _BINARY: Final = frozenset({"data", "image_url", "images", "url"})
-"""Fields of Ollama's, OpenAI's and Anthropic's requests that hold images."""
+"""Fields of Ollama's, OpenAI's and Anthropic's messages that hold images."""
+_TOOLS: Final = frozenset({"arguments", "tool_calls", "tools"})
+"""Fields in which the model reads every text, whatever it is called."""
 
 
 def _texts_in(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the texts in the fields of a request, however deep."""
-    left: list[Any] = [fields]
+    """Yields the texts in the fields of a request, however deep, but not its images."""
+    left: list[tuple[Any, bool]] = [(fields, False)]
     while left:
-        found = left.pop()
+        found, is_tool = left.pop()
         if isinstance(found, str):
             yield found
         elif isinstance(found, Mapping):
-            left += [value for name, value in found.items() if name not in _BINARY]
+            for name, value in found.items():
+                # Anthropic's calls of tools have their arguments in `input`.
+                reads_all = is_tool or name in _TOOLS or (name == "input" and isinstance(value, Mapping))
+                if reads_all or name not in _BINARY:
+                    left.append((value, reads_all))
         elif isinstance(found, list | tuple):
-            left += found
+            left += ((part, is_tool) for part in found)
 
 
 @dataclass(frozen=True, slots=True)

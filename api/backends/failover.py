@@ -337,6 +337,8 @@ class Admission:
         self.answered = False
         self.reads_on: tuple[str, float] | None = None
         """If the call was given up: its model, and the seconds that Ollama still reads the prompt."""
+        self.is_excused = False
+        """True if its failure says nothing about Ollama."""
 
     @property
     def seconds(self) -> float:
@@ -358,7 +360,7 @@ class Admission:
 
     async def failed(self, error: UpstreamError) -> None:
         """Reports a failure to the breaker if it counts against Ollama."""
-        if speaks_against_ollama(error, self._allowed, self._terms.total):
+        if not self.is_excused and speaks_against_ollama(error, self._allowed, self._terms.total):
             await self._attempt.failed(self.seconds)
 
 
@@ -453,11 +455,21 @@ class Generations:
 
 @contextmanager
 def _watched(request: GenerationRequest, backend: Backend[LanguageModel], admission: Admission) -> Iterator[None]:
-    """Notes if the call is given up while Ollama reads the prompt."""
+    """Notes if the call is given up while Ollama reads the prompt, or before the end of an answer that took too long.
+
+    A client may ask for an answer without end. If tokens came until the deadline, Ollama works. If it was silent, the
+    next token shows whether it does.
+    """
     try:
         yield
     except (UpstreamError, asyncio.CancelledError) as error:
-        if backend.overdue is not None and not admission.answered:
+        is_silent = request.forwarded is not None and request.forwarded.is_silent
+        if isinstance(error, UpstreamError) and error.fault is UpstreamFault.TOTAL_TIMEOUT and is_silent:
+            admission.is_excused = backend.overdue is not None
+            admission.reads_on = (request.model, 0.0)
+        elif request.forwarded is not None and admission.answered:
+            admission.is_excused = isinstance(error, UpstreamError) and error.fault is UpstreamFault.TOTAL_TIMEOUT
+        elif backend.overdue is not None and not admission.answered:
             rest = backend.overdue.reads_on(request, error, admission.seconds)
             admission.reads_on = None if rest is None else (request.model, rest)
         raise
@@ -493,8 +505,8 @@ async def _attempt(
         if not thinking.is_over and (rest := thinking.end()):
             parts.append(rest)
             await output.write(rest)
-        streamed = request.forwarded is None or request.forwarded.streams
         reading = end.prompt_eval_duration if end.prompt_eval_duration >= LONG_READING else 0.0
-        # Without a stream nobody knows when the first token came, so the call counts as fast.
-        await admission.succeeded(end.load_duration + reading if streamed else admission.seconds)
+        # Where Ollama is silent, nobody knows when the first token came, so the call counts as fast.
+        is_silent = request.forwarded is not None and request.forwarded.is_silent
+        await admission.succeeded(admission.seconds if is_silent else end.load_duration + reading)
     return Generation("".join(parts), end, admission.seconds, thinking.thoughts, backend.name)

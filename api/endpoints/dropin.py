@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -38,6 +38,23 @@ MAX_QUESTION: Final = 8_000
 """Characters of the question that are kept for logs and invalidation."""
 UNRELATED: Final = frozenset({"keep_alive", "stream", "user", "metadata"})
 """Fields on which the words of an answer do not depend. `stream` is part of the digest in its own way."""
+READ: Final = frozenset(
+    {
+        "context",
+        "input",
+        "keep_alive",
+        "max_tokens",
+        "messages",
+        "model",
+        "options",
+        "previous_response_id",
+        "prompt",
+        "store",
+        "stream",
+        "tools",
+    }
+)
+"""Fields that decide what Ragherd allows, and how it reads the answer."""
 
 
 def build_query(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:
@@ -118,11 +135,15 @@ async def embeddings(request: Request, model: str, texts: Sequence[str], extra: 
 
 @dataclass(frozen=True, slots=True)
 class ForwardedPath:
-    """A path that is forwarded, its default for `stream`, and the form of an error in the middle of a stream."""
+    """A path that is forwarded, its default for `stream`, and the form of an error in the middle of a stream.
+
+    `may_stream`: false if it answers with one document, whatever `stream` says.
+    """
 
     path: str
     streams: bool
     error_line: Callable[[RagherdError], bytes]
+    may_stream: bool = True
 
     @property
     def media_type(self) -> str:
@@ -134,13 +155,18 @@ async def forward(request: Request, fields: Mapping[str, Any], path: ForwardedPa
     """Returns Ollama's answer, or the cached answer to the same request. Raises the errors of the flow."""
     state = worker_state(request)
     check_num_ctx(request, fields.get("options"))
-    query = request.state.query = _query(request, fields, path)
-    if query.forwarded is not None and query.forwarded.streams:
+    forwarded = forwarded_request(fields, path)
+    query = request.state.query = _query(request, fields, forwarded)
+    if forwarded.streams:
         form = ForwardedForm(path.media_type, path.error_line)
         return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
+    if forwarded.only_loads:  # neither from the cache, nor shared with a request that does the opposite
+        query = replace(query, cache_control=replace(query.cache_control, no_store=True))
     async with cancel_on_disconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
     headers = cache_headers(answered, query.cache_control)
+    if forwarded.only_loads:
+        headers["Cache-Status"] = "ragherd; fwd=bypass; detail=load"
     return Response(answered.answer.encode(), headers=headers, media_type="application/json")
 
 
@@ -156,7 +182,7 @@ def check_num_ctx(request: Request, options: Any) -> None:
         raise refused("options.num_ctx", f"is over {state.max_num_ctx} (OLLAMA_MAX_NUM_CTX)")
 
 
-def _query(request: Request, fields: Mapping[str, Any], path: ForwardedPath) -> Query:
+def _query(request: Request, fields: Mapping[str, Any], forwarded: ForwardedRequest) -> Query:
     named = {} if fields.get("model") is None else {"model": fields["model"]}
     return Query(
         question=asked_in(fields)[:MAX_QUESTION],
@@ -169,22 +195,30 @@ def _query(request: Request, fields: Mapping[str, Any], path: ForwardedPath) -> 
         template=RAW,
         request_id=request.state.request_id,
         client=_client(request),
-        forwarded=forwarded_request(fields, path),
+        forwarded=forwarded,
     )
 
 
 def forwarded_request(fields: Mapping[str, Any], path: ForwardedPath) -> ForwardedRequest:
-    """Returns the request for Ollama. Its digest covers the path and every field that the answer depends on."""
+    """Returns the request for Ollama. Its digest covers the path and every field that the answer depends on.
+
+    Ollama reads field names in any letter case. A name that Ragherd would overlook is refused, because it could
+    exceed a limit, or turn on a stream that nobody expects. Raises `InvalidRequest`.
+    """
+    for name in fields:
+        if name not in READ and (meant := name.casefold()) in READ:
+            raise refused(name, f"write `{meant}`")
     given = fields.get("stream")
     if not isinstance(given, bool | None):
         raise refused("stream", "is not a boolean")
-    streams = path.streams if given is None else given
+    streams = path.may_stream and (path.streams if given is None else given)
     facts = {name: value for name, value in fields.items() if name not in UNRELATED}
     try:
         said = orjson.dumps([path.path, streams, facts], option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as error:
         raise InvalidRequest("The body is nested too deeply.") from error
-    return ForwardedRequest(path.path, fields, hashlib.sha256(said).hexdigest(), streams)
+    forwarded = ForwardedRequest(path.path, fields, hashlib.sha256(said).hexdigest(), streams)
+    return replace(forwarded, streams=False) if forwarded.only_loads else forwarded
 
 
 def asked_in(fields: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ anthropic_router = APIRouter(
 _COMPLETIONS: Final = ForwardedPath("/v1/completions", streams=False, error_line=openai_wire.error_line)
 _RESPONSES: Final = ForwardedPath("/v1/responses", streams=False, error_line=openai_wire.error_line)
 _MESSAGES: Final = ForwardedPath(AnthropicErrors.PATH, streams=False, error_line=AnthropicErrors.error_line)
-_COUNT: Final = replace(_MESSAGES, path=f"{AnthropicErrors.PATH}/count_tokens")
+_COUNT: Final = replace(_MESSAGES, path=f"{AnthropicErrors.PATH}/count_tokens", may_stream=False)
 _STREAM: Final = stream_of(EVENT_STREAM)
 _PROMPT: Final = {"model": "llama3.2", "prompt": "The capital of France is"}
 _INPUT: Final = {"model": "llama3.2", "input": "What is the capital of France?"}

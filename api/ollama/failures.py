@@ -16,9 +16,19 @@ from api.errors import UpstreamError, UpstreamFault
 DETAIL_LIMIT: Final = 300
 """Characters of Ollama's message that a client sees."""
 
-CALLERS_FAULT_IN_500: Final = ("invalid format:", "must be of type", "error parsing tool call", "template:")
-"""Ollama answers 500 to these, though it works: `option "x" must be of type integer`, a template of the caller's that
-does not parse, or a call of a tool that the model wrote badly.
+CALLERS_FAULT_IN_500: Final = (
+    "invalid format:",
+    "must be of type",
+    "error parsing tool call",
+    "invalid tool call arguments",
+    "template:",
+    "failed to create new sequence",
+    "only supports one image",
+    "decode webp image",
+    "detokenize error",
+)
+"""Ollama answers 500 to these, though it works: `option "x" must be of type integer`, a template of the client's that
+does not parse, a call of a tool that the model wrote badly, an image or a `context` that cannot be read.
 """
 
 NOT_A_NUMBER: Final = ("unsupported value: nan", "unsupported value: +inf", "unsupported value: -inf")
@@ -55,7 +65,7 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes, *, path:
     return UpstreamError(fault, f"Ollama answered {status}{said}", retry_after=retry_after)
 
 
-SINCE: Final = {"/v1/responses": "0.13.3", "/v1/messages": "0.14.0", "/v1/messages/count_tokens": "0.14.0"}
+SINCE: Final = {"/v1/responses": "0.13.3", "/v1/messages": "0.14.0"}
 """The releases of Ollama that added a path."""
 
 

@@ -42,7 +42,7 @@ def invalid() -> UpstreamError:
 
 
 WHOLE_LIMIT: Final = 16 * 1024 * 1024
-"""Bytes of an answer that is not streamed."""
+"""Bytes of an answer. With `logprobs` a token takes a thousand, and `context` has a number for each."""
 CUT: Final = frozenset({"length", "max_tokens", "max_output_tokens", "incomplete"})
 """Reasons to end, in the words of the three APIs, of an answer that reached its limit of tokens."""
 UNLOADED: Final = frozenset({"load", "unload"})
@@ -62,7 +62,7 @@ class ForwardedAnswer:
         self._usage = Usage()
 
     def pieces(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yields lines, events or the document. Raises `UpstreamError` if one is too long."""
+        """Yields lines, events or the document. Raises `UpstreamError` if they are too long."""
         if not self._request.streams:
             return _whole(parts)
         return _ending_with(b"\n\n" if self._is_event_stream else b"\n", parts)
@@ -120,26 +120,35 @@ def _mapped(end: GenerationEnd) -> GenerationEnd:
 
 
 async def _whole(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    found = bytearray()
+    yield b"".join([part async for part in _bounded(parts)])
+
+
+async def _bounded(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Raises `UpstreamError` past `WHOLE_LIMIT` bytes, which says nothing against Ollama: the client asked for them."""
+    received = 0
     async for part in parts:
-        found += part
-        if len(found) > WHOLE_LIMIT:
-            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama's answer is longer than {WHOLE_LIMIT} bytes.")
-    yield bytes(found)
+        received += len(part)
+        if received > WHOLE_LIMIT:
+            detail = f"The answer has more than {WHOLE_LIMIT} bytes. Ask for fewer tokens, or for no `logprobs`."
+            raise UpstreamError(UpstreamFault.REQUEST_REJECTED, detail)
+        yield part
 
 
 async def _ending_with(mark: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yields pieces that end with `mark`, however the parts are cut. The last may lack it."""
-    rest = b""
-    async for part in parts:
-        *whole, rest = (rest + part.replace(b"\r\n", b"\n")).split(mark)
-        if len(rest) > LINE_LIMIT:
-            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"A line of Ollama's is over {LINE_LIMIT} bytes.")
+    rest = bytearray()
+    async for part in _bounded(parts):
+        searched = max(0, len(rest) - len(mark) - 1)
+        rest += part
+        if rest.find(mark, searched) < 0 and rest.find(b"\r\n\r\n", searched) < 0:
+            continue
+        *whole, last = bytes(rest).replace(b"\r\n", b"\n").split(mark)
+        rest = bytearray(last)
         for piece in whole:
             if piece.strip():
                 yield piece + mark
     if rest.strip():
-        yield rest
+        yield bytes(rest)
 
 
 def _event_data(event: bytes) -> bytes:

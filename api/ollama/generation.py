@@ -62,7 +62,7 @@ class Clock:
 
     @asynccontextmanager
     async def whole(self) -> AsyncIterator[None]:
-        """Limits sending and the wait for an answer that is not streamed. Raises `UpstreamError`."""
+        """Limits any wait to the total, if Ollama may be silent for long. Raises `UpstreamError`."""
         async with self._until(self._total_at):
             yield
 
@@ -279,6 +279,7 @@ class OllamaModel:
 
     async def _answer(self, request: GenerationRequest) -> AsyncGenerator[AnswerPart, None]:
         clock = Clock(self._deadlines, request.timeout, self.reading_seconds(request))
+        is_silent = request.forwarded is not None and request.forwarded.is_silent
         async with AsyncExitStack() as stack:
             try:
                 started = await self._begin(request, clock, request.retry)
@@ -297,7 +298,7 @@ class OllamaModel:
                         return
                     with clock.paused():
                         yield event
-                async with clock.inter_token():
+                async with clock.whole() if is_silent else clock.inter_token():
                     piece = await anext(started.pieces, None)
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without its end.")
 
@@ -310,8 +311,8 @@ class OllamaModel:
             answer = ChatAnswer(request.model) if forwarded is None else ForwardedAnswer(forwarded, request.model)
             self._pool.retries.called(retry)
             exchange = await stack.enter_async_context(self._pool.exchange(path, body, model=request.model))
-            streams = forwarded is None or forwarded.streams
-            async with clock.first_token(partial(self._resident, request.model)) if streams else clock.whole():
+            is_silent = forwarded is not None and forwarded.is_silent
+            async with clock.whole() if is_silent else clock.first_token(partial(self._resident, request.model)):
                 raise_if_cancelled()  # a caller that has left sends nothing
                 await exchange.open(forwarded=forwarded is not None)
                 pieces = answer.pieces(exchange.parts())
@@ -337,8 +338,7 @@ class OllamaModel:
         fields = forwarded.fields
         if forwarded.path.startswith("/v1/"):
             return orjson.dumps(fields)
-        asks = fields.get("messages") or fields.get("prompt")
-        fields = {**fields, **(self._keep_alive if asks else {})}
+        fields = {**fields, **({} if forwarded.only_loads else self._keep_alive)}
         given = fields.get("options") or {}
         if self._options and isinstance(given, Mapping):
             fields = {**fields, "options": {**given, **self._options}}

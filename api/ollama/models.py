@@ -125,6 +125,8 @@ ASK_AGAIN: Final = 5.0
 """Seconds after which a question about capabilities is repeated that no backend answered."""
 MAX_MODELS: Final = 1000
 """Models whose capabilities are kept."""
+MAX_ASKING: Final = 100
+"""Models that are asked about at once. A client may name as many as it likes."""
 TIMEOUT: Final = 2.0
 """Seconds that one backend's answer may take; `/api/show` of a large model is the slowest."""
 
@@ -143,7 +145,7 @@ class OllamaCatalog:
     ) -> None:
         self._all = {name: (pool, asyncio.Semaphore(1)) for name, pool in pools.items()}
         self._timeout = timeout
-        self._thinking: dict[str, tuple[float, bool]] = {}  # by model: when to ask again, and the answer
+        self._thinking: dict[str, tuple[float, bool | None]] = {}  # by model: when to ask again, and the last answer
         self._asking: dict[str, asyncio.Task[bool]] = {}
         self._is_drained = is_drained
 
@@ -184,23 +186,28 @@ class OllamaCatalog:
         return pool.pass_on(method, path, content)
 
     async def thinks(self, model: str) -> bool:
-        """Returns whether a model thinks unless it is told not to; False while no backend says so. Never raises.
+        """Returns whether a model thinks unless it is told not to; False while no backend has said so. Never raises.
 
-        The answer is kept for a minute. Concurrent callers share one question to Ollama, and wait a second for it.
+        The answer is kept for a minute, and then until there is a newer one. Only a caller who asks about an unknown
+        model waits, for at most a second. Concurrent callers share one question to Ollama.
         """
         key = model_key(model)
-        until, thinking = self._thinking.get(key, (0.0, False))
+        until, thinking = self._thinking.get(key, (0.0, None))
         if time.monotonic() < until:
-            return thinking
+            return bool(thinking)
         task = self._asking.get(key)
         if task is None:
+            if len(self._asking) >= MAX_ASKING:
+                return bool(thinking)
             task = self._asking[key] = asyncio.create_task(self._learn_thinking(model, key, last=thinking))
             log_failure(task)
             task.add_done_callback(lambda _: self._asking.pop(key, None))
+        if thinking is not None:
+            return thinking
         await asyncio.wait([task], timeout=PROBE_TIMEOUT)
-        return task.result() if task.done() and not task.cancelled() else thinking
+        return task.done() and not task.cancelled() and task.result()
 
-    async def _learn_thinking(self, model: str, key: str, *, last: bool) -> bool:
+    async def _learn_thinking(self, model: str, key: str, *, last: bool | None) -> bool:
         seconds = ASK_AGAIN
         try:
             capabilities = (await self.show(model, verbose=False)).get("capabilities")
@@ -208,10 +215,11 @@ class OllamaCatalog:
             seconds = CAPABILITIES_FOR
         except UpstreamError:
             pass  # as before, and asked again soon
-        if len(self._thinking) >= MAX_MODELS:
-            self._thinking.clear()
+        self._thinking.pop(key, None)
+        while len(self._thinking) >= MAX_MODELS:
+            del self._thinking[next(iter(self._thinking))]
         self._thinking[key] = time.monotonic() + seconds, last
-        return last
+        return bool(last)
 
     async def _first(self, question: Callable[[OllamaPool], Awaitable[T]]) -> T:
         failures: list[UpstreamError] = []

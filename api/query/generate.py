@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from api.query.cache import Lookup, SemanticCache
 
 
+MAX_STORED: Final = 1024 * 1024
+"""Characters of an answer that is stored. A longer one is a stream with `logprobs`, or an image."""
 MAX_CHECKS: Final = 3
 """Number of times an answer is checked against documents that keep changing."""
 
@@ -166,7 +168,7 @@ class FreshAnswers:
         claim: Claim | None,
     ) -> CachedAnswer | None:
         """Stores the answer. If documents changed meanwhile, it does so only if the search finds the same passages."""
-        if not grounding.keeps:
+        if not grounding.keeps or len(generation.text) > MAX_STORED:
             return None
         for _ in range(MAX_CHECKS):
             try:

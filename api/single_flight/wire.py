@@ -17,6 +17,7 @@ from api.errors import (
     RagherdError,
     UpstreamError,
     UpstreamFault,
+    UpstreamResponse,
 )
 from api.values import CompletedAnswer, Source, Usage, known
 
@@ -94,7 +95,7 @@ def _read_landed(fields: Mapping[str, Any]) -> CompletedAnswer:
 def _error(error: RagherdError) -> dict[str, Any]:
     if isinstance(error, UpstreamError):
         fields = {"fault": error.fault.value, "detail": error.detail, "wait": error.retry_after}
-        return {"kind": "upstream", **fields, "unreachable": error.unreachable}
+        return {"kind": "upstream", **fields, "unreachable": error.unreachable, "verbatim": _verbatim(error)}
     if isinstance(error, PromptTooLong):
         return {"kind": "prompt_too_long", "tokens": error.members["tokens"], "limit": error.members["limit"]}
     if isinstance(error, BackendsDrained):
@@ -107,15 +108,28 @@ def _error(error: RagherdError) -> dict[str, Any]:
     return {"kind": "internal"}
 
 
+def _verbatim(error: UpstreamError) -> dict[str, Any] | None:
+    """Returns Ollama's response. Latin-1 maps any byte to a character."""
+    said = error.verbatim
+    return None if said is None else {**asdict(said), "body": said.body.decode("latin-1")}
+
+
+def _read_upstream(fields: Mapping[str, Any]) -> UpstreamError:
+    error = UpstreamError(
+        UpstreamFault(fields["fault"]),
+        fields["detail"],
+        retry_after=fields["wait"],
+        unreachable=fields.get("unreachable", ()),
+    )
+    if (said := fields.get("verbatim")) is not None:
+        error.response = known(UpstreamResponse, {**said, "body": said["body"].encode("latin-1")})
+    return error
+
+
 def _read_error(fields: Mapping[str, Any]) -> RagherdError:
     match fields["kind"]:
         case "upstream":
-            return UpstreamError(
-                UpstreamFault(fields["fault"]),
-                fields["detail"],
-                retry_after=fields["wait"],
-                unreachable=fields.get("unreachable", ()),
-            )
+            return _read_upstream(fields)
         case "prompt_too_long":
             return PromptTooLong(fields["tokens"], fields["limit"])
         case "drained":

@@ -5,6 +5,7 @@ They pass the cache, the breaker and the failover. Only the same request finds t
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +14,11 @@ import httpx
 import pytest
 
 from api.endpoints.access_log import AccessLog
+from api.ollama.models import OllamaCatalog
+from api.ollama.pool import PoolLimits, open_pool
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service
+from tests.support.waiting import wait_until_async
 
 MODEL = "llama3.2"
 TURN = {"role": "user", "content": "What is the weather in Paris?"}
@@ -332,3 +336,155 @@ async def test_no_body_breaks_the_service(service: httpx.AsyncClient, path: str,
     body = {**CHAT, "prompt": "Hi", "input": "Hi", "max_tokens": 10, "brand_new": 1, **fields}
     answer = await service.post(path, content=json.dumps(body))
     assert answer.status_code in (200, 400), answer.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("Stream", True), ("OPTIONS", {"num_ctx": 10**6}), ("\u017ftream", True), ("Model", "other")],
+)
+async def test_a_field_that_only_ollama_would_read_is_refused(
+    serve: Service, stub: StubOllama, name: str, value: Any
+) -> None:
+    """Ollama ignores the letter case of names, so `Stream` beside `stream` would stream, and open the breaker."""
+    service = await serve(breaker={"failure_threshold": 2})
+    answer = await service.post("/api/chat", json={**CHAT, "tools": [TOOL], "stream": False, name: value})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == f"{name}: write `{name.casefold()}`"
+    assert "/api/chat" not in stub.stats["requests"]
+
+
+async def test_a_load_and_an_unload_are_never_shared(service: httpx.AsyncClient, stub: StubOllama) -> None:
+    stub.behaviour(delay=0.3)
+    load, unload = {"model": MODEL}, {"model": MODEL, "keep_alive": 0}
+    answers = await asyncio.gather(*(service.post("/api/chat", json=body) for body in (load, unload)))
+    assert [answer.json()["done_reason"] for answer in answers] == ["load", "unload"]
+    assert {answer.headers["cache-status"] for answer in answers} == {"ragherd; fwd=bypass; detail=load"}
+
+
+async def test_counting_tokens_never_streams(serve: Service, stub: StubOllama) -> None:
+    service = await serve(breaker={"failure_threshold": 2})
+    body = {**CHAT, "stream": True}
+    for _ in range(3):
+        answer = await service.post("/v1/messages/count_tokens", json=body)
+        assert answer.status_code == 404, "the stub has no such path, like Ollama"
+    assert answer.json()["error"]["message"] == "This Ollama does not serve /v1/messages/count_tokens."
+
+
+DEADLINES = {"ollama_first_token_timeout": 0.3, "ollama_inter_token_timeout": 0.3, "ollama_total_timeout": 1.5}
+
+
+async def test_ollama_may_be_silent_while_it_writes_a_call_of_a_tool(serve: Service, stub: StubOllama) -> None:
+    service = await serve(ollama=DEADLINES)
+    stub.behaviour(delay=0.8)
+    answer = await service.post("/v1/messages", json={**REQUESTS["anthropic tools"][1], "stream": True})
+    assert answer.text.rstrip().endswith('data: {"type": "message_stop"}')
+
+
+@pytest.mark.parametrize("fields", [{"raw": True, "stream": True}, {"raw": True, "stream": False}])
+async def test_an_answer_without_end_does_not_open_the_breaker(
+    serve: Service, stub: StubOllama, fields: dict[str, Any]
+) -> None:
+    service = await serve(ollama={**DEADLINES, "ollama_total_timeout": 0.6}, breaker={"failure_threshold": 2})
+    pace, delay = (0.2, 0.0) if fields["stream"] else (0.0, 0.8)
+    stub.behaviour(pace=pace, delay=delay, times=3, path="/api/generate")
+    for seed in range(3):
+        body = {"model": MODEL, "prompt": "word " * 20, **fields, "options": {"seed": seed}}
+        answer = await service.post("/api/generate", json=body)
+        assert "took longer than" in answer.text
+    stub.behaviour()
+    assert (await service.post("/api/generate", json=PROMPT)).status_code == 200
+
+
+async def test_a_hang_without_a_stream_opens_the_breaker(serve: Service, stub: StubOllama) -> None:
+    service = await serve(ollama={**DEADLINES, "ollama_total_timeout": 0.6}, breaker={"failure_threshold": 5})
+    body = {**CHAT, "tools": [TOOL], "stream": False}
+    assert (await service.post("/api/chat", json={**body, "options": {"seed": 1}})).status_code == 200
+    stub.behaviour("hang")
+    assert (await service.post("/api/chat", json=body)).status_code == 504
+
+    async def is_open() -> bool:
+        return bool((await service.get("/api/circuit-breaker/metrics")).json()["state"] == "OPEN")
+
+    await wait_until_async(is_open)
+
+
+async def test_an_answer_that_is_too_long_says_nothing_against_ollama_and_is_not_kept(
+    serve: Service, stub: StubOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await serve(breaker={"failure_threshold": 2})
+    body = {**PROMPT, "logprobs": True, "stream": False}
+    monkeypatch.setattr("api.query.generate.MAX_STORED", 200)
+    for _ in range(2):
+        assert "fwd=miss" in (await service.post("/api/generate", json=body)).headers["cache-status"]
+    monkeypatch.setattr("api.ollama.forwarded.WHOLE_LIMIT", 200)
+    for stream in (False, True, False):
+        answer = await service.post("/api/generate", json={**body, "stream": stream})
+        assert "The answer has more than 200 bytes" in answer.text
+    monkeypatch.undo()
+    assert (await service.post("/api/generate", json=body)).status_code == 200
+
+
+async def test_a_line_may_be_long(service: httpx.AsyncClient, stub: StubOllama) -> None:
+    """The last line of /api/generate has a number for each token of the conversation."""
+    body = {**PROMPT, "context": list(range(100_000_000, 100_090_000)), "stream": True}
+    answer = await service.post("/api/generate", json=body)
+    last = json.loads(answer.text.splitlines()[-1])
+    assert last["context"][:90_000] == body["context"]
+
+
+async def test_whether_a_model_thinks_is_asked_again_without_a_wait(
+    stub: StubOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.ollama.models.CAPABILITIES_FOR", 0.0)
+    stub.behaviour(thinks=True)
+    async with open_pool(stub.base_url, PoolLimits(min_size=0)) as pool:
+        catalog = OllamaCatalog({"ollama": pool})
+        assert await catalog.thinks(MODEL)
+        stub.behaviour("refuse")
+        began = asyncio.get_running_loop().time()
+        assert await catalog.thinks(MODEL), "as it was, while Ollama does not answer"
+        assert asyncio.get_running_loop().time() - began < 0.1
+
+
+async def test_many_unknown_names_do_not_displace_a_model_that_thinks(
+    stub: StubOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.ollama.models.MAX_MODELS", 3)
+    stub.behaviour(thinks=True, models=["llama3.2:latest"])
+    async with open_pool(stub.base_url, PoolLimits(min_size=0)) as pool:
+        catalog = OllamaCatalog({"ollama": pool})
+        for number in range(5):
+            assert not await catalog.thinks(f"unknown{number}")
+        assert await catalog.thinks(MODEL)
+
+
+async def test_paths_of_accounts_are_missing_in_ollama_s_form(service: httpx.AsyncClient) -> None:
+    answer = await service.post("/api/me")
+    assert (answer.status_code, list(answer.json())) == (404, ["error"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_plain_answer_has_the_fields_of_ollama_s(
+    service: httpx.AsyncClient, stub: StubOllama, *, stream: bool
+) -> None:
+    async with httpx.AsyncClient(base_url=stub.base_url) as ollama:
+        direct = await ollama.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    answer = await service.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    assert [shape(document) for document in documents(answer)] == [shape(document) for document in documents(direct)]
+
+
+def documents(answer: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def shape(value: Any) -> Any:
+    """The names of all fields, without their values."""
+    if isinstance(value, dict):
+        return {name: shape(part) for name, part in value.items()}
+    return [shape(part) for part in value] if isinstance(value, list) else None
+
+
+async def test_empty_input_is_embedded_as_ollama_does(service: httpx.AsyncClient) -> None:
+    answer = await service.post("/api/embed", json={"model": "nomic-embed-text", "input": ""})
+    assert answer.json()["embeddings"] == []

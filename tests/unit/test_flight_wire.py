@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from api.errors import BreakerOpen, BulkheadFull, InternalError, NotFound, RagherdError, UpstreamError, UpstreamFault
+from api.errors import (
+    BreakerOpen,
+    BulkheadFull,
+    InternalError,
+    NotFound,
+    RagherdError,
+    UpstreamError,
+    UpstreamFault,
+    UpstreamResponse,
+)
 from api.single_flight.wire import LeaderLeft, TextMessage, decode, encode
 from api.values import CompletedAnswer, Source, Usage
 
@@ -46,6 +55,14 @@ def test_errors_round_trip(error: RagherdError) -> None:
         error.headers,
         error.members,
     )
+
+
+def test_ollama_s_own_refusal_reaches_followers_in_its_words() -> None:
+    error = UpstreamError(UpstreamFault.REQUEST_REJECTED, "why")
+    error.response = UpstreamResponse(500, "application/json", b'{"error":"\xff\x00 too long"}')
+    found = decode(encode(error))
+    assert isinstance(found, UpstreamError)
+    assert found.verbatim == error.verbatim
 
 
 def test_an_unknown_error_becomes_an_internal_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,23 @@ def test_the_texts_of_a_forwarded_request_count_and_its_images_do_not() -> None:
     fields = {"messages": turns, "images": ["c" * 999], "system": "d" * 30}
     request = GenerationRequest("m", (), forwarded=ForwardedRequest("/v1/chat/completions", fields, "0" * 64, True))
     assert 20 <= request.prompt_tokens <= 25
+
+
+def forwarded(**fields: Any) -> GenerationRequest:
+    return GenerationRequest("m", (), forwarded=ForwardedRequest("/api/chat", fields, "0" * 64, True))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"context": list(range(1000))},
+        {"tools": [{"function": {"parameters": {"properties": {"url": {"description": "a" * 3000}}}}}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {"data": "a" * 3000}}}]}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"images": ["a" * 3000]}}]}]},
+    ],
+)
+def test_all_that_the_model_reads_counts(fields: dict[str, Any]) -> None:
+    assert 1000 <= forwarded(**fields).prompt_tokens < 1020
 
 
 class Backend:
