@@ -50,7 +50,12 @@ ROUND_SECONDS: Final = 3.0
 USERS: Final = 8
 REDIS_SECONDS: Final = 1.0
 Tolerance = Annotated[
-    float, typer.Option(min=0.0, max=10.0, help="Relative change above which a real regression exits with 1.")
+    float,
+    typer.Option(
+        min=0.0,
+        max=10.0,
+        help="Real regressions above this exit with 1. Relative change; for shares, the difference.",
+    ),
 ]
 
 

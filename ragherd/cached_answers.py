@@ -104,11 +104,18 @@ def waited_for(service: ServiceClient, job: Any, seconds: float = math.inf) -> A
 
 
 _AGO: Final = re.compile(r"(\d{1,5})([smhd])")
+_LONG_AGO: Final = 1_000_000_000
+"""Seconds since 1970: in 2001. An earlier time is a mistake."""
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def start_of(value: str | None) -> str | None:
-    """Converts a duration such as `2h` to the time that was so long ago. Leaves a time as it is."""
+    """Converts a duration such as `2h` to the time that was so long ago. Leaves a time as it is.
+
+    Ends the command for a number without a unit: as seconds since 1970 it would delete everything.
+    """
+    if value and value.isdecimal() and int(value) < _LONG_AGO:
+        raise exit_with(f"--since {value}: give a unit, such as {value}m, or a time", USAGE_ERROR)
     found = _AGO.fullmatch(value or "")
     if found is None:
         return value

@@ -262,8 +262,16 @@ def _ollama(judge: ScenarioJudge, settings: Settings, url: str) -> Iterator[Chec
             if shown.is_success:
                 yield _context(judge, settings, subject, shown.json().get("model_info") or {})
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        detail = f"cannot be used: {str(error) or type(error).__name__}"
-        yield judge.check(subject, False, detail, "Start Ollama, or correct OLLAMA_BASE_URL.")
+        yield judge.check(
+            subject, False, f"cannot be used: {_reason(error)}", "Start Ollama, or correct OLLAMA_BASE_URL."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Returns why a request failed. httpx's text of an error status has the URL with its password."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"it answers {error.response.status_code} {error.response.reason_phrase}".rstrip()
+    return str(error) or type(error).__name__
 
 
 def _models(judge: ScenarioJudge, settings: Settings, subject: str, present: set[str]) -> Iterator[Check]:

@@ -203,7 +203,7 @@ def window_of(start: str | None, end: str | None, last: str, now: float) -> tupl
     begins = ends - seconds_of(last, "--last") if start is None else _moment(start, "--from")
     if begins >= ends:
         raise exit_with("--from must be before --to, and not in the future", USAGE_ERROR)
-    return begins, ends
+    return max(0.0, begins), ends
 
 
 def _moment(text: str, option: str) -> float:

@@ -25,6 +25,8 @@ MOST_FALSE_HITS: Final = 0.02
 LEAST_QUERIES: Final = 100
 """With fewer queries a share says little: 95 % confidence spans 20 points and more."""
 LEAST_UNCACHED: Final = 20
+WANTED: Final = "not-cached"
+"""The error of a caller who accepts a cached answer only, as `ragherd smoke` does. Nothing has failed."""
 MOST_UNKNOWN: Final = 0.1
 """The largest share of gaps with which a mean is still judged."""
 SAFETY: Final = frozenset({"error_rate", "restarts", "false_hit_rate"})
@@ -130,7 +132,8 @@ def _hit_rate(figures: WindowFigures) -> Criterion:
 
 def _error_rate(figures: WindowFigures) -> Criterion:
     name, title = "error_rate", "Error rate"
-    errors, queries = figures.queries["error"], figures.answers + figures.queries["error"]
+    errors = max(0, figures.queries["error"] - figures.errors[WANTED])
+    queries = figures.answers + errors
     if queries < LEAST_QUERIES:
         return Criterion(name, title, MOST_ERRORS, None, None, _too_few(queries, "queries", LEAST_QUERIES))
     low, high = bounds(errors, queries, _in_gaps(figures, queries))

@@ -179,7 +179,8 @@ def from_points(
     found = WindowFigures("history", max(start, known[0][0]), end)
     buckets: dict[str, Buckets] = {}
     for at, point in known:
-        _add(found, buckets, at, min(step, max(0.0, end - at)), point)
+        begin = max(at, start)  # the first point may begin before the window
+        _add(found, buckets, begin, max(0.0, min(at + step, end) - begin), point)
     found.gaps = list(_joined(found.gaps))
     found.latency = {status: scale.summary(counts) for status, counts in sorted(buckets.items())}
     everything = sum(buckets.values(), Counter[str]())

@@ -84,7 +84,7 @@ def markdown(found: Document) -> str:
     """Returns the report as Markdown."""
     verdict = found["recommendation"]
     lines = ["# Deployment report", "", *heading(found), "", f"## Recommendation: {VERDICTS[verdict['verdict']]}", ""]
-    lines += [f"- {one}" for one in verdict["reasons"]]
+    lines += [f"- {_inline(one)}" for one in verdict["reasons"]]
     for section in sections(found):
         if section.text or section.rows or section.items:
             lines += ["", *_markdown_section(section)]
@@ -101,11 +101,16 @@ def _markdown_section(section: Section) -> Iterator[str]:
         yield _markdown_row(section.head)
         yield "|---" * len(section.head) + "|"
         yield from map(_markdown_row, section.rows)
-    yield from (f"- {item}" for item in section.items)
+    yield from (f"- {_inline(item)}" for item in section.items)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+    return f"| {' | '.join(_inline(cell).replace('|', '&#124;') for cell in cells)} |"
+
+
+def _inline(text: str) -> str:
+    """Returns a text in one line and without HTML tags: Markdown would pass them on."""
+    return " ".join(text.split()).replace("<", "&lt;")
 
 
 # -- HTML --------------------------------------------------------------------------------------------------------------

@@ -196,6 +196,9 @@ def _methods(found: Document) -> list[str]:
     ]
     if found["source"] == "history":
         lines.append("Latencies are counted in buckets whose bounds differ by a quarter.")
+        lines.append(
+            "The error not-cached does not count: the client accepted only a cached answer, and there was none."
+        )
     else:
         lines.append("Counts come from increase(), which extrapolates. A gap of less than two minutes is not seen.")
     return lines

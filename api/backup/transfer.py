@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 
 from api.backup.archive import (
     FORMAT,
+    BackupError,
     BackupWriter,
     Header,
     VerifiedBackup,
@@ -137,15 +138,28 @@ async def restore_backup(
 ) -> Restored:
     """Restores a verified backup. Raises `StoreUnavailable` or `BackupError`."""
     restored = Restored()
+    if scope.rewind and not backup.header.cache:
+        raise BackupError("it has no cached answers to rewind to; nothing was changed")
     if scope.documents:
         await _put_documents(target, file, backup, scope, restored, on)
     if scope.cache:
-        if scope.rewind:
+        tenants = _rewound(backup.header.tenants, scope.tenants)
+        if scope.rewind and tenants is not None:
             after = backup.header.end_of_creation_ms
-            restored.newer = await target.rewind(after, scope.tenants, dry_run=scope.dry_run)
+            restored.newer = await target.rewind(after, tenants, dry_run=scope.dry_run)
         await target.put_deletions(tags_for(deletions(file), scope.tenants), dry_run=scope.dry_run)
         await _put_answers(target, file, backup, scope, restored, on)
     return restored
+
+
+def _rewound(saved: Sequence[str], wanted: Sequence[str]) -> Sequence[str] | None:
+    """Returns the tenants of both; empty: all. None if no tenant is in both.
+
+    The answers of other tenants must stay: the backup has none to put back.
+    """
+    if not (saved and wanted):
+        return saved or wanted
+    return [tenant for tenant in wanted if tenant in saved] or None
 
 
 async def _put_documents(

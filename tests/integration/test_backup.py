@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import httpx
 import orjson
@@ -21,9 +22,12 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from api.backup.archive import CHUNKS_PER_LINE
+from api.errors import StoreUnavailable
+from api.ports.answer_cache import CacheSweep, Selection, Swept
 from api.ports.document_store import DocumentFacts, Draft
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
+from api.redis_store.stores.backup.target import RedisBackupTarget
 from api.redis_store.stores.documents.document_records import RedisDocuments
 from ragherd.commands import commands
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
@@ -502,6 +506,41 @@ async def test_a_rewind_puts_the_cache_back_to_the_state_of_the_backup(
     assert not await redis.exists(after["cache"]["entry"])
     assert await redis.hgetall((await ask(client, "Where is the canteen?", tenant="acme"))["cache"]["entry"]) == kept
     assert await rewind() == (0, {"there already": 2})
+
+
+async def test_a_rewind_deletes_only_answers_of_tenants_in_the_backup(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    await ok(ragherd, "backup", "--tenant", "acme", file)
+    acme = (await ask(client, QUESTION, tenant="acme"))["cache"]["entry"]
+    other = (await ask(client, ELSEWHERE))["cache"]["entry"]
+    rewind = partial(rewound, ragherd, file)
+    assert (await rewind("--tenant", "default"))[0] == 0
+    assert (await rewind("--dry-run"))[0] == (await rewind())[0] == 1
+    assert [await redis.exists(key) for key in (acme, other)] == [0, 1]
+
+
+async def test_a_rewind_without_cached_answers_is_refused(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    await ok(ragherd, "backup", "--documents", file)
+    entry = (await ask(client, QUESTION))["cache"]["entry"]
+    refused = await ragherd("restore", "--rewind", file)
+    assert (refused.exit_code, "no cached answers" in refused.output) == (1, True)
+    assert await redis.exists(entry)
+
+
+async def test_a_rewind_that_runs_out_of_time_says_so() -> None:
+    class Slow:
+        async def sweep(self, _selection: Selection, *, dry_run: bool) -> Swept:
+            return Swept(3, 3, complete=dry_run)
+
+    target = RedisBackupTarget(Mock(), Mock(), Mock(), cast(CacheSweep, Slow()))
+    assert await target.rewind(1, (), dry_run=True) == 3
+    with pytest.raises(StoreUnavailable, match="in time"):
+        await target.rewind(1, (), dry_run=False)
 
 
 async def test_a_rewind_to_a_backup_without_milliseconds_keeps_its_whole_second(

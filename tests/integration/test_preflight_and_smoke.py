@@ -217,6 +217,9 @@ def test_no_key_is_printed_and_a_weak_one_is_named(durable: EmbeddedRedis, ollam
     assert "FAIL  key strength: API_KEYS: a key of fewer than 16 characters" in result.stdout
     assert "warn  unknown setting: SEMANTIC_CACHE_TLL" in result.stdout
     assert not any(secret in result.output for secret in ("weakling", "0123456789abcdef", "secret@"))
+    refused = run("preflight", OLLAMA_BASE_URL=f"{ollama.base_url.replace('//', '//user:hunter2@')}/nothing")
+    assert "cannot be used: it answers 404" in refused.stdout
+    assert "hunter2" not in refused.output
     invalid = run("preflight", "--json", PORT="none")
     assert (invalid.exit_code, failed(json.loads(invalid.stdout))) == (1, ["settings"])
 

@@ -192,6 +192,11 @@ async def test_invalidate_by_release_and_by_age(serve: Service) -> None:
     assert (wrong.exit_code, "RFC 3339" in wrong.stderr) == (1, True)
 
 
+def test_an_age_without_a_unit_deletes_nothing() -> None:
+    result = run_here("invalidate", "--yes", "--since", "120")
+    assert (result.exit_code, "such as 120m" in result.stderr) == (2, True)
+
+
 def test_invalidate_needs_to_know_what() -> None:
     result = run_here("invalidate", "--yes", "--model", "llama3.2")
     assert result.exit_code == 2
@@ -376,7 +381,10 @@ async def test_a_bad_key_is_said_in_a_line_and_never_printed(
     assert key is None or key not in result.output
 
 
-async def test_the_right_key_opens_every_command(serve: Service) -> None:
+async def test_the_right_key_opens_every_command(
+    serve: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the benchmark writes a file
     client = await serve(**KEYS)
     assert (await run(client, "ask", "Who?", key="acme-key-for-tests")).exit_code == 0
     for name, arguments in SPEAKING.items():

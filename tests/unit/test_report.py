@@ -89,6 +89,17 @@ def test_latencies_are_merged_before_they_are_summarized() -> None:
     )
 
 
+def test_a_window_that_begins_within_a_minute_hides_no_gap() -> None:
+    """Three minutes are asked for. Of the first and the last point, half a minute counts."""
+    points = [minute(), minute(), GAP, minute()]
+    dated = [{"at": rfc3339(NOON + 60 * number), **point} for number, point in enumerate(points)]
+    found = from_points(dated, 60, NOON + 30, NOON + 210, SCALE)
+    assert found is not None
+    assert (found.begins, found.known, found.unknown) == (NOON + 30, 120.0, 60.0)
+    restarts = {one.name: one for one in criteria_of(found, capacity_of(found, None), QUALITY)}["restarts"]
+    assert restarts.met is None
+
+
 def test_missing_minutes_of_a_larger_step_are_unknown() -> None:
     points = [{"at": rfc3339(NOON), **minute()}, {"at": rfc3339(NOON + 300), **minute(), "missing_minutes": 2}]
     found = from_points(points, 300, NOON, NOON + 600, SCALE)
@@ -160,6 +171,13 @@ def test_gaps_are_counted_both_ways() -> None:
     assert judged(*[minute()] * 5, *[GAP] * 3, minute())["latency_reduction"].met is None
     worse = judged(*[minute(hit=0, miss=100, error=50)] * 9, GAP, minute(hit=0, miss=100, error=50))
     assert worse["error_rate"].met is False  # a gap hides nothing that would help
+
+
+def test_a_caller_who_accepts_only_a_cached_answer_causes_no_error() -> None:
+    asked = judged(*[minute(error=10, errors={"not-cached": 10})] * 10)["error_rate"]
+    assert (asked.measured, asked.met) == (0.0, True)
+    mixed = judged(*[minute(error=20, errors={"not-cached": 10, "internal": 10})] * 10)["error_rate"]
+    assert (round(mixed.measured or 0.0, 4), mixed.met) == (0.0909, False)
 
 
 def test_few_queries_say_nothing_about_shares() -> None:
@@ -265,6 +283,11 @@ def test_markdown_and_page_say_the_same() -> None:
         assert text in said, text
         assert text in written, text
     assert all(line.count("|") > 2 for line in said.splitlines() if line.startswith("|"))
+
+
+def test_markdown_keeps_texts_in_one_line_and_passes_no_html_on() -> None:
+    made = {**report_of(*[minute()] * 60), "settings": {"SYSTEM_PROMPT": "<script>alert(1)</script>\nSecond | line"}}
+    assert "| SYSTEM_PROMPT | &lt;script>alert(1)&lt;/script> Second &#124; line |\n" in markdown(made)
 
 
 def test_the_document_has_the_fixed_shape() -> None:

@@ -402,11 +402,17 @@ class RedisBackupTarget:
         await self._documents.settle()
 
     async def rewind(self, after_ms: int, tenants: Collection[str], *, dry_run: bool) -> int:
-        """Deletes the answers that were stored after this time, and returns their number. No tenants: all."""
+        """Deletes the answers that were stored after this time, and returns their number. No tenants: all.
+
+        Raises `StoreUnavailable` if not all entries were looked at in time.
+        """
         if dry_run:
             self._answers.assumed_rewind_ms = after_ms
         newer = [Selection(since_ms=after_ms + 1, tenant=tenant) for tenant in tenants or (None,)]
-        return sum([(await self._sweep.sweep(one, dry_run=dry_run)).matched for one in newer])
+        swept = [await self._sweep.sweep(one, dry_run=dry_run) for one in newer]
+        if not all(one.complete for one in swept):
+            raise StoreUnavailable("not all newer answers were found in time")
+        return sum(one.matched for one in swept)
 
     async def put_deletions(self, tags: Mapping[str, int], *, dry_run: bool) -> None:
         """Restores the list of deletions."""
