@@ -106,10 +106,11 @@ class WorkerFacts:
     async def keep_measuring(self) -> None:
         """Sets the gauges until cancelled, as a background task."""
         while True:
-            self._measure()
+            self.measure()
             await asyncio.sleep(MEASURE_SECONDS)
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        """Sets the gauges, and counts what happened since the last call. Called once more when the worker ends."""
         pool = self._backends.snapshot()
         self._backends.measure()
         self._metrics.redis_is(up=self._redis.main_is_up, breaker_up=self._redis.breaker_is_up)

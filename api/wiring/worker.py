@@ -133,6 +133,7 @@ class _Worker:
         registry = self._registry = WorkerRegistry(client, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
+        self._stack.callback(facts.measure)
         self._stack.push_async_callback(parts.served.aclose)
         own = (lag.keep_measuring, parts.counters.keep_flushing, parts.recent.keep_writing, registry.keep_renewing)
         others = (facts.keep_measuring, schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks())

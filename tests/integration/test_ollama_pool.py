@@ -5,16 +5,22 @@ connections.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
+from redis.asyncio import Redis
 
+from api.app import create_app
 from api.errors import UpstreamError, UpstreamFault
+from api.observability import worker_facts
 from api.ollama.generation import Deadlines, OllamaModel
 from api.ollama.models import OllamaModels
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
+from api.ports.question import Query
 from api.values import ChatMessage, GenerationEnd, GenerationRequest
 from tests.stub_ollama import StubOllama, running_stub, stub_process
+from tests.support.service import make_settings
 from tests.support.waiting import wait_until_async
 
 
@@ -51,6 +57,23 @@ async def test_the_minimum_is_kept_though_nobody_uses_it(stub: StubOllama) -> No
             await wait_until_async(open_again)
         finally:
             keeping.cancel()
+
+
+async def test_a_worker_counts_what_ended_just_before_it(
+    stub: StubOllama, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await redis.flushall()
+    monkeypatch.setattr(worker_facts, "MEASURE_SECONDS", 3600.0)
+    app = create_app(make_settings(redis_url, stub.base_url))
+
+    async with app.router.lifespan_context(app) as state:
+        assert state is not None
+        await state["worker"].queries.answer(Query("Why?", "acme", "llama3.2"))
+
+    gc.unfreeze()  # as in `running_service`
+    counted = app.state.metrics.exposition()[0].decode()
+    assert 'ragherd_ollama_generations_total{backend="ollama"} 1.0' in counted
+    assert 'ragherd_ollama_tokens_total{backend="ollama",direction="completion"} 0.0' not in counted
 
 
 async def test_connections_are_reused_and_counted(stub: StubOllama) -> None:
