@@ -151,12 +151,13 @@ class OverdueCalls:
             log_failure(self._asking)
 
     async def _keep_asking(self) -> None:
-        while self._kept:
-            asked = list(self._kept)
-            try:
+        try:
+            while self._kept:
+                asked = list(self._kept)
                 await self._ask_once(asked)
-            finally:
                 await self._release(asked)
+        finally:
+            await self._release(list(self._kept))  # after an unexpected error nobody would ask for the rest
 
     async def _ask_once(self, asked: list[_Kept]) -> None:
         """Asks for a token behind the prompts that the backend still reads."""

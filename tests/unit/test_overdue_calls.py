@@ -182,6 +182,17 @@ async def test_a_backend_that_is_gone_does_not_hang() -> None:
     assert backend.hung == []
 
 
+async def test_an_unexpected_error_returns_all_permits() -> None:
+    backend, permits = Backend(), Permits()
+    calls = overdue(backend)
+    calls.keep(permits.one(), "m", 0.0)
+    await wait_until_async(lambda: _now(backend.asked))
+    calls.keep(permits.one(), "m", 0.0)
+    backend.answer.set_exception(KeyError("m"))
+    await wait_until_async(lambda: _now(permits.returned == 2))
+    assert calls.count == 0
+
+
 async def test_a_worker_that_stops_returns_the_permits() -> None:
     backend, permits = Backend(), Permits()
     calls = overdue(backend)
