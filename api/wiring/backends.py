@@ -96,9 +96,12 @@ class WorkerBackends:
         return backend in self.breakers and self.breakers[backend].drained
 
     def is_closed(self) -> bool:
-        """Returns whether every backend's breaker for generations is closed, as far as this worker knows; no I/O."""
-        breakers = [self.breakers[name] for name in self._pools]
-        return all(one.effective_state is State.CLOSED and not one.rejects for one in breakers)
+        """Returns whether the breakers for generations are closed, as far as this worker knows; no I/O.
+
+        Those of drained backends do not matter. False if all are drained.
+        """
+        breakers = [self.breakers[name] for name in self._pools if not self.is_drained(name)]
+        return bool(breakers) and all(one.effective_state is State.CLOSED and not one.rejects for one in breakers)
 
     def has_waiting(self) -> bool:
         """Returns whether a generation of this worker waits for a permit; no I/O."""

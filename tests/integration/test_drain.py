@@ -332,3 +332,19 @@ async def test_the_open_breaker_of_a_drained_backend_does_not_degrade_the_servic
     assert (await client.get("/health")).json()["status"] == "degraded"
     await post(client, "ollama-2")
     assert (await client.get("/health")).json()["status"] == "healthy"
+
+
+async def test_hits_are_checked_while_a_drained_backend_has_an_open_breaker(
+    serve: Service, stub: StubOllama, other: StubOllama, both: dict[str, Any]
+) -> None:
+    client = await serve(ollama=both, cache={"shadow_rate": 1.0})
+    assert (await client.post("/api/circuit-breaker/force-open?breaker=ollama-2")).status_code == 200
+    await post(client, "ollama-2")
+    for _ in range(2):
+        await ask(client, "What is a drain?")
+
+    async def compared() -> bool:
+        return chats(stub) == 2  # the answer, and the shadow call of the hit
+
+    await wait_until_async(compared)
+    assert chats(other) == 0
