@@ -128,6 +128,10 @@ _TOOLS: Final = frozenset({"arguments", "tool_calls", "tools"})
 """Fields in which the model reads every text, whatever it is called."""
 
 
+_MAY_HOLD_TEXT: Final = frozenset({str, dict, list})
+"""Types of decoded JSON."""
+
+
 def _texts_in(fields: Mapping[str, Any]) -> Iterator[str]:
     """Yields the texts in the fields of a request, however deep, but not its images."""
     left: list[tuple[Any, bool]] = [(fields, False)]
@@ -142,7 +146,8 @@ def _texts_in(fields: Mapping[str, Any]) -> Iterator[str]:
                 if reads_all or name not in _BINARY:
                     left.append((value, reads_all))
         elif isinstance(found, list | tuple):
-            left += ((part, is_tool) for part in found)
+            # A body may have half a million numbers. They are no texts.
+            left += [(part, is_tool) for part in found if type(part) in _MAY_HOLD_TEXT]
 
 
 @dataclass(frozen=True, slots=True)

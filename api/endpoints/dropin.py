@@ -237,7 +237,7 @@ def asked_in(fields: Mapping[str, Any]) -> str:
 def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else ()
+    parts = content[:MAX_QUESTION] if isinstance(content, list) else ()
     texts = (part.get("text") for part in parts if isinstance(part, dict))
     return "\n\n".join(text for text in texts if isinstance(text, str))
 
