@@ -49,6 +49,7 @@ def fleet(ollama: StubProcess, redis_server: EmbeddedRedis, tmp_path: Path) -> I
     with sync_redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     settings = {"REDIS_URL": redis_server.url, "OLLAMA_BASE_URL": ollama.base_url, "WORKERS": "2"}
+    settings["OLLAMA_MAX_PROMPT_TOKENS"] = "1000000"
     keys = {"API_KEYS": "acme=key-of-acme,globex=key-of-globex", "ADMIN_KEYS": "key-of-admin"}
     with gunicorns("api.asgi:app", tmp_path) as begin:
         yield begin(**settings, **keys, LLM_MODEL="llama3.2", OLLAMA_WARM_UP="false", CHUNK_TOKENS="1000")

@@ -46,6 +46,9 @@ def _thinks(request: dict[str, Any], behaviour: Behaviour) -> bool:
 
 def refusal(request: dict[str, Any], behaviour: Behaviour) -> str:
     """Returns Ollama's message for a request that the model cannot serve; empty if it can."""
+    contents = [turn.get("content") for turn in request.get("messages") or () if isinstance(turn, dict)]
+    if any(isinstance(parts, list) and not all(isinstance(part, dict) for part in parts) for parts in contents):
+        return "invalid message format"
     think = request.get("think")
     if think and not behaviour.thinks:
         return f'"{request.get("model")}" does not support thinking'
