@@ -9,6 +9,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
+import orjson
+
 T = TypeVar("T")
 Vector = bytes
 """An embedding as Redis stores it: `dimension` little-endian float32 values, unit length."""
@@ -58,30 +60,25 @@ Retry = Literal["here", "elsewhere", "spent"]
 
 @dataclass(frozen=True, slots=True)
 class ForwardedRequest:
-    """A request that goes to Ollama as the client sent it: its path and the fields of its body.
+    """A request that goes to Ollama as the client sent it: its path and its body, a JSON object.
 
     `digest`: 64 hex digits over all that the answer depends on. `streams`: the answer arrives piece by piece.
+    `only_loads`: it asks nothing, and Ollama only loads or unloads the model. `is_silent`: Ollama may work for long
+    without a word, as it sends a call of a tool when the call is complete.
     """
 
     path: str
-    fields: Mapping[str, Any] = field(repr=False)
+    body: bytes = field(repr=False)
     digest: str
     streams: bool
+    only_loads: bool = False
+    is_silent: bool = False
 
     @property
-    def only_loads(self) -> bool:
-        """True if it asks nothing: Ollama only loads or unloads the model."""
-        asks = _ASKS.get(self.path)
-        return asks is not None and not self.fields.get(asks)
-
-    @property
-    def is_silent(self) -> bool:
-        """True if Ollama may work for long without a word: it sends a call of a tool when the call is complete."""
-        return not self.streams or bool(self.fields.get("tools"))
-
-
-_ASKS: Final = {"/api/chat": "messages", "/api/generate": "prompt"}
-"""The field with the question."""
+    def fields(self) -> dict[str, Any]:
+        """The fields of the body. They are read each time: a waiting request takes no more memory than its bytes."""
+        found: dict[str, Any] = orjson.loads(self.body)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +109,8 @@ class GenerationRequest:
         The numbers in `context` are tokens.
         """
         if self.forwarded is not None:
-            fields, context = self.forwarded.fields, self.forwarded.fields.get("context")
+            fields = self.forwarded.fields
+            context = fields.get("context")
             read = len(context) if isinstance(context, list) else 0
             return read + sum(map(_size, _texts_in(fields))) // 3
         return sum(_size(message.content) for message in self.messages) // 3

@@ -151,12 +151,21 @@ class ForwardedPath:
         return EVENT_STREAM if self.path.startswith("/v1/") else NDJSON
 
 
-async def forward(request: Request, fields: Mapping[str, Any], path: ForwardedPath) -> Response:
+def forwarded_query(request: Request, fields: Mapping[str, Any], path: ForwardedPath) -> Query:
+    """Builds the query of a request that is forwarded. Raises `InvalidRequest`.
+
+    The caller should drop `fields` before it waits for the answer: they take many times the memory of the body.
+    """
+    check_num_ctx(request, fields.get("options"))
+    return _query(request, fields, forwarded_request(fields, path))
+
+
+async def forward(request: Request, query: Query, path: ForwardedPath) -> Response:
     """Returns Ollama's answer, or the cached answer to the same request. Raises the errors of the flow."""
     state = worker_state(request)
-    check_num_ctx(request, fields.get("options"))
-    forwarded = forwarded_request(fields, path)
-    query = request.state.query = _query(request, fields, forwarded)
+    request.state.query = query
+    assert query.forwarded is not None, "made by `forwarded_query`"
+    forwarded = query.forwarded
     if forwarded.streams:
         form = ForwardedForm(path.media_type, path.error_line)
         return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
@@ -215,10 +224,18 @@ def forwarded_request(fields: Mapping[str, Any], path: ForwardedPath) -> Forward
     facts = {name: value for name, value in fields.items() if name not in UNRELATED}
     try:
         said = orjson.dumps([path.path, streams, facts], option=orjson.OPT_SORT_KEYS)
+        body = orjson.dumps(fields)
     except orjson.JSONEncodeError as error:
         raise InvalidRequest("The body is nested too deeply.") from error
-    forwarded = ForwardedRequest(path.path, fields, hashlib.sha256(said).hexdigest(), streams)
-    return replace(forwarded, streams=False) if forwarded.only_loads else forwarded
+    asks = _ASKS.get(path.path)
+    only_loads = asks is not None and not fields.get(asks)
+    streams = streams and not only_loads
+    is_silent = not streams or bool(fields.get("tools"))
+    return ForwardedRequest(path.path, body, hashlib.sha256(said).hexdigest(), streams, only_loads, is_silent)
+
+
+_ASKS: Final = {"/api/chat": "messages", "/api/generate": "prompt"}
+"""The field with the question."""
 
 
 def asked_in(fields: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.endpoints import openai_wire
 from api.endpoints.description import body_of, errors_of, stream_of
-from api.endpoints.dropin import ForwardedPath, forward
+from api.endpoints.dropin import ForwardedPath, forward, forwarded_query
 from api.endpoints.dropin_wire import EVENT_STREAM, AnthropicErrors, ForwardedBody, read_fields
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.validation import refused
@@ -51,7 +51,7 @@ class ResponsesBody(ForwardedBody):
 @needs("user")
 async def completions(request: Request) -> Response:
     """As Ollama does. Only the same request finds the answer in the cache."""
-    return await forward(request, await read_fields(request), _COMPLETIONS)
+    return await forward(request, forwarded_query(request, await read_fields(request), _COMPLETIONS), _COMPLETIONS)
 
 
 @openai_router.post(
@@ -69,7 +69,9 @@ async def responses(request: Request) -> Response:
         raise refused("store", _STATELESS)
     if fields.get("previous_response_id") not in (None, ""):
         raise refused("previous_response_id", _STATELESS)
-    return await forward(request, fields, _RESPONSES)
+    query = forwarded_query(request, fields, _RESPONSES)
+    del fields
+    return await forward(request, query, _RESPONSES)
 
 
 @anthropic_router.post(
@@ -82,7 +84,7 @@ async def responses(request: Request) -> Response:
 @needs("user")
 async def messages(request: Request) -> Response:
     """As Ollama does. Only the same request finds the answer in the cache."""
-    return await forward(request, await read_fields(request), _MESSAGES)
+    return await forward(request, forwarded_query(request, await read_fields(request), _MESSAGES), _MESSAGES)
 
 
 @anthropic_router.post(
@@ -91,4 +93,4 @@ async def messages(request: Request) -> Response:
 @needs("user")
 async def count_tokens(request: Request) -> Response:
     """As Ollama does, where it has this path."""
-    return await forward(request, await read_fields(request), _COUNT)
+    return await forward(request, forwarded_query(request, await read_fields(request), _COUNT), _COUNT)

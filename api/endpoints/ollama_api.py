@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api.endpoints import dropin, ollama_wire
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.documents import list_response
-from api.endpoints.dropin import ForwardedPath, forward
+from api.endpoints.dropin import ForwardedPath, forward, forwarded_query
 from api.endpoints.dropin_wire import ForwardedBody, parsed, read_body, read_fields
 from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
@@ -64,7 +64,10 @@ async def chat(request: Request) -> Response:
         body = parsed(fields, ChatBody)
         query = await _query(request, body, [message.turn() for message in body.messages])
     except InvalidRequest:
-        return await forward(request, fields, _CHAT_PATH)
+        query = forwarded_query(request, fields, _CHAT_PATH)
+    del fields
+    if query.forwarded is not None:
+        return await forward(request, query, _CHAT_PATH)
     form = OllamaForm(body.model, ollama_wire.in_message, query.options)
     return await dropin.reply(request, query, form, stream=body.stream)
 
@@ -84,7 +87,10 @@ async def generate(request: Request) -> Response:
         body = parsed(fields, GenerateBody)
         query = await _query(request, body, body.turns() if body.prompt else [])
     except InvalidRequest:
-        return await forward(request, fields, _GENERATE_PATH)
+        query = forwarded_query(request, fields, _GENERATE_PATH)
+    del fields
+    if query.forwarded is not None:
+        return await forward(request, query, _GENERATE_PATH)
     form = OllamaForm(body.model, ollama_wire.in_response, query.options)
     return await dropin.reply(request, query, form, stream=body.stream)
 

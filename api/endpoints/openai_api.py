@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.endpoints import dropin, openai_wire
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.documents import list_response
-from api.endpoints.dropin import ForwardedPath, forward
+from api.endpoints.dropin import ForwardedPath, forward, forwarded_query
 from api.endpoints.dropin_wire import ForwardedBody, parsed, read_body, read_fields
 from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
@@ -48,7 +48,10 @@ async def chat_completions(request: Request) -> Response:
         body = parsed(fields, ChatCompletionBody)
         query = await _query(request, body)
     except InvalidRequest:
-        return await forward(request, fields, _CHAT_PATH)
+        query = forwarded_query(request, fields, _CHAT_PATH)
+    del fields
+    if query.forwarded is not None:
+        return await forward(request, query, _CHAT_PATH)
     include_usage = body.stream_options.include_usage
     form = OpenAIForm(body.model, request.state.request_id, query.options, include_usage=include_usage)
     return await dropin.reply(request, query, form, stream=body.stream)

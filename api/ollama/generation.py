@@ -335,10 +335,10 @@ class OllamaModel:
 
     def _forwarded_body(self, forwarded: ForwardedRequest) -> bytes:
         """Adds what the fleet pins, where Ollama's API has fields for it. A request to unload a model does so."""
-        fields = forwarded.fields
-        if forwarded.path.startswith("/v1/"):
-            return orjson.dumps(fields)
-        fields = {**fields, **({} if forwarded.only_loads else self._keep_alive)}
+        pinned = {} if forwarded.only_loads else self._keep_alive
+        if forwarded.path.startswith("/v1/") or not (self._options or pinned):
+            return forwarded.body
+        fields = {**forwarded.fields, **pinned}
         given = fields.get("options") or {}
         if self._options and isinstance(given, Mapping):
             fields = {**fields, "options": {**given, **self._options}}

@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 
+import orjson
 import pytest
 
 from api.backends.choice import OverdueCalls
@@ -67,12 +68,14 @@ def test_a_prompt_has_a_token_for_three_bytes() -> None:
 def test_the_texts_of_a_forwarded_request_count_and_its_images_do_not() -> None:
     turns = [{"role": "user", "content": [{"type": "text", "text": "a" * 30}, {"image_url": {"url": "b" * 999}}]}]
     fields = {"messages": turns, "images": ["c" * 999], "system": "d" * 30}
-    request = GenerationRequest("m", (), forwarded=ForwardedRequest("/v1/chat/completions", fields, "0" * 64, True))
+    request = GenerationRequest(
+        "m", (), forwarded=ForwardedRequest("/v1/chat/completions", orjson.dumps(fields), "0" * 64, True)
+    )
     assert 20 <= request.prompt_tokens <= 25
 
 
 def forwarded(**fields: Any) -> GenerationRequest:
-    return GenerationRequest("m", (), forwarded=ForwardedRequest("/api/chat", fields, "0" * 64, True))
+    return GenerationRequest("m", (), forwarded=ForwardedRequest("/api/chat", orjson.dumps(fields), "0" * 64, True))
 
 
 @pytest.mark.parametrize(
