@@ -5,6 +5,7 @@ All assets of the page come from the package, so it works offline.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from mimetypes import guess_type
 from pathlib import Path
@@ -292,9 +293,14 @@ class DescribedApp(FastAPI):
         """Marks the endpoints that need a key, by their declared roles."""
         for route in iter_route_contexts(self.routes):
             for method in route.methods or ():
-                operation = paths.get(route.path or "", {}).get(method.lower())
+                operation = paths.get(_described_path(route.path or ""), {}).get(method.lower())
                 if operation is not None and route.endpoint is not None:
                     operation["security"] = [{"key": []}] if role_of(route.endpoint) in self._keyed else []
+
+
+def _described_path(path: str) -> str:
+    """Returns a route's path as OpenAPI has it: without the types of its parameters."""
+    return re.sub(r":\w+}", "}", path)
 
 
 def _success_json(operation: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def said(request: dict[str, Any], words: list[str], behaviour: Behaviour) -> Sai
         tool = tools[0].get("function", tools[0])
         return Said([], thoughts, [{"name": tool["name"], "arguments": {"city": "Paris"}}])
     wanted = request.get("format") or request.get("response_format")
-    if wanted and wanted != {"type": "text"}:
+    if behaviour.answer is None and wanted and wanted != {"type": "text"}:
         return Said(['{"answer":', ' "echo"}'], thoughts)
     return Said(words, thoughts)
 
@@ -49,12 +49,36 @@ def refusal(request: dict[str, Any], behaviour: Behaviour) -> str:
     contents = [turn.get("content") for turn in request.get("messages") or () if isinstance(turn, dict)]
     if any(isinstance(parts, list) and not all(isinstance(part, dict) for part in parts) for parts in contents):
         return "invalid message format"
+    if wrong := _wrong_number(request):
+        return wrong
     think = request.get("think")
     if think and not behaviour.thinks:
         return f'"{request.get("model")}" does not support thinking'
     if request.get("truncate") is False and len(str(request.get("messages"))) > 4 * 4096:
         return "the input length exceeds the context length"
     return ""
+
+
+_INTEGERS = ("num_ctx", "num_predict", "seed", "top_k")
+
+
+def _wrong_number(request: dict[str, Any]) -> str:
+    """Returns Ollama's message for a number without a fraction that has one, or is none."""
+    options = request.get("options") if isinstance(request.get("options"), dict) else {}
+    assert isinstance(options, dict)
+    for name in _INTEGERS:
+        if name in options and not _is_integer(options[name]):
+            return f'option "{name}" must be of type integer'
+    for name in ("max_tokens", "seed"):
+        if request.get(name) is not None and not _is_integer(request[name]):
+            return f"json: cannot unmarshal {request[name]!r} into Go struct field .{name} of type int"
+    return ""
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < 2**63
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def error(path: str, message: str) -> dict[str, Any]:

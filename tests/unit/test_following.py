@@ -38,7 +38,7 @@ class FaultyStore:
         self._begin("tend")
         return {}
 
-    async def take(self, *who: str) -> Taken:
+    async def take(self, *who: str, queues: bool = True) -> Taken:
         return Taken(AcquireResult.GRANTED, "user acme 1 w 1")
 
     async def give(self, returns: Sequence[Any]) -> list[str]:
