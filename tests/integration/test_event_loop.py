@@ -36,6 +36,7 @@ def worker(ollama: StubProcess, redis_server: EmbeddedRedis) -> Iterator[httpx.C
     with sync_redis.Redis.from_url(redis_server.url) as redis:
         redis.flushall()
     settings = {"REDIS_URL": redis_server.url, "OLLAMA_BASE_URL": ollama.base_url, "OLLAMA_WARM_UP": "false"}
+    settings["OLLAMA_MAX_PROMPT_TOKENS"] = "1000000"  # the largest bodies are answered
     more = {"LLM_MODEL": "llama3.2", "EMBEDDER": "ollama", "REDIS_TIMEOUT": "5", "REDIS_REQUEST_BUDGET": "5"}
     more["CHUNK_TOKENS"] = "1000"  # fewer embeddings by the stub, which are not what is measured
     with watched_worker({**settings, **more}) as client:
