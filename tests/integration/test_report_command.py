@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis as sync_redis
 from typer.testing import CliRunner, Result
 
 from ragherd.commands import commands
@@ -172,6 +173,8 @@ def test_what_cannot_be_reached_exits_with_3() -> None:
 @pytest.fixture
 def fleet(redis_server: Any, tmp_path: Path) -> Iterator[Gunicorn]:
     redis_server.start()
+    with sync_redis.Redis.from_url(redis_server.url) as server:
+        server.flushall()  # the history of other tests' fleets
     with stub_process() as ollama, gunicorns("api.asgi:app", tmp_path) as begin:
         settings = {"REDIS_URL": redis_server.url, "OLLAMA_BASE_URL": ollama.base_url, "REDIS_TIMEOUT": "1"}
         yield begin(WORKERS="2", METRICS_PORT=free_port(), **settings)
