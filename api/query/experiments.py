@@ -4,8 +4,8 @@ The variant of a unit (a client or a question of a tenant) depends on nothing bu
 every worker of every replica assigns it alike. A change of shares moves as few units as possible.
 
 Settings that change what an answer is (model, prompt, `top_k`) are part of the cache key in any case. Threshold and
-policy only decide whether a stored answer is served. By default each variant has answers of its own nevertheless: else
-what one variant stores would change the other's hit rate, and the two could not be compared.
+policy only decide whether a stored answer is served. Even so, variants share no answers by default: what one variant
+stores would change the hit rate of the other, and the two could not be compared.
 """
 
 from __future__ import annotations

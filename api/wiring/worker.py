@@ -105,18 +105,7 @@ class _Worker:
             self._settings, self._id, self._metrics, client, self._pace, lambda: lag.is_busy, self.tracing, telemetry
         )
         schema = await self._agreed(redis)
-        guarding = (redis.guards.client, redis.guards.address)
-        opening = open_backends(
-            self._settings,
-            self._id,
-            self._metrics,
-            parts.telemetry,
-            client,
-            *guarding,
-            self._live_workers,
-            self.tracing,
-        )
-        backends = await self._stack.enter_async_context(opening)
+        backends = await self._open_backends(redis, parts)
         knowledge, cache = await self._open_memory(redis, backends, parts)
         guards = (backends.breakers, backends.bulkheads)
         facts = WorkerFacts(
@@ -143,6 +132,20 @@ class _Worker:
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
         return self._state(redis, backends, parts, knowledge, cache, facts, registry, history)
+
+    async def _open_backends(self, redis: WorkerRedis, parts: CacheParts) -> WorkerBackends:
+        opening = open_backends(
+            self._settings,
+            self._id,
+            self._metrics,
+            parts.telemetry,
+            redis.main.client,
+            redis.guards.client,
+            redis.guards.address,
+            self._live_workers,
+            self.tracing,
+        )
+        return await self._stack.enter_async_context(opening)
 
     async def _open_tracing(self) -> type[WorkerTelemetry]:
         """Starts tracing, if a collector is set and the extra is installed. Returns the class of the telemetry."""
