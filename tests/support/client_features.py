@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from tests.support.npm_clients import NPM_CLIENTS
+
 MODEL: Final = "llama3.2"
 EMBEDDER: Final = "nomic-embed-text"
 QUESTION: Final = "What is the weather in Paris?"
@@ -272,5 +274,6 @@ CLIENTS: Final[Mapping[str, Mapping[str, Check]]] = {
     },
     "llama-index-llms-ollama": {"chat": llama_index_chat, "stream": llama_index_stream},
     "litellm": {"chat": litellm_chat, "stream": litellm_stream, "tools": litellm_tools},
+    **NPM_CLIENTS,
 }
 """The check of each feature of each package."""
