@@ -29,8 +29,8 @@ from api.ports.answer_quality import (
 )
 from api.quality.assessment import LENT, MISSES, next_levels
 from api.quality.calibration import Channel, Model, channel_of
-from api.quality.estimate import alarm, doubtful, overall, samples, suspected
-from api.quality.policies import Published, QualitySettings, sampling_rate
+from api.quality.estimate import alarm, doubtful, doubts_since, hits_since, overall, samples, suspected
+from api.quality.policies import Published, QualitySettings, sampling_rate, spare_rate
 
 DAY_MS: Final = 24 * 3600 * 1000
 CALLED_SAME, CALLED_DIFFERENT = 0.02, 0.05
@@ -66,6 +66,12 @@ def shadow(*, wrong: bool, chance: float, at_ms: int = 0, kind: str = "semantic"
     verdict = Verdict.DIFFERENT if wrong else Verdict.SAME
     label = Label(Evidence(0.95), verdict, "shadow", True, kind, PolicyName.GUARDED, VERSIONS, chance, at_ms)
     return PooledLabel("s", tenant, label)
+
+
+def voted_bad(at_ms: int) -> PooledLabel:
+    """Returns the label of a bad vote on an answer from the cache."""
+    made = shadow(wrong=True, chance=1.0, at_ms=at_ms)
+    return replace(made, label=replace(made.label, source="feedback"))
 
 
 @dataclass(frozen=True)
@@ -123,41 +129,60 @@ class Watched:
     sampled: int = 0
 
 
+@dataclass(frozen=True)
+class Signs:
+    """What shows a fault besides the labels of hits.
+
+    `misses`: for each hit there is a labeled miss, and its candidate is as often wrong for the same reason. Without it
+    the fault shows in hits only. `voted`: the share of the wrong hits that get a bad vote. `changed`: the fault begins
+    with a change of the settings. `spare`: the fleet makes few shadow calls, so more hits are sampled.
+    """
+
+    misses: bool = False
+    voted: float = 0.0
+    changed: bool = False
+    spare: bool = True
+
+
 def watched(
-    error: float, seed: int, chance: float, hits: int, *, noise: bool, misses: bool, until_first: bool = False
+    error: float, seed: int, chance: float, hits: int, *, noise: bool, signs: Signs = Signs(), until_first: bool = False
 ) -> Watched:
     """Serves hits with an error. While labels look like a fault, more hits are sampled.
 
-    `misses`: for each hit there is a labeled miss, and its candidate is as often wrong for the same reason. Without
-    it the fault shows in hits only. Each tightening forgets the labels before it.
+    Each tightening forgets the labels before it. One hit takes a second.
     """
     random = np.random.default_rng(seed)
     channel = Channel(CALLED_SAME, CALLED_DIFFERENT) if noise else Channel()
     fault = error if error > TARGET else 0.0
+    rates = spare_rate if signs.spare else sampling_rate
 
-    def says_wrong(risk: float) -> bool:
-        wrong = random.random() < risk
+    def says_wrong(wrong: bool) -> bool:
         return bool(random.random() >= channel.called_same if wrong else random.random() < channel.called_different)
 
-    found, of_hits, of_misses = Watched([]), list[Label](), list[Label]()
-    lent, rate = 0.0, chance
+    found, of_hits, of_misses = Watched([]), list[PooledLabel](), list[Label]()
+    is_suspected = at_first = signs.changed
     for hit in range(1, hits + 1):
-        if misses:
+        if signs.misses:
             evidence = Evidence(random.uniform(0.75, 0.92))
             risk = MODEL.estimate(evidence)
-            verdict = Verdict.DIFFERENT if says_wrong(risk + (1 - risk) * fault) else Verdict.SAME
+            is_wrong = random.random() < risk + (1 - risk) * fault
+            verdict = Verdict.DIFFERENT if says_wrong(is_wrong) else Verdict.SAME
             of_misses.append(Label(evidence, verdict, "miss", False, "semantic", PolicyName.GUARDED, VERSIONS))
+        rate = rates(chance, QualityState(suspected=is_suspected))
+        is_wrong = bool(random.random() < error)
         is_sampled = random.random() < rate
         if is_sampled:
             found.sampled += 1
-            of_hits.append(shadow(wrong=says_wrong(error), chance=rate).label)
+            of_hits.append(shadow(wrong=says_wrong(is_wrong), chance=rate, at_ms=1000 * hit))
+        if is_wrong and random.random() < signs.voted:
+            of_hits.append(voted_bad(1000 * hit))
         if is_sampled or hit % ROUND == 0:
-            lent = LENT if misses and doubtful(of_misses[-MISSES:], MODEL, channel, TARGET) else 0.0
-            state = QualityState(suspected=suspected(of_hits[-500:], channel, TARGET, lent))
-            rate = sampling_rate(chance, state)
-            if alarm(of_hits[-500:], channel, TARGET, lent):
+            lent = LENT if signs.misses and doubtful(of_misses[-MISSES:], MODEL, channel, TARGET) else 0.0
+            newest = of_hits[-500:]
+            is_suspected = suspected(doubts_since(newest, 0), channel, TARGET, lent, at_first=at_first)
+            if alarm(hits_since(newest, 0), channel, TARGET, lent):
                 found.tightened.append(hit)
-                of_hits, of_misses = [], []
+                of_hits, of_misses, at_first = [], [], False
                 if until_first:
                     break
     return found
@@ -233,17 +258,25 @@ def _coverage(seeds: int) -> None:
                 )
 
 
+SIGNS: Final = {
+    "hits and misses": Signs(misses=True),
+    "hits only": Signs(),
+    "hits only; 1 in 50 of the wrong ones is voted `bad`": Signs(voted=0.02),
+    "hits only, after a change of the settings": Signs(changed=True),
+    "hits only, of a fleet with many": Signs(spare=False),
+}
+
+
 def _tightening(seeds: int) -> None:
-    print("\n| sampled | the fault shows in | comparator | hits until the fleet tightens, median | 95 % |")
+    print("\n| sampled | the fault shows in | comparator | median | 95 % |")
     print("|---|---|---|---|---|")
-    for chance in (0.01, 0.02, 0.05, 0.1, 0.2):
-        for misses, noise in product((True, False), (False, True)):
+    for chance in (0.01, 0.02, 0.05, 0.2):
+        for (shows, signs), noise in product(SIGNS.items(), (False, True)):
             runs = [
-                watched(FAULT, seed, chance, LONGEST, noise=noise, misses=misses, until_first=True)
+                watched(FAULT, seed, chance, LONGEST, noise=noise, signs=signs, until_first=True)
                 for seed in range(seeds)
             ]
             found = [one.tightened[0] if one.tightened else LONGEST for one in runs]
-            shows = "hits and misses" if misses else "hits only"
             print(
                 f"| {chance:.0%} | {shows} | {_comparator(noise=noise)} | {np.median(found):,.0f} | "
                 f"{np.quantile(found, 0.95):,.0f} |",
@@ -255,7 +288,8 @@ def _false_alarms(seeds: int) -> None:
     print("\n| true error, 1 % sampled | comparator | tightened, times in 10,000 hits | sampled in fact |")
     print("|---|---|---|---|")
     for error, noise in product((0.005, 0.01), (False, True)):
-        runs = [watched(error, seed, 0.01, 10_000, noise=noise, misses=True) for seed in range(seeds)]
+        signs = Signs(misses=True)
+        runs = [watched(error, seed, 0.01, 10_000, noise=noise, signs=signs) for seed in range(seeds)]
         times, sampled = np.mean([len(one.tightened) for one in runs]), np.mean([one.sampled for one in runs]) / 10_000
         print(f"| {error:.1%} | {_comparator(noise=noise)} | {times:.1f} | {sampled:.1%} |", flush=True)
 

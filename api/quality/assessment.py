@@ -46,6 +46,8 @@ from api.quality.estimate import (
     alarm,
     bands,
     doubtful,
+    doubts_since,
+    hits_since,
     in_the_field,
     overall,
     parts,
@@ -114,8 +116,8 @@ def assess(
     state = replace(_state(fitting, before, settings, now_ms, served, levels.level), tenants=levels.tenants)
     in_use = learned is not None and learned.from_labels and settings.policy is PolicyName.VERIFIED
     common = [one for one in usual if one.tenant not in before.state.tenants]
-    lent = lent_by_misses(common, before.changed_ms, before.model, channel, settings.target)
-    is_suspected = suspected(hits_since(common, before.changed_ms), channel, settings.target, lent)
+    before = _with_settings(before, settings, now_ms)
+    is_suspected = _is_suspected(common, before, channel, settings.target)
     of_variants = _variant_levels(fitting, before, settings, now_ms, lambda at: _model(learned_at(at)))
     state = replace(state, learned=in_use, suspected=is_suspected, variant_levels=of_variants)
     events = list(_events(before.state, state, levels.reasons, now_ms))
@@ -347,18 +349,6 @@ def _variant_levels(
     return levels
 
 
-def hits_since(labels: Sequence[PooledLabel], since_ms: int) -> list[Label]:
-    """Returns the labels of answers served since the last change, without equal questions: no level stops them."""
-    return [
-        one.label
-        for one in labels
-        if one.label.served
-        and one.label.source == "shadow"
-        and not one.label.of_same_question
-        and one.label.at_ms > since_ms
-    ]
-
-
 def lent_by_misses(
     labels: Sequence[PooledLabel], since_ms: int, model: Model | None, channel: Channel, target: float
 ) -> float:
@@ -398,6 +388,27 @@ def _would_serve(since: Sequence[PooledLabel], settings: QualitySettings, level:
         if len(served) >= PROVABLE:
             break
     return served
+
+
+# -- when to look more closely -----------------------------------------------------------------------------------------
+
+
+def _with_settings(before: Published, settings: QualitySettings, now_ms: int) -> Published:
+    """Notes when what decides about hits has changed. For a new fleet nothing has."""
+    if before.settings == settings.named:
+        return before
+    return replace(before, settings=settings.named, settings_ms=now_ms if before.settings else 0)
+
+
+def _is_suspected(labels: Sequence[PooledLabel], before: Published, channel: Channel, target: float) -> bool:
+    """Returns whether more hits are to be labeled: after a wrong one, a bad vote, or a change of the settings."""
+    lent = lent_by_misses(labels, before.changed_ms, before.model, channel, target)
+    doubts = doubts_since(labels, before.changed_ms)
+    if suspected(doubts, channel, target, lent):
+        return True
+    changed_ms = before.settings_ms
+    since = [one for one in doubts if one.at_ms > changed_ms]
+    return bool(changed_ms) and suspected(since, channel, target, at_first=True)
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------

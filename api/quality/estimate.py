@@ -51,6 +51,10 @@ SUSPICION: Final = 0.5
 """The same, from which more hits are sampled."""
 DISMISSED: Final = math.log(2)
 """How much more likely the labels since then must be at the target, until the suspicion ends."""
+LONGEST_SUSPICION: Final = 200
+"""Labels, with or without a verdict, after which a suspicion ends in any case."""
+VOTED_MS: Final = 10 * 60 * 1000
+"""In this time, one bad vote of a tenant counts as a reason to label more hits."""
 PLAIN_RISK: Final = 0.2
 """Only candidates that were right more often than this allows: others say little about a fault."""
 CLEARED: Final = math.log(10)
@@ -272,6 +276,37 @@ def bands(found: Sequence[Sample], confusion: Confusion) -> list[SimilarityBand]
 # -- tests for sudden faults -------------------------------------------------------------------------------------------
 
 
+def hits_since(labels: Sequence[PooledLabel], since_ms: int) -> list[Label]:
+    """Returns the labels of answers served since the last change, without equal questions: no level stops them."""
+    return [
+        one.label
+        for one in labels
+        if one.label.served
+        and one.label.source == "shadow"
+        and not one.label.of_same_question
+        and one.label.at_ms > since_ms
+    ]
+
+
+def doubts_since(labels: Sequence[PooledLabel], since_ms: int) -> list[Label]:
+    """Returns the labels of `hits_since`, and bad votes on such answers: of each tenant one in `VOTED_MS`.
+
+    Votes are no random sample, so they can only cause more hits to be labeled.
+    """
+    found, voted = list[Label](), dict[str, int]()
+    for pooled in labels:
+        label = pooled.label
+        if not label.served or label.of_same_question or label.at_ms <= since_ms:
+            continue
+        if label.source == "feedback":
+            last_ms = voted.get(pooled.tenant, -VOTED_MS)
+            if label.verdict is not Verdict.DIFFERENT or label.at_ms - last_ms < VOTED_MS:
+                continue
+            voted[pooled.tenant] = label.at_ms
+        found.append(label)
+    return found
+
+
 def doubtful(misses: Sequence[Label], model: Model, channel: Channel, target: float) -> bool:
     """Returns whether the newest labels of misses raise an alarm. `model`: what was known before."""
     risks = [(one, risk) for one in misses if (risk := model.estimate(one.evidence)) <= PLAIN_RISK]
@@ -285,16 +320,22 @@ def alarm(labels: Iterable[Label], channel: Channel, target: float, lent: float 
     return bool(sums) and (max(sums) >= ALARM or sums[-1] + lent >= ALARM)
 
 
-def suspected(labels: Iterable[Label], channel: Channel, target: float, lent: float = 0.0) -> bool:
+def suspected(
+    labels: Iterable[Label], channel: Channel, target: float, lent: float = 0.0, *, at_first: bool = False
+) -> bool:
     """Returns whether the newest labels look like a fault, as after a single wrong one.
 
     The suspicion stays until labels speak against it. Otherwise a few right ones would end it, even during a fault.
+    It ends too if many labels show neither. `at_first`: it begins with one, as after a change of the settings. Then
+    more labels must speak against a fault.
     """
-    total, is_suspected = 0.0, False
+    total, is_suspected, number = 0.0, at_first, 0
+    least = -CLEARED if at_first else -DISMISSED
     for ratio in _faults(list(labels), channel, target):
         total = total + ratio if is_suspected else max(0.0, total + ratio)
-        if total <= -DISMISSED:
-            total, is_suspected = 0.0, False
+        number += is_suspected
+        if total <= least or number >= LONGEST_SUSPICION:
+            total, is_suspected, number, least = 0.0, False, 0, -DISMISSED
         is_suspected = is_suspected or total >= SUSPICION
     return is_suspected or total + lent >= SUSPICION
 

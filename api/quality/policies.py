@@ -44,6 +44,10 @@ RAISED, MOST = 20, 0.25
 """How many times as many hits are sampled while the fleet's error is in doubt, and the highest such rate."""
 SUSPECTED: Final = 0.5
 """The share of hits that is sampled while the newest labels look like a fault, if the setting is not 0."""
+SPARE_TIMES: Final = 3
+"""How many times as many semantic hits are sampled while the fleet makes few shadow calls."""
+SPARE_PART: Final = 3
+"""These additional samples end after one part in so many of the shadow calls that a minute allows."""
 
 
 def threshold_at(threshold: float, level: int) -> float:
@@ -151,6 +155,14 @@ def sampling_rate(base: float, state: QualityState) -> float:
     return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.tightened else base
 
 
+def spare_rate(base: float, state: QualityState) -> float:
+    """Returns the share of semantic hits to sample while the fleet makes few shadow calls.
+
+    A fleet with few hits gets few labels, and would wait long for the first one that shows a fault.
+    """
+    return max(sampling_rate(base, state), min(MOST, SPARE_TIMES * base))
+
+
 # -- what all workers follow -------------------------------------------------------------------------------------------
 
 
@@ -159,7 +171,8 @@ class QualitySettings:
     """The settings that the keeper needs. `versions`: of this worker's embedder, verifier and comparator.
 
     `confusion`: the comparator's errors that decisions assume. Too few of them make the fleet careful. `shown`: those
-    that the figures it shows are corrected for; None: the same. `prior`: of the verifier that ships.
+    that the figures it shows are corrected for; None: the same. `prior`: of the verifier that ships. `release`: of this
+    worker.
     """
 
     policy: PolicyName
@@ -169,6 +182,14 @@ class QualitySettings:
     confusion: Confusion = field(default_factory=Confusion)
     prior: Prior | None = None
     shown: Confusion | None = None
+    release: str = ""
+
+    @property
+    def named(self) -> str:
+        """Names what decides about hits: the release, and these settings."""
+        versions = self.versions
+        parts = (self.release, self.policy, self.threshold, self.target, versions.embedder, versions.verifier)
+        return " ".join(map(str, parts))
 
     @property
     def known_before(self) -> Prior | None:
@@ -181,6 +202,7 @@ class Published:
     """What all workers follow. `model`: for scopes without one. `changed_ms`: when the level last changed.
 
     `served`: answers that each tier has served lately. `totals`: all that it has served, when this was written.
+    `settings`: what decides about hits (`QualitySettings.named`), and `settings_ms`: since when, 0 if always.
     """
 
     state: QualityState = field(default_factory=QualityState)
@@ -188,6 +210,8 @@ class Published:
     changed_ms: int = 0
     served: Mapping[str, float] = field(default_factory=dict)
     totals: Mapping[str, int] = field(default_factory=dict)
+    settings: str = ""
+    settings_ms: int = 0
 
 
 def published_as_json(published: Published) -> bytes:
@@ -201,7 +225,8 @@ def read_published(text: bytes) -> Published:
     said = orjson.loads(text)
     state = said["state"]
     model = read_model(said["model"]) if said["model"] is not None else None
-    return Published(_read_state(state), model, int(said["changed_ms"]), said["served"], said["totals"])
+    since = str(said.get("settings", "")), int(said.get("settings_ms", 0))
+    return Published(_read_state(state), model, int(said["changed_ms"]), said["served"], said["totals"], *since)
 
 
 def _read_state(said: Mapping[str, Any]) -> QualityState:

@@ -6,6 +6,7 @@ A label says whether the answer was right. From these labels the fleet knows its
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from api.ports.question import Query
 from api.ports.telemetry import ShadowOutcome
 from api.quality.answer_facts import AnswerText
 from api.quality.evidence import FRESH, NEAR, NearEntry, evidence_of, polled
-from api.quality.policies import sampling_rate
+from api.quality.policies import SPARE_PART, sampling_rate, spare_rate
 from api.query.cache import Lookup, is_complete
 from api.query.candidates import guarded, stored_by
 from api.values import CachedAnswer, CacheKind, CacheMatch
@@ -48,13 +49,14 @@ class SpareTime:
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """An answer that went out. `rate`: the sampling rate at that time."""
+    """An answer that went out. `rate`: the sampling rate at that time. `most`: shadow calls that a minute allows it."""
 
     query: Query
     lookup: Lookup
     match: CacheMatch
     kind: str
     rate: float
+    most: int
 
 
 class _Compared:
@@ -100,7 +102,7 @@ class ShadowCalls:
         self._limit = limit
         self._spare = spare
         self._per_minute = per_minute
-        self._base = rate
+        self._base = self._due = rate
         self._quality = quality
         self._queue: asyncio.Queue[_Served] = asyncio.Queue(SHADOWS)
         self._by_rate: dict[float, _Compared] = defaultdict(_Compared)
@@ -115,9 +117,14 @@ class ShadowCalls:
         kind = "stale" if stale else lookup.match.kind
         rate = self.rates[lookup.match.kind]
         try:
-            self._queue.put_nowait(_Served(query, lookup, lookup.match, kind, rate))
+            self._queue.put_nowait(_Served(query, lookup, lookup.match, kind, rate, self._most(lookup.match.kind)))
         except asyncio.QueueFull:
             self._ended(rate, "queue_full")
+
+    def _most(self, kind: CacheKind) -> int:
+        """Returns how many shadow calls a minute allows: a part of them for samples above the usual rate."""
+        is_usual = kind != "semantic" or random.random() * self.rates[kind] < self._due  # noqa: S311 - no secret
+        return self._per_minute if is_usual else self._per_minute // SPARE_PART
 
     def probability(self, rate: float) -> float:
         """Returns the probability that a hit is sampled at this rate and then compared.
@@ -158,7 +165,8 @@ class ShadowCalls:
         The rate of exact hits stays: no level stops equal questions, so more of their labels would help nobody.
         """
         while True:
-            self.rates["semantic"] = sampling_rate(self._base, self._quality())
+            state = self._quality()
+            self._due, self.rates["semantic"] = sampling_rate(self._base, state), spare_rate(self._base, state)
             await asyncio.sleep(RATE_SECONDS)
 
     async def _compared(self, served: _Served) -> ShadowOutcome:
@@ -167,7 +175,7 @@ class ShadowCalls:
             return "breaker_open"
         if self._spare.has_waiting():
             return "users_waiting"
-        if not await self._limit.admit_shadow(self._per_minute):
+        if not await self._limit.admit_shadow(served.most):
             return "limited"
         try:
             answered = await self._fresh.again(served.query, served.lookup)

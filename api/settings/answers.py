@@ -110,9 +110,11 @@ class CacheSettings(SettingsGroup):
     shadow_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of cached answers to generate again and compare.
 
-    It happens in the background, only while the breaker is closed and no call waits. Of semantic hits the share is 20
-    times as large, up to 0.25, while the fleet is tightened or its error is in doubt. It is 0.5 while the newest labels
-    look like a fault. 0: none.
+    It happens in the background, only while the breaker is closed and no call waits. Of semantic hits the share is
+    three times as large, up to 0.25, until the fleet has made a third of `SEMANTIC_CACHE_SHADOW_PER_MINUTE`. It is 20
+    times as large, up to 0.25, while the fleet is tightened or its error is in doubt. It is 0.5 after a wrong hit, a
+    `bad` vote, or a change of release, policy, threshold, target, embedder or verifier, until labels speak against a
+    fault. 0: none.
     """
     shadow_per_minute: NotNegative = 30
     """Such comparisons per minute in the whole fleet."""

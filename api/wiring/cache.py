@@ -410,6 +410,7 @@ def _quality_settings(settings: Settings, comparator: Comparator, verifier: Veri
         CONFUSION,
         prior,
         BLIND.confusion,
+        __version__,
     )
 
 

@@ -32,7 +32,7 @@ from api.quality.calibration import Channel
 from api.quality.estimate import HALF_LIFE_MS, proven
 from api.quality.keeper import QualityView
 from api.quality.policies import LAST_LEVEL, Published, QualitySettings, published_as_json, read_published
-from scripts.simulate_quality import watched
+from scripts.simulate_quality import Signs, voted_bad, watched
 
 VERSIONS = Versions("e", "", "c")
 GUARDED = QualitySettings(PolicyName.GUARDED, 0.92, 0.02, VERSIONS)
@@ -270,7 +270,8 @@ def test_after_misses_turned_wrong_fewer_wrong_hits_tighten() -> None:
 @pytest.mark.parametrize("noise", [False, True])
 def test_with_the_default_sampling_a_fault_is_seen_within_500_hits(*, noise: bool) -> None:
     """One hit in a hundred is labeled. The fault shows in the candidates of misses too."""
-    runs = [watched(0.1, seed, 0.01, 5_000, noise=noise, misses=True, until_first=True) for seed in range(40)]
+    signs = Signs(misses=True, spare=False)
+    runs = [watched(0.1, seed, 0.01, 5_000, noise=noise, signs=signs, until_first=True) for seed in range(40)]
     hits = [one.tightened[0] if one.tightened else 5_000 for one in runs]
     assert np.quantile(hits, 0.95) <= 500
 
@@ -282,9 +283,58 @@ def test_wrong_answers_in_right_groups_tighten_too() -> None:
 
 
 def test_without_a_fault_the_fleet_does_not_tighten() -> None:
-    runs = [watched(0.005, seed, 0.01, 5_000, noise=True, misses=True) for seed in range(4)]
+    runs = [watched(0.005, seed, 0.01, 5_000, noise=True, signs=Signs(misses=True, spare=False)) for seed in range(4)]
     assert sum(len(one.tightened) for one in runs) == 0
     assert sum(one.sampled for one in runs) / 20_000 < 0.04, "few more hits than one in a hundred are labeled"
+
+
+@pytest.mark.parametrize(("noise", "most"), [(False, 0.045), (True, 0.11)])
+def test_without_a_fault_spare_shadow_calls_are_few_and_tighten_nothing(*, noise: bool, most: float) -> None:
+    runs = [watched(0.005, seed, 0.01, 5_000, noise=noise) for seed in range(4)]
+    assert sum(len(one.tightened) for one in runs) == 0
+    assert sum(one.sampled for one in runs) / 20_000 < most
+
+
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize(
+    ("signs", "share"),
+    [(Signs(), 0.5), (Signs(voted=0.05), 0.6), (Signs(changed=True), 0.8)],
+    ids=["labels alone", "1 in 20 wrong hits is voted bad", "it begins with a change of the settings"],
+)
+def test_a_fault_that_shows_in_hits_only_is_seen_within_500(*, signs: Signs, share: float, noise: bool) -> None:
+    runs = [watched(0.1, seed, 0.01, 5_000, noise=noise, signs=signs, until_first=True) for seed in range(40)]
+    assert sum(bool(one.tightened) and one.tightened[0] <= 500 for one in runs) >= share * len(runs)
+
+
+def test_after_a_change_of_the_settings_more_hits_are_labeled_until_they_are_right() -> None:
+    before = after(labels(50, 0.0)).published
+    assert not before.state.suspected, "a new fleet has changed nothing"
+    for changed in (replace(GUARDED, threshold=0.9), replace(GUARDED, release="2"), replace(GUARDED, target=0.05)):
+        found = after(labels(50, 0.0), before, changed).published
+        assert found.state.suspected
+        since = labels(40, 0.0, start_ms=found.settings_ms + 1)
+        assert after([*labels(50, 0.0), *since[:8]], found, changed).published.state.suspected
+        assert not after([*labels(50, 0.0), *since], found, changed).published.state.suspected
+    assert not after(labels(50, 0.0), before).published.state.suspected
+
+
+def test_a_bad_vote_is_a_reason_to_look_and_tightens_nothing() -> None:
+    right = labels(100, 0.0)
+    votes = [voted_bad(1_000 + number) for number in range(50)]
+    found = after([*right, *votes]).published.state
+    assert (found.suspected, found.level, found.rate.samples) == (True, 0, 100)
+    assert after([*right, votes[0]]).published.state.suspected
+    calm = labels(40, 0.0, start_ms=2_000)
+    assert not after([*right, *votes, *calm]).published.state.suspected, "one vote of a tenant counts"
+    exact = replace(votes[0], label=replace(votes[0].label, kind="exact"))
+    assert not after([*right, exact]).published.state.suspected
+
+
+def test_labels_without_a_verdict_end_a_suspicion() -> None:
+    unsure = [replace(one, label=replace(one.label, verdict=Verdict.UNSURE)) for one in labels(250, 0.0, start_ms=9)]
+    wrong = labels(1, 1.0)
+    assert after([*wrong, *unsure[:100]]).published.state.suspected
+    assert not after([*wrong, *unsure]).published.state.suspected
 
 
 @pytest.mark.parametrize("what", ["embedder", "verifier", "comparator"])

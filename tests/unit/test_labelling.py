@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,13 +19,13 @@ from api.ports.question import Query
 from api.ports.telemetry import Telemetry
 from api.quality.comparator import Comparator
 from api.quality.evidence import grouped
-from api.quality.policies import sampling_rate
+from api.quality.policies import sampling_rate, spare_rate
 from api.query import labels, shadow_calls
 from api.query.cache import Lookup
 from api.query.generate import FreshAnswer
 from api.query.labels import MOST_EARNED, MOST_REST_SECONDS, PER_MISS, Allowance, LabelCollector, Labelling
 from api.query.shadow_calls import SHADOWS, ShadowCalls, SpareTime
-from api.values import CachedAnswer, CacheMatch, Generation, GenerationEnd, Usage
+from api.values import CachedAnswer, CacheKind, CacheMatch, Generation, GenerationEnd, Usage
 from tests.support.waiting import wait_until_async
 
 FINE, WRONG = FalseHitRate(0.01, 0.0, 0.05, 80), FalseHitRate(0.2, 0.05, 0.5, 5)
@@ -48,6 +49,21 @@ def test_more_hits_are_sampled_while_the_error_is_in_doubt(base: float, state: Q
     assert sampling_rate(base, state) == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(
+    ("base", "state", "rate"),
+    [
+        (0.01, QualityState(rate=FINE), 0.03),
+        (0.01, QualityState(rate=WRONG), 0.2),
+        (0.01, QualityState(suspected=True), 0.5),
+        (0.0, QualityState(), 0.0),
+        (0.2, QualityState(), 0.25),
+        (1.0, QualityState(), 1.0),
+    ],
+)
+def test_a_fleet_that_makes_few_shadow_calls_makes_more(base: float, state: QualityState, rate: float) -> None:
+    assert spare_rate(base, state) == pytest.approx(rate)
+
+
 class Recording(Telemetry):
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -56,11 +72,11 @@ class Recording(Telemetry):
         self.calls.append(outcome)
 
 
-def shadow(telemetry: Telemetry, quality: Any = QualityState) -> ShadowCalls:
+def shadow(telemetry: Telemetry, quality: Any = QualityState, limit: Any = None) -> ShadowCalls:
     none: Any = None
     labelling = Labelling(none, none, none, telemetry, none)
     spare = SpareTime(lambda: True, lambda: False)
-    return ShadowCalls(labelling, none, none, spare, quality, rate=0.01, per_minute=30)
+    return ShadowCalls(labelling, none, limit, spare, quality, rate=0.01, per_minute=30)
 
 
 async def test_the_rate_follows_what_the_fleet_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,13 +89,51 @@ async def test_the_rate_follows_what_the_fleet_knows(monkeypatch: pytest.MonkeyP
         return calls.rates["semantic"] > 0.1 and calls.rates["exact"] == 0.01
 
     async def is_normal() -> bool:
-        return calls.rates["semantic"] == 0.01
+        return calls.rates["semantic"] == pytest.approx(0.03)
 
     state = QualityState(rate=WRONG)
     await wait_until_async(is_raised)
     state = QualityState(rate=FINE)
     await wait_until_async(is_normal)
     following.cancel()
+
+
+class NoMore:
+    """A limit that is reached. It keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def admit_shadow(self, per_minute: int) -> bool:
+        self.asked.append(per_minute)
+        return False
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "less"),
+    [
+        (QualityState(), "semantic", 2 / 3),
+        (QualityState(suspected=True), "semantic", 0.0),
+        (QualityState(), "exact", 0.0),
+    ],
+)
+async def test_what_is_sampled_above_the_usual_rate_gets_a_third_of_the_shadow_calls(
+    monkeypatch: pytest.MonkeyPatch, state: QualityState, kind: CacheKind, less: float
+) -> None:
+    monkeypatch.setattr(shadow_calls, "random", random.Random(1))
+    limit = NoMore()
+    calls = shadow(Telemetry(), lambda: state, limit)
+    match = CacheMatch(CachedAnswer("e", "q", "a", "m", (), Usage(), 1, 2), kind, 0.95, 1)
+    async with asyncio.timeout(10), Background() as background:
+        background.start(calls.keep_rate)
+        background.start(calls.keep_calling)
+        await asyncio.sleep(0)
+        for number in range(600):
+            calls.sample(Query("q", "t", "m"), Lookup(match=match), stale=False)
+            while len(limit.asked) <= number:
+                await asyncio.sleep(0)
+    assert limit.asked.count(10) / 600 == pytest.approx(less, abs=0.06)
+    assert set(limit.asked) <= {10, 30}
 
 
 def test_samples_that_do_not_fit_are_dropped_and_counted() -> None:
