@@ -98,7 +98,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(
         BodyLimit,
         limit=settings.server.max_body_bytes,
-        file_limit=settings.documents.document_max_bytes + FORM_BYTES,
+        file_limits={
+            documents.PATH: settings.documents.document_max_bytes + FORM_BYTES,
+            forwarded_api.TRANSCRIPTIONS: settings.server.max_audio_bytes + FORM_BYTES,
+        },
         timeout=settings.server.body_timeout,
     )
     app.add_middleware(RequestHead, allowed=settings.access.hosts())

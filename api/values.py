@@ -60,11 +60,12 @@ Retry = Literal["here", "elsewhere", "spent"]
 
 @dataclass(frozen=True, slots=True)
 class ForwardedRequest:
-    """A request that goes to Ollama as the client sent it: its path and its body, a JSON object.
+    """A request that goes to Ollama as the client sent it: its path and its body, a JSON object or a form.
 
     `digest`: 64 hex digits over all that the answer depends on. `streams`: the answer arrives piece by piece.
     `only_loads`: it asks nothing, and Ollama only loads or unloads the model. `is_silent`: Ollama may work for long
-    without a word, as it sends a call of a tool when the call is complete.
+    without a word, as it sends a call of a tool when the call is complete. `content_type`: that of a form, which is
+    never cached; empty for JSON.
     """
 
     path: str
@@ -73,11 +74,15 @@ class ForwardedRequest:
     streams: bool
     only_loads: bool = False
     is_silent: bool = False
+    content_type: str = ""
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields of the body. They are read each time: a waiting request takes no more memory than its bytes."""
-        found: dict[str, Any] = orjson.loads(self.body)
+        """The fields of the body. They are read each time: a waiting request takes no more memory than its bytes.
+
+        A form has none: it holds no prompt.
+        """
+        found: dict[str, Any] = {} if self.content_type else orjson.loads(self.body)
         return found
 
 

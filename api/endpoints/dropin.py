@@ -157,7 +157,7 @@ def forwarded_query(request: Request, fields: Mapping[str, Any], path: Forwarded
     The caller should drop `fields` before it waits for the answer: they take many times the memory of the body.
     """
     check_num_ctx(request, fields.get("options"))
-    return _query(request, fields, forwarded_request(fields, path))
+    return query_of(request, fields, forwarded_request(fields, path))
 
 
 async def forward(request: Request, query: Query, path: ForwardedPath) -> Response:
@@ -169,14 +169,18 @@ async def forward(request: Request, query: Query, path: ForwardedPath) -> Respon
     if forwarded.streams:
         form = ForwardedForm(path.media_type, path.error_line)
         return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
-    if forwarded.only_loads:  # neither from the cache, nor shared with a request that does the opposite
+    # Neither from the cache, nor shared: another request may do the opposite, and a recording comes once.
+    bypasses = "load" if forwarded.only_loads else "form" if forwarded.content_type else ""
+    if bypasses:
         query = replace(query, cache_control=replace(query.cache_control, no_store=True))
     async with cancel_on_disconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
     headers = cache_headers(answered, query.cache_control)
-    if forwarded.only_loads:
-        headers["Cache-Status"] = "ragherd; fwd=bypass; detail=load"
-    return Response(answered.answer.encode(), headers=headers, media_type="application/json")
+    if bypasses:
+        headers["Cache-Status"] = f"ragherd; fwd=bypass; detail={bypasses}"
+    is_text = forwarded.content_type and not answered.answer.startswith("{")
+    kind = "text/plain" if is_text else "application/json"
+    return Response(answered.answer.encode(), headers=headers, media_type=kind)
 
 
 def check_num_ctx(request: Request, options: Any) -> None:
@@ -191,7 +195,8 @@ def check_num_ctx(request: Request, options: Any) -> None:
         raise refused("options.num_ctx", f"is over {state.max_num_ctx} (OLLAMA_MAX_NUM_CTX)")
 
 
-def _query(request: Request, fields: Mapping[str, Any], forwarded: ForwardedRequest) -> Query:
+def query_of(request: Request, fields: Mapping[str, Any], forwarded: ForwardedRequest) -> Query:
+    """Returns the query of a forwarded request with these fields. Raises `InvalidRequest` without a model."""
     named = {} if fields.get("model") is None else {"model": fields["model"]}
     return Query(
         question=asked_in(fields)[:MAX_QUESTION],

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -48,6 +48,9 @@ from fastapi import Query
 from pydantic import BeforeValidator, WithJsonSchema
 
 from api.errors import NotFound
+
+RECORDINGS: Final = 4
+"""Recordings to transcribe that a worker has in memory at once, of at most MAX_AUDIO_BYTES each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class AppState:
     reachability: Reachability
     redis_warnings: Callable[[], Sequence[StoreWarning]]
     exposition: Callable[[str], tuple[bytes, str]]
+    recordings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RECORDINGS))
 
     @property
     def breaker(self) -> FleetBreaker:

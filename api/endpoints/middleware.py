@@ -228,7 +228,6 @@ def too_large(limit: int) -> str:
     return f"The body is larger than {limit} bytes."
 
 
-FILE_PATH: Final = "/documents"
 MAX_BLOB_BYTES: Final = 2**40
 """Size of an upload to Ollama by an admin. It streams through, so that it takes no memory."""
 FORM_BYTES: Final = 64 * 1024
@@ -236,12 +235,15 @@ FORM_BYTES: Final = 64 * 1024
 
 
 class BodyLimit:
-    """Limits bodies to `limit` bytes, or `file_limit` for a form with a file. `LimitedReceive` explains `timeout`."""
+    """Limits bodies to `limit` bytes, and forms with a file to the limit of their path in `file_limits`.
 
-    def __init__(self, app: ASGIApp, limit: int, file_limit: int, timeout: float) -> None:
+    `LimitedReceive` explains `timeout`.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, file_limits: Mapping[str, int], timeout: float) -> None:
         self._app = app
         self._limit = limit
-        self._file_limit = file_limit
+        self._file_limits = file_limits
         self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -249,8 +251,9 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        is_file = scope["path"] == FILE_PATH and headers.get("content-type", "").lower().startswith("multipart/")
-        limit, length = self._file_limit if is_file else self._limit, headers.get("content-length", "")
+        is_form = headers.get("content-type", "").lower().startswith("multipart/")
+        limit = self._file_limits.get(scope["path"], self._limit) if is_form else self._limit
+        length = headers.get("content-length", "")
         if scope["path"].startswith(BLOBS):
             limit = MAX_BLOB_BYTES
         if length.isdigit() and int(length) > limit:

@@ -65,7 +65,7 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes, *, path:
     return UpstreamError(fault, f"Ollama answered {status}{said}", retry_after=retry_after)
 
 
-SINCE: Final = {"/v1/responses": "0.13.3", "/v1/messages": "0.14.0"}
+SINCE: Final = {"/v1/responses": "0.13.3", "/v1/messages": "0.14.0", "/v1/audio/transcriptions": "0.20.0"}
 """The releases of Ollama that added a path."""
 
 

@@ -71,6 +71,8 @@ class ForwardedAnswer:
         """Returns the piece as text, and the end after the last one. Raises `UpstreamError`, also if Ollama gave up."""
         try:
             text = piece.decode()
+            if self._request.content_type:  # a transcription may be plain text
+                return [Token(text), self._end()]
             said = _event_data(piece) if self._request.streams and self._is_event_stream else piece
             if said == _DONE:
                 return [Token(text), self._end()]

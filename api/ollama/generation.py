@@ -310,7 +310,10 @@ class OllamaModel:
             body = self._body(request) if forwarded is None else self._forwarded_body(forwarded)
             answer = ChatAnswer(request.model) if forwarded is None else ForwardedAnswer(forwarded, request.model)
             self._pool.retries.called(retry)
-            exchange = await stack.enter_async_context(self._pool.exchange(path, body, model=request.model))
+            kind = "" if forwarded is None else forwarded.content_type
+            exchange = await stack.enter_async_context(
+                self._pool.exchange(path, body, model=request.model, content_type=kind)
+            )
             is_silent = forwarded is not None and forwarded.is_silent
             async with clock.whole() if is_silent else clock.first_token(partial(self._resident, request.model)):
                 raise_if_cancelled()  # a caller that has left sends nothing

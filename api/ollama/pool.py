@@ -190,14 +190,16 @@ class OllamaPool:
         self.generated = statistics.generated
 
     @asynccontextmanager
-    async def exchange(self, path: str, body: bytes, *, model: str) -> AsyncIterator[Exchange]:
-        """One POST of JSON. Entering does no I/O: `await exchange.open()` sends; leaving closes and counts.
+    async def exchange(self, path: str, body: bytes, *, model: str, content_type: str = "") -> AsyncIterator[Exchange]:
+        """One POST, of JSON without a `content_type`. Entering does no I/O: `await exchange.open()` sends; leaving
+        closes and counts.
 
         Whatever httpx raises inside leaves as an `UpstreamError`. Deadlines are the caller's, to be set inside, so
         that they are counted as this request's failures; only connecting and waiting for a connection have their own.
         """
         trace = RequestTrace()
-        request = self._client.build_request("POST", path, content=body, extensions={"trace": trace})
+        headers = {"Content-Type": content_type} if content_type else None
+        request = self._client.build_request("POST", path, content=body, headers=headers, extensions={"trace": trace})
         exchange = Exchange(self._client, request, path, model)
         fault: UpstreamFault | None = None
         try:

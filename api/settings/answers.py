@@ -245,6 +245,8 @@ class ServerSettings(SettingsGroup):
     """Port of the metrics process. 0 starts none."""
     max_body_bytes: Bytes = 1024 * 1024
     """Largest request body. A larger one gets 413."""
+    max_audio_bytes: Bytes = 25 * 1024 * 1024
+    """Largest recording to transcribe. A worker takes four at once."""
     header_timeout: Seconds = 10.0
     """Time to receive a request head. A slower one gets 408.
 

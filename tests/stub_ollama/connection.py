@@ -7,6 +7,8 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from email.parser import BytesParser
+from email.policy import HTTP
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -21,6 +23,17 @@ class StubRequest:
     path: str
     body: dict[str, Any]
     traceparent: str = ""
+
+
+def form_fields(body: bytes, content_type: str) -> dict[str, Any]:
+    """Returns the fields of a form. A file is its size."""
+    message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
+    fields: dict[str, Any] = {}
+    for part in message.iter_parts():
+        content = cast(bytes, part.get_payload(decode=True))
+        name = str(part.get_param("name", header="content-disposition"))
+        fields[name] = len(content) if part.get_filename() else content.decode()
+    return fields
 
 
 Handler = Callable[[StubRequest, "Connection"], Awaitable[None]]
@@ -71,7 +84,8 @@ class Connection(asyncio.Protocol):
             return
         self._received = rest[length:]
         method, path, _ = first.split(" ")
-        body = json.loads(rest[:length] or b"{}")
+        is_form = headers.get("content-type", "").startswith("multipart/form-data")
+        body = form_fields(rest[:length], headers["content-type"]) if is_form else json.loads(rest[:length] or b"{}")
         request = StubRequest(method, path.partition("?")[0], body, headers.get("traceparent", ""))
         self._task = asyncio.get_running_loop().create_task(self._handle(request))
 

@@ -14,7 +14,8 @@ from tests.stub_ollama import answers, forms
 from tests.stub_ollama.behaviour import Behaviour
 from tests.stub_ollama.connection import Connection, StubRequest
 
-MODEL_CALLS = {"/api/chat", "/api/generate", "/api/embed", *forms.EVENT_PATHS}
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+MODEL_CALLS = {"/api/chat", "/api/generate", "/api/embed", TRANSCRIPTIONS, *forms.EVENT_PATHS}
 VERSION = "0.0.0-stub"
 
 
@@ -176,6 +177,8 @@ class StubOllama:
             connection.answer(loading)
         elif request.path in {"/api/chat", "/api/generate", *forms.EVENT_PATHS}:
             await self._generated(request, connection, behaviour)
+        elif request.path == TRANSCRIPTIONS:
+            _transcribe(request, connection)
         elif (plain := _plain(request, behaviour)) is not None:
             connection.answer(*plain)
         else:
@@ -238,6 +241,17 @@ class StubOllama:
             await _misbehave(connection, behaviour)
             return
         connection.end_stream()
+
+
+def _transcribe(request: StubRequest, connection: Connection) -> None:
+    """Answers a form with a recording as Ollama does: in JSON, or as text."""
+    text = f"a recording of {request.body.get('file')} bytes"
+    if not isinstance(request.body.get("file"), int):
+        connection.answer(forms.error(TRANSCRIPTIONS, "file is required: http: no such file"), 400)
+    elif request.body.get("response_format") == "text":
+        connection.text(text)
+    else:
+        connection.answer({"text": text})
 
 
 def _has_bad_text(request: StubRequest, behaviour: Behaviour) -> bool:

@@ -120,6 +120,8 @@ def openai_other(url: str) -> None:
     with client.responses.stream(model=MODEL, input=QUESTION) as stream:
         kinds = {event.type for event in stream}
     assert "response.completed" in kinds
+    recording = client.audio.transcriptions.create(model=MODEL, file=("speech.wav", b"RIFF"))
+    assert recording.text == "a recording of 4 bytes"
 
 
 def _anthropic(url: str) -> Any:
