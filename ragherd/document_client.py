@@ -10,7 +10,6 @@ read on several hosts.
 from __future__ import annotations
 
 import hashlib
-import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,7 +27,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from api.knowledge.plain_text import BY_SUFFIX, FENCED, heading_words
+from api.knowledge import markdown
+from api.knowledge.plain_text import BY_SUFFIX
 from ragherd.service_client import detail_of, parsed, without_user
 
 MAX_OUTAGE_SECONDS: Final = 120.0
@@ -182,9 +182,6 @@ def _after(cursor: str) -> dict[str, str]:
     return {"cursor": cursor} if cursor else {}
 
 
-_HEADING: Final = re.compile(r"^#[ \t]+(\S.*)$", re.MULTILINE)
-
-
 @dataclass(frozen=True, slots=True)
 class DocumentFile:
     """`source` is the folder's ID or the collection, followed by the relative path in POSIX form."""
@@ -250,8 +247,7 @@ def legacy_source(source: str) -> str:
 def title_of(file: DocumentFile, content: bytes) -> str | None:
     """Returns the first heading of Markdown, or the file's name, or None for types with their own title."""
     if file.path.suffix.lower() in {".md", ".markdown"}:
-        found = _HEADING.search(FENCED.sub("", content[:65_536].decode("utf-8", "replace")))
-        return heading_words(found[1])[:500] if found else file.path.stem
+        return markdown.read(content[:65_536].decode("utf-8", "replace").replace("\r\n", "\n")).title or file.path.stem
     return file.path.stem if file.path.suffix.lower() in {".txt", ".text"} else None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from semantic_text_splitter import MarkdownSplitter
 
-from api.knowledge.plain_text import FENCED, heading_words
+from api.knowledge.markdown import FENCED, heading_words
 from api.ports.document_store import Chunk
 
 if TYPE_CHECKING:

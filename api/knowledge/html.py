@@ -1,21 +1,15 @@
-"""Converts the visible text of HTML pages to Markdown, and .docx documents by way of HTML.
-
-A .docx is a zip file, so its unpacked size is checked first.
-"""
+"""Converts the visible text of HTML pages to Markdown."""
 
 from __future__ import annotations
 
 import re
-from io import BytesIO
 from typing import Any, Final
-from zipfile import BadZipFile, ZipFile
 
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup, Declaration, Doctype, ProcessingInstruction, Tag
 from bs4.dammit import EncodingDetector
 from markdownify import ATX, MarkdownConverter
 
-from api.errors import UnreadableDocument
-from api.knowledge.plain_text import decoded, too_long
+from api.knowledge.plain_text import Parsed, decoded
 
 FIELDS: Final = ("button", "select", "textarea")
 """Form controls. Forms themselves may hold text: some frameworks wrap the whole page in one."""
@@ -46,15 +40,15 @@ _UNTERMINATED: Final = (
 _BLANKS: Final = re.compile(r"[ \t\f\v]{100,}")
 """The converter takes quadratic time for a run of blanks."""
 
-MAX_DOCX_ENTRIES: Final = 2_000
-MAX_DOCX_BYTES: Final = 100 * 1024 * 1024
-MAX_DOCX_RATIO: Final = 200
-"""Highest compression ratio of an entry larger than a mebibyte."""
-DOCX_BODY: Final = "word/document.xml"
+MAX_DEPTH: Final = 60
+"""Elements nested deeper become plain text: the converter calls itself for each level."""
+_HIDDEN: Final = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
+_POWER: Final = re.compile(r"[-+\u2212]?\w{1,4}")
+_ORDINALS: Final = frozenset(("st", "nd", "rd", "th", "er", "re", "e", "o", "a", "tm", "sm", "r", "c"))
 
 
-def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | None, int | None]:
-    """The text, the title, no page count. The encoding comes from the page's byte order mark or `meta`."""
+def read(data: bytes | str, pages: int, characters: int) -> Parsed:
+    """The text and the title. The encoding comes from the page's byte order mark or `meta`."""
     page = data if isinstance(data, str) else decoded(data, _said(data))
     soup = _Page(_ended(page), "html.parser")
     title = _title(soup)
@@ -62,8 +56,63 @@ def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | Non
         element.decompose()
     if soup.head is not None:
         soup.head.decompose()
-    converter = MarkdownConverter(heading_style=ATX, bullets="-", strip=["img"], escape_misc=False)
-    return converter.convert_soup(soup), title, None
+    return Parsed(to_markdown(soup), title)
+
+
+def to_markdown(soup: BeautifulSoup) -> str:
+    """What a reader sees. Links keep their words, and images their alternative text."""
+    _drop_hidden(soup)
+    _limit_depth(soup)
+    converter = _Converter(heading_style=ATX, bullets="-", strip=["a"], escape_misc=False, table_infer_header=True)
+    return str(converter.convert_soup(soup))
+
+
+def _as_block(converter: Any, el: Tag, text: str, parent_tags: set[str]) -> str:
+    return str(converter.convert_div(el, text, parent_tags))
+
+
+class _Converter(MarkdownConverter):
+    """Separates all elements that browsers show as blocks. The base class glues those that it does not know."""
+
+    convert_aside = convert_main = convert_header = convert_footer = convert_details = convert_summary = _as_block
+    convert_form = convert_fieldset = convert_legend = convert_address = convert_figure = convert_body = _as_block
+
+    def convert_img(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        """Only the alternative text."""
+        alt = el.get("alt")
+        return f" {alt.strip()} " if isinstance(alt, str) and alt.strip() else " "
+
+    def convert_sup(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        """Writes a power as 10^6: it would become 106. Notes and ordinals stay as they are."""
+        before = el.previous_sibling
+        is_power = before is not None and before.get_text()[-1:].isalnum() and _POWER.fullmatch(text)
+        return f"^{text}" if is_power and text.lower() not in _ORDINALS else text
+
+
+def _drop_hidden(soup: BeautifulSoup) -> None:
+    """Removes what browsers do not show: declarations, and elements that their own attributes hide."""
+    for part in soup.find_all(string=lambda text: isinstance(text, Declaration | Doctype | ProcessingInstruction)):
+        part.extract()
+    for element in soup.find_all(_is_hidden):
+        element.decompose()
+
+
+def _is_hidden(element: Tag) -> bool:
+    style = element.get("style")
+    return (
+        element.has_attr("hidden")
+        or element.get("aria-hidden") == "true"
+        or (isinstance(style, str) and _HIDDEN.search(style) is not None)
+    )
+
+
+def _limit_depth(soup: BeautifulSoup) -> None:
+    """Makes the elements below `MAX_DEPTH` plain text, without their structure."""
+    level: list[Tag] = [soup]
+    for _ in range(MAX_DEPTH):
+        level = [child for element in level for child in element.children if isinstance(child, Tag)]
+    for element in level:
+        element.string = element.get_text("\n", strip=True)
 
 
 def _ended(page: str) -> str:
@@ -107,34 +156,3 @@ def _title(soup: BeautifulSoup) -> str | None:
         if element is not None and (text := element.get_text(" ", strip=True)):
             return text
     return None
-
-
-def read_docx(data: bytes, pages: int, characters: int) -> tuple[str, str | None, int | None]:
-    """The text, the first heading as title, no page count. Images are left out."""
-    import mammoth  # HTML pages do not need it
-
-    _check_docx(data)
-    page = mammoth.convert_to_html(
-        BytesIO(data),
-        convert_image=mammoth.images.img_element(lambda _: {}),
-        style_map="p[style-name='Title'] => h1:fresh",
-    ).value
-    if len(page) > 4 * characters:
-        raise too_long(characters)
-    return read(page, pages, characters)
-
-
-def _check_docx(data: bytes) -> None:
-    try:
-        with ZipFile(BytesIO(data)) as archive:
-            entries = archive.infolist()
-    except BadZipFile:
-        raise UnreadableDocument("The file is not a .docx document: it is not a zip archive.") from None
-    if DOCX_BODY not in {entry.filename for entry in entries}:
-        raise UnreadableDocument(f"The file is not a .docx document: it has no {DOCX_BODY}.")
-    unpacked = sum(entry.file_size for entry in entries)
-    bomb = any(e.file_size > 1024 * 1024 and e.file_size > MAX_DOCX_RATIO * max(e.compress_size, 1) for e in entries)
-    if len(entries) > MAX_DOCX_ENTRIES or unpacked > MAX_DOCX_BYTES or bomb:
-        raise UnreadableDocument(
-            f"The file would unpack to {unpacked} bytes in {len(entries)} parts, more than is allowed."
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument
-from api.knowledge.plain_text import PLAIN, read_text, too_long
+from api.knowledge.plain_text import PLAIN, Parsed, read_text, too_long
 from api.module_command import module_command, module_environment
 from api.unicode_text import is_blank
 
@@ -30,20 +31,12 @@ _KEPT: Final = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "SYSTEMRO
 
 @dataclass(frozen=True, slots=True)
 class ParseLimits:
-    """`timeout` in seconds. The file may use all of it as CPU time."""
+    """`timeout` in seconds. The file may use all of it as CPU time. `ocr_languages`: Tesseract's, or empty."""
 
     pages: int
     characters: int
     timeout: float
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """`text` is Markdown. `title` and `pages` if the file has them."""
-
-    text: str
-    title: str | None = None
-    pages: int | None = None
+    ocr_languages: str = ""
 
 
 class Parser:
@@ -58,7 +51,7 @@ class Parser:
         """Raises `UnreadableDocument`, `PayloadTooLarge`; `ServiceUnavailable` if its turn does not come in time."""
         if media_type in PLAIN and len(data) <= IN_A_THREAD:
             async with self._turn(self._thread):
-                parsed = await self._in_time(asyncio.to_thread(_text, data, media_type))
+                parsed = await self._in_time(asyncio.to_thread(read_text, data, media_type))
         else:
             async with self._turn(self._slots):
                 parsed = await self._in_time(self._in_a_process(data, media_type))
@@ -90,26 +83,24 @@ class Parser:
 
     async def _in_a_process(self, data: bytes, media_type: str) -> Parsed:
         limits = self._limits
-        arguments = (media_type, str(limits.pages), str(limits.characters), str(int(limits.timeout) + 1))
+        seconds = int(limits.timeout) + 1
+        arguments = (media_type, *map(str, (limits.pages, limits.characters, seconds)), limits.ocr_languages)
         process = await asyncio.create_subprocess_exec(
             *module_command("api.knowledge.parse_process", *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             env=module_environment({name: os.environ[name] for name in _KEPT if name in os.environ}),
+            process_group=0,
         )
         try:
             reply, _ = await process.communicate(data)
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
-                    process.kill()
+                    os.killpg(process.pid, signal.SIGKILL)  # with Tesseract, which it may have started
                 await asyncio.shield(process.wait())
         return _read(reply, process.returncode)
-
-
-def _text(data: bytes, media_type: str) -> Parsed:
-    return Parsed(*read_text(data, media_type))
 
 
 def _has_words(text: str) -> bool:
@@ -129,7 +120,9 @@ def _read(reply: bytes, code: int | None) -> Parsed:
         case {"unreadable": str(detail)}:
             raise UnreadableDocument(detail)
         case _:
-            return Parsed(fields["text"], fields["title"], fields["pages"])
+            return Parsed(
+                fields["text"], fields["title"], fields["pages"], tuple(fields["tags"]), tuple(fields["warnings"])
+            )
 
 
 def _ended(code: int | None) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final
 
 from charset_normalizer import from_bytes
 
 from api.errors import PayloadTooLarge, UnreadableDocument, UnsupportedDocument
+from api.knowledge import markdown
+from api.knowledge.repair import repaired, with_plain_letters
 from api.unicode_text import nfc
 
 TEXT: Final = "text/plain"
@@ -34,6 +37,20 @@ KINDS: Final = frozenset(BY_SUFFIX.values())
 """All supported kinds."""
 _BINARY: Final = (b"\x7fELF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x1f\x8b", b"MZ", b"\xd0\xcf\x11\xe0", b"Rar!")
 _READ: Final = f"read are {', '.join(sorted(BY_SUFFIX))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What was read from a file. `text` is Markdown. `title` and `pages` if the file has them.
+
+    `tags`: those in a file's front matter. `warnings`: sentences about what was left out, such as pages without text.
+    """
+
+    text: str
+    title: str | None = None
+    pages: int | None = None
+    tags: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def media_type(file_name: str | None, declared: str | None, head: bytes) -> str:
@@ -62,10 +79,6 @@ def _described(file_name: str | None, said: str) -> str:
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _BLANK: Final = re.compile(r"\n[ \t]*+(?:\n[ \t]*+){2,}+")
-_TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*)")
-FENCED: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
-"""Code in Markdown, where lookalikes of headings are comments."""
-LONGEST_TITLE: Final = 500
 GUESSED_FROM: Final = 256 * 1024
 """Bytes from which the encoding is guessed."""
 _BEYOND_ASCII: Final = bytes(range(0x80, 0x100))
@@ -74,10 +87,13 @@ _LATIN: Final = ("cp1252", "cp1250", "cp1257", "cp1254")
 """Encodings of scripts whose letters are mostly ASCII. The first of equals wins, since a few letters tell little."""
 
 
-def read_text(data: bytes, media_type: str) -> tuple[str, str | None]:
-    """The text of a plain file, and its title if it is Markdown. Raises `UnreadableDocument`."""
+def read_text(data: bytes, media_type: str) -> Parsed:
+    """A plain file, with its title if it is Markdown. Raises `UnreadableDocument`."""
     text = tidied(decoded(data))
-    return text, first_heading(text) if media_type == MARKDOWN else None
+    if media_type == MARKDOWN:
+        found = markdown.read(text)
+        return Parsed(with_plain_letters(found.text).strip(), found.title, tags=found.tags)
+    return Parsed(repaired(text))
 
 
 def decoded(data: bytes, said: str | None = None) -> str:
@@ -138,19 +154,3 @@ def tidied(text: str) -> str:
 def too_long(characters: int) -> PayloadTooLarge:
     """The error for a text of too many characters."""
     return PayloadTooLarge(f"Its text is longer than {characters} characters.")
-
-
-def first_heading(text: str) -> str | None:
-    """The level-one heading at the start of a Markdown text, as its title."""
-    found = _TITLE.match(text)
-    return heading_words(found[1])[:LONGEST_TITLE] if found else None
-
-
-def heading_words(line: str) -> str:
-    """The text of a heading, without a closing `#`: `C# ##` is `C#`.
-
-    Not by a pattern: one that looks for the end takes quadratic time in the line's length, and would block the worker.
-    """
-    words = line.strip()
-    bare = words.rstrip("#")
-    return bare.rstrip() if bare[-1:].isspace() else words

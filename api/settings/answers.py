@@ -167,6 +167,11 @@ class DocumentSettings(SettingsGroup):
     A file may also wait this long for its turn. A worker reads two files at a time, and texts of up to 1 MiB one by
     one.
     """
+    ocr_languages: str = ""
+    """Languages of scanned pages, such as `eng+deu`, for Tesseract.
+
+    The host needs Tesseract with their data. Empty: no OCR.
+    """
     document_embed_timeout: Seconds = 60.0
     """Time to embed a batch of chunks, with `EMBEDDER=ollama`.
 

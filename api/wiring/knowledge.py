@@ -128,7 +128,10 @@ def _chunk_sizes(settings: Settings) -> tuple[int, int]:
 def _parse_limits(settings: Settings) -> ParseLimits:
     documents = settings.documents
     return ParseLimits(
-        documents.document_max_pages, documents.document_max_characters, documents.document_parse_timeout
+        documents.document_max_pages,
+        documents.document_max_characters,
+        documents.document_parse_timeout,
+        documents.ocr_languages,
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered, sections, spans
-from api.knowledge.plain_text import first_heading, heading_words
+from api.knowledge.markdown import first_heading, heading_words
 
 GUIDE = """# Holiday
 

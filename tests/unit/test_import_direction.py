@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "api.guards": {"api.languages", "api.unicode_text"},
     "api.quality": {"api.ports", "api.values", "api.errors", "api.guards", "api.languages", "api.unicode_text"},
     "api.knowledge": {
+        "api.languages",
         "api.module_command",
         "api.cancellation",
         "api.ports",

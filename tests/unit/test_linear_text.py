@@ -24,11 +24,13 @@ from api.endpoints.validation import refuse_too_many_values
 from api.errors import InvalidRequest, UnreadableDocument
 from api.guards.agreement import GUARDS, disagreement
 from api.guards.words import read_words
-from api.knowledge import html
+from api.knowledge import html, markdown
 from api.knowledge.chunk_embedding import EmbeddedText
 from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered, sections, spans
-from api.knowledge.plain_text import decoded, first_heading, tidied
+from api.knowledge.markdown import first_heading
+from api.knowledge.plain_text import decoded, tidied
 from api.knowledge.ranking import leading
+from api.knowledge.repair import garbage, repaired
 from api.languages.identify import LATIN, language_of, words_outside
 from api.ollama.embedding import unread_of
 from api.ports import question as cache_control
@@ -183,6 +185,11 @@ READERS: Final[dict[str, Callable[[str], object]]] = {
     "cut": lambda text: [CHUNKER.cut(*part) for part in sections(tidied(without_halves(text)))],
     "embedded text": embedded,
     "html": page,
+    "markdown": markdown.read,
+    "front matter": lambda text: markdown.read(f"---\n{text}"),
+    "repaired": repaired,
+    "repaired lines": lambda text: repaired(text.replace(" ", "-\n")),
+    "garbage": garbage,
     "quoted sentences": sentences,
     "cache-control": cache_control.parse,
     "accept": lambda text: event_stream.accepted(Headers(raw=[(b"accept", without_halves(text).encode())])),

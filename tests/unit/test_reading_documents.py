@@ -1,0 +1,161 @@
+"""Files as people have them: PDFs with tables and scans, Word documents with formulas, pages with hidden text."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from api.errors import UnreadableDocument
+from api.knowledge import pdf
+from api.knowledge.markdown import read as read_markdown
+from api.knowledge.parse_process import _read, _reader
+from api.knowledge.pdf import PLACEHOLDER
+from api.knowledge.plain_text import DOCX, HTML, MARKDOWN, PDF, TEXT
+
+DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
+KINDS = {".pdf": PDF, ".docx": DOCX, ".html": HTML, ".md": MARKDOWN, ".txt": TEXT}
+PARTS = "QZ-1107 Seal ring 12.40\nQZ-1108 Pump shaft 310.00\nQZ-1109 Valve seat 45.90"
+LEAVE_JA, LEAVE_ZH, LEAVE_KO = (
+    "休暇の申請は課長が承認します。",
+    "请假申请由部门经理批准。",
+    "휴가 신청은 팀장이 승인합니다.",
+)
+
+
+def read(name: str, languages: str = "") -> dict[str, object]:
+    file = DOCUMENTS / name
+    return _read(file.read_bytes(), _reader(KINDS[file.suffix], languages), 100, 100_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pdf-cjk-90ms-RKSJ-H.pdf", LEAVE_JA),
+        ("pdf-cjk-ETen-B5-H.pdf", "請假申請由部門經理批准。"),
+        ("pdf-cjk-EUC-H.pdf", LEAVE_JA),
+        ("pdf-cjk-GBK-EUC-H.pdf", LEAVE_ZH),
+        ("pdf-cjk-KSCms-UHC-H.pdf", LEAVE_KO),
+        ("pdf-cjk-UniJIS-UTF16-H.pdf", LEAVE_JA),
+        ("pdf-cjk-predefined-cmap-ja.pdf", LEAVE_JA),
+        ("pdf-cjk-predefined-cmap-ko.pdf", LEAVE_KO),
+        ("pdf-cjk-predefined-cmap-zh.pdf", LEAVE_ZH),
+        (
+            "pdf-table-one-text-object.pdf",
+            "QZ-1107 Seal ring 12.40\nQZ-1108 Pump shaft 310.00\nQZ-1109 Valve seat 45.90",
+        ),
+        (
+            "pdf-table-drawn-right-to-left.pdf",
+            "QZ-1107 Seal ring 12.40\nQZ-1108 Pump shaft 310.00\nQZ-1109 Valve seat 45.90",
+        ),
+        ("docx-superscript.docx", "The lab holds 10^6 cells per m^2. Water is H2O."),
+        (
+            "docx-content-control-math.docx",
+            "# Form\n\nIn the control: the cost centre is 8812.\n\nFormula: E=mc2",
+        ),
+        (
+            "docx-text-box.docx",
+            "# Poster\n\nBody text of the poster.\n\nThe box says: assembly point is the north gate.",
+        ),
+        (
+            "docx-text-box-no-fallback.docx",
+            "# Poster\n\nBody text of the poster.\n\nThe box says: assembly point is the north gate.",
+        ),
+        (
+            "docx-table-header-footer.docx",
+            "Header: document number WH-2207\n\n# Warehouse rules\n\nThe warehouse opens at seven.\n\n"
+            "| Product code | Shelf | Limit |\n| --- | --- | --- |\n| KX-4471 | B7 | 40 crates |\n"
+            "| KX-4472 | C2 | 15 crates |\n| LM-0090 | A1 | 3 pallets |\n\nFooter: released by the logistics board",
+        ),
+        (
+            "docx-merged-cells.docx",
+            "# Shift plan\n\n| Night shift | | |\n| --- | --- | --- |\n"
+            "| Monday | Tuesday | Wednesday |\n| Ada | Berta | Cleo |",
+        ),
+        ("docx-numbered-list.docx", "# Steps\n\n1. Unplug the press.\n2. Wait four minutes.\n3. Open the guard."),
+        ("docx-tracked-changes.docx", "# Contract\n\nThe notice period is six weeks to the end of a month."),
+        (
+            "html-glued-blocks.html",
+            "More\n\nDogs are not allowed.\n\nOpen on Sunday\n\nClosed on Monday\n\nLift to floor 3\n\nCall 5501",
+        ),
+        ("html-superscript.html", "The lab holds 10^6 cells per m^2."),
+        ("html-xml-declaration.html", "The lift stops at floor 3."),
+        ("md-comment.md", "# Plan\n\n\nThe plan starts in May."),
+        ("md-front-matter.md", "# Leave policy\n\nLeave is approved by the team lead."),
+        (
+            "md-setext.md",
+            "# Billing\n\n## Refunds\n\nRefunds take nine days.\n\n## Invoices\n\nInvoices come on the first.",
+        ),
+    ],
+)
+def test_a_file_is_read_as_its_author_sees_it(name: str, text: str) -> None:
+    assert read(name)["text"] == text
+
+
+def test_hidden_text_of_a_page_is_left_out() -> None:
+    found = read("html-hidden.html")
+    assert found["title"] == "Rooms"
+    assert str(found["text"]).split("\n\n")[-1] == "Room 3 is open."
+    assert "secret" not in str(found["text"])
+    assert "cookies" not in str(found["text"])
+
+
+def test_divided_words_and_ligatures_are_found_as_words() -> None:
+    divided, ligatures = (str(read(name)["text"]) for name in ("txt-hyphenated-lines.txt", "txt-ligatures.txt"))
+    for word in ("reimbursement", "receipt", "accounting", "statement"):
+        assert word in divided
+    assert "Office certificates" in ligatures
+    assert ligatures.isascii()
+
+
+def test_pages_without_text_are_named() -> None:
+    found = read("pdf-partly-scanned.pdf")
+    assert (found["pages"], found["warnings"]) == (4, ("3 of 4 pages (2-4) without text.",))
+
+
+@pytest.mark.skipif(shutil.which("tesseract") is None, reason="Tesseract is not installed")
+def test_scanned_pages_are_read_with_tesseract() -> None:
+    found = read("pdf-partly-scanned.pdf", "eng")
+    assert found["warnings"] != ("3 of 4 pages (2-4) without text.",)
+
+
+def test_an_unknown_language_of_ocr_is_a_clear_error() -> None:
+    if shutil.which("tesseract") is None:
+        pytest.skip("Tesseract is not installed")
+    with pytest.raises(UnreadableDocument, match="Tesseract could not read a scanned page"):
+        pdf.read((DOCUMENTS / "pdf-partly-scanned.pdf").read_bytes(), 100, 100_000, "no such language")
+
+
+def test_a_placeholder_is_no_title() -> None:
+    assert read("pdf-placeholder-title.pdf")["title"] is None
+
+
+@pytest.mark.parametrize(
+    "title",
+    ["untitled", "Untitled-1", "(anonymous)", "Document1", "Microsoft Word - leave.doc", "report_final.indd", "Slide 1",
+     "PowerPoint Presentation", "file:///tmp/x.html", "Untitled document"],
+)  # fmt: skip
+def test_titles_that_programs_write_are_placeholders(title: str) -> None:
+    assert PLACEHOLDER.fullmatch(title) is not None
+
+
+@pytest.mark.parametrize("title", ["Leave policy", "Word processing for all", "Documents we keep", "Minutes 2026", "C"])
+def test_titles_that_people_write_are_kept(title: str) -> None:
+    assert PLACEHOLDER.fullmatch(title) is None
+
+
+def test_front_matter_gives_title_tags_and_date() -> None:
+    found = read_markdown("---\ntitle: Leave\ntags: [hr, 2026, hr]\ndate: 2026-05-01\nlayout: page\n---\n\nText.")
+    assert (found.title, found.tags, found.text) == ("Leave", ("hr", "2026"), "Date: 2026-05-01\n\nText.")
+    assert read_markdown("---\ntags: hr, travel\n---\n# Trip\n").tags == ("hr", "travel")
+
+
+@pytest.mark.parametrize("text", ["---\nA rule above.\n---\n\nText.", "---\n: [\n---\nText.", "---\nno end", "--- x\n"])
+def test_rules_and_broken_front_matter_stay_text(text: str) -> None:
+    assert read_markdown(text).text == text
+
+
+def test_code_in_markdown_is_not_changed() -> None:
+    text = "```\nA\n=\n<!-- kept -->\n```\n\nB\n-\n"
+    assert read_markdown(text).text == text
