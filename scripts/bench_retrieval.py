@@ -1,4 +1,4 @@
-"""Measures the quality of retrieval: recall and mean reciprocal rank by vector, by BM25, fused, and reranked.
+"""Measures the quality of retrieval: recall and mean reciprocal rank by vector, by BM25, mixed, and reranked.
 
     .venv/bin/python -m scripts.bench_retrieval [--rerank PATH]
 
@@ -30,7 +30,7 @@ from api.embedded.redis_server import embedded_redis
 from api.embedders.onnx import OnnxEmbedder
 from api.embedders.reranker import OnnxReranker
 from api.knowledge.chunking import in_context
-from api.knowledge.ranking import MEANING, WORDS, fused, leading
+from api.knowledge.ranking import leading, mixed, searched_terms
 from api.ports.document_store import DocumentFilter, Hit
 from api.ports.inference import Embedder
 from api.redis_store.health_gated import HealthGatedRedis
@@ -166,12 +166,12 @@ async def measure(bench: Bench, tenant: str, turn: int, chance: random.Random, m
     found: defaultdict[str, list[int]] = defaultdict(list)
     for number, one in enumerate(bench.faq):
         asked = EDITS[(number + turn) % len(EDITS)](one["q"], chance)
-        rankings, hits, cosine = await search(bench, tenant, asked, str(number))
+        rankings, hits, cosine, frequent = await search(bench, tenant, asked, str(number))
         texts = {
             name: in_context(bench.faq[int(name)]["q"] if tenant == "titled" else "", "", hits[name].text)
-            for name in rankings["fused"]
+            for name in rankings["mixed"]
         }
-        rankings["served"] = leading(asked, texts).order(rankings["fused"])
+        rankings["served"] = leading(asked, texts, frequent).order(rankings["mixed"])
         if bench.reranker is not None:
             began = time.perf_counter()
             rankings["re-ranked"] = await reranked(bench.reranker, asked, rankings["served"], texts)
@@ -185,15 +185,19 @@ async def measure(bench: Bench, tenant: str, turn: int, chance: random.Random, m
 
 async def search(
     bench: Bench, tenant: str, asked: str, right: str
-) -> tuple[dict[str, list[str]], dict[str, Hit], float]:
-    """Returns the documents by each ranking, the hits by document, and the right one's cosine (-1 if not found)."""
+) -> tuple[dict[str, list[str]], dict[str, Hit], float, frozenset[str]]:
+    """Returns the documents by each ranking, the hits by document, the right one's cosine (-1 if not found), and the
+    terms that are not rare."""
     (embedding,) = await bench.embedder.embed([asked], tenant=tenant)
-    identity = await bench.embedder.identity()
-    found = await bench.index.search(identity, tenant, DocumentFilter(), asked, embedding.vector, CANDIDATES)
+    identity, terms = await bench.embedder.identity(), searched_terms(asked)
+    among = (tenant, DocumentFilter())
+    found = await bench.index.search(identity, *among, asked, embedding.vector, CANDIDATES, terms)
     meaning, words = ([hit.document for hit in hits] for hits in (found.meaning, found.words))
-    rankings = {"vector": meaning, "BM25": words, "fused": fused([(MEANING, meaning), (WORDS, words)])}
-    hits = {hit.document: hit for hit in [*found.words, *found.meaning]}
-    return rankings, hits, cosine_of(right, [*found.meaning, *found.words], embedding.vector)
+    hits = {hit.document: hit for hit in [*found.rare, *found.words, *found.meaning]}
+    cosines = {name: cosine_of(name, [hit], embedding.vector) for name, hit in hits.items()}
+    order = mixed(cosines, [[(hit.document, hit.score) for hit in found.words]])
+    rankings = {"vector": meaning, "BM25": words, "mixed": order}
+    return rankings, hits, cosines.get(right, -1.0), found.frequent
 
 
 async def reranked(reranker: OnnxReranker, asked: str, order: Sequence[str], texts: dict[str, str]) -> list[str]:
@@ -204,7 +208,7 @@ async def reranked(reranker: OnnxReranker, asked: str, order: Sequence[str], tex
 
 
 def show(what: str, measured: Measured) -> None:
-    rounds = len(measured.ranks["fused"])
+    rounds = len(measured.ranks["mixed"])
     scores = {name: [scored(ranks) for ranks in of_rounds] for name, of_rounds in measured.ranks.items()}
     print(f"\n{len(measured.cosines)} rephrased questions ({rounds} rounds), documents: {what}")
     print(f"| {'ranking':9} | recall@1 | recall@5 |   MRR |")
@@ -213,8 +217,8 @@ def show(what: str, measured: Measured) -> None:
         first, five, mrr = np.mean(of_rounds, axis=0)
         print(f"| {name:9} | {first:8.3f} | {five:8.3f} | {mrr:.3f} |")
     alone = np.maximum(scores["vector"], scores["BM25"])
-    least = ", ".join(f"{one:+.3f}" for one in np.min(np.array(scores["fused"]) - alone, axis=0))
-    print(f"fused minus the better of the two, worst round: {least}")
+    least = ", ".join(f"{one:+.3f}" for one in np.min(np.array(scores["mixed"]) - alone, axis=0))
+    print(f"mixed minus the better of the two, worst round: {least}")
     lowest = np.quantile([one for one in measured.cosines if one > -1], [0.01, 0.05, 0.5])
     print("cosine of the right document, 1 %, 5 %, 50 %: " + ", ".join(f"{one:.2f}" for one in lowest))
     if measured.seconds:

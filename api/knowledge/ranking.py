@@ -1,48 +1,58 @@
-"""Ranks passages: reciprocal rank fusion, passages with rare terms first, and re-ranking by a cross-encoder.
+"""Ranks passages: a mix of meaning and words, passages with rare terms first, and re-ranking by a cross-encoder.
 
-Weighted reciprocal rank fusion after Cormack, Clarke and Buettcher, "Reciprocal Rank Fusion outperforms Condorcet and
-individual Rank Learning Methods" (SIGIR 2009): a passage scores the sum of weight / (K + its rank) over the rankings
-that contain it.
+The mix is a convex combination of normalized scores, after Bruch, Gai and Ingber, "An Analysis of Fusion Functions for
+Hybrid Retrieval" (TOIS 2023): ranks alone hide how much better the first passage is. A passage scores its cosine plus
+`WORDS` times its share of the best BM25 score, squared, so that only matches near the best one count. If even the best
+match is weak, such as one common word, words count less.
 
-An embedder can hardly tell `7Q-4821` from `7Q-4812`, and rank fusion outweighs the one passage that has the code. So a
-passage with a rare code comes first. One with a rare name comes second: the passage that explains an acronym often does
-not contain it.
+An embedder can hardly tell `7Q-4821` from `7Q-4812`. So a passage with a rare code comes first. One with a rare name
+comes second: the passage that explains an acronym often does not contain it. Other uncommon words only make a passage
+relevant.
 
-A term is rare if few of the passages found contain it. The search by words ranks a passage with a rare word first, so
-if few passages have the word, all of them are among those found.
+A term is rare if at most `MAX_PASSAGES` of the tenant's passages contain it. The search counts them (see
+`PassageIndex.search`).
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from api.errors import RerankingUnavailable
+from api.languages.identify import is_common_english
 from api.ports.inference import Reranker
 from api.ports.telemetry import Telemetry
 
 Thing = TypeVar("Thing", bound=Hashable)
 
-K: Final = 5
-"""The paper's 60 lets presence in both rankings count for more than first place in one, which is wrong if one is
-better."""
-MEANING: Final = 1.0
-WORDS: Final = 0.4
-"""The weights of the rankings by meaning and by words. `scripts/bench_retrieval.py` measures them. K and these are the
-best on its even questions; on its odd ones the fused order is then the best in every column too. Above 0.5, words do
-more harm than good for documents that do not share the question's words."""
+WORDS: Final = 0.1
+"""The most that words add to a cosine. `scripts/bench_retrieval.py` measures it. This and `WEAK` are the best on its
+even questions; on its odd ones the mix beats both rankings in every column too. Above it, words do more harm than good
+for documents that do not share the question's words."""
+WEAK: Final = 10.0
+"""The best BM25 score at which words count half."""
+FEW: Final = 10
+"""From this many passages on, the spread of their cosines shows how far apart the embedder's cosines are."""
 
 
-def fused(rankings: Iterable[tuple[float, Sequence[Thing]]], k: int = K) -> list[Thing]:
-    """Everything that any ranking has, best first. Of equals, the one that an earlier ranking names first."""
-    worth: defaultdict[Thing, float] = defaultdict(float)
-    for weight, ranking in rankings:
-        for rank, thing in enumerate(ranking, start=1):
-            worth[thing] += weight / (k + rank)
+def mixed(cosines: Mapping[Thing, float], words: Sequence[Sequence[tuple[Thing, float]]]) -> list[Thing]:
+    """Everything that any search found, best first. Of equals, the one that comes first in `cosines`, then in `words`.
+
+    `words`: rankings with their BM25 scores. A passage without a cosine gets one between the lowest and the highest, by
+    its share of the best BM25 score.
+    """
+    high, low = max(cosines.values(), default=0.0), min(cosines.values(), default=0.0)
+    most = min(WORDS, high - low) if len(cosines) >= FEW else WORDS
+    worth = dict(cosines)
+    for ranking in words:
+        best = max((score for _, score in ranking), default=0.0)
+        for thing, score in ranking:
+            share = score / best if best > 0 else 0.0
+            meaning = cosines.get(thing, low + (high - low) * share)
+            worth[thing] = max(worth.get(thing, meaning), meaning + most * best / (best + WEAK) * share**2)
     return sorted(worth, key=lambda thing: -worth[thing])
 
 
@@ -50,6 +60,10 @@ MAX_PASSAGES: Final = 3
 """A rare term is in at most this many passages."""
 MAX_TERMS: Final = 32
 """Terms of a question that are checked: as many as the search by words uses."""
+MAX_SEARCHED: Final = 8
+"""Terms of a question that are searched for one by one."""
+MIN_WORD: Final = 3
+"""Uncommon words are longer than this."""
 LONGEST_TEXT: Final = 20_000
 """Characters of a passage that are checked."""
 # fmt: off
@@ -81,10 +95,12 @@ class Leading(Generic[Place]):
 
     by_code: Sequence[Place] = ()
     by_name: Sequence[Place] = ()
+    by_word: Sequence[Place] = ()
+    """Passages with a rare uncommon word. They are relevant, but do not lead."""
 
     def __contains__(self, place: object) -> bool:
         """Returns whether a passage is relevant whatever its cosine."""
-        return place in self.by_code or place in self.by_name
+        return place in self.by_code or place in self.by_name or place in self.by_word
 
     def order(self, places: Sequence[Place]) -> list[Place]:
         """`places` with rare codes first and rare names second."""
@@ -114,18 +130,35 @@ def _folded(terms: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(str.casefold, terms)))
 
 
-def leading(question: str, passages: Mapping[Place, str]) -> Leading[Place]:
-    """Returns the positions of the passages that contain a rare term of the question."""
+def uncommon_words(question: str) -> tuple[str, ...]:
+    """Words that are not common English, case-folded. In another language that is most words."""
+    words = [term for term in _TERM.findall(question)[:MAX_TERMS] if term.isalpha() and len(term) > MIN_WORD]
+    return tuple(word for word in _folded(words) if not is_common_english(word))
+
+
+def searched_terms(question: str) -> tuple[str, ...]:
+    """The terms to search for one by one, as they may be rare: codes first, then names, then other uncommon words."""
     terms = distinctive_terms(question)
-    if not (terms.codes or terms.names):
+    return tuple(dict.fromkeys([*terms.codes, *terms.names, *uncommon_words(question)]))[:MAX_SEARCHED]
+
+
+def leading(question: str, passages: Mapping[Place, str], frequent: Collection[str] = ()) -> Leading[Place]:
+    """Returns the positions of the passages that contain a rare term of the question.
+
+    `frequent`: terms known to be in too many passages, though few of `passages` may have them.
+    """
+    terms, words = distinctive_terms(question), uncommon_words(question)
+    wanted = {*terms.codes, *terms.names, *words}.difference(frequent)
+    if not wanted:
         return Leading()
-    holders = _holders({*terms.codes, *terms.names}, passages)
-    return Leading(_rarest(terms.codes, holders), _rarest(terms.names, holders))
+    holders = _holders(wanted, passages)
+    by_code, by_name, by_word = (_rarest(some, holders) for some in (terms.codes, terms.names, words))
+    return Leading(by_code, by_name, by_word)
 
 
 def _rarest(terms: Sequence[str], holders: Mapping[str, Sequence[Place]]) -> list[Place]:
     worth: dict[Place, float] = {}
-    for places in (holders[term] for term in terms):
+    for places in (holders[term] for term in terms if term in holders):
         if len(places) <= MAX_PASSAGES:
             for place in places:
                 worth[place] = worth.get(place, 0.0) + 1 / len(places)

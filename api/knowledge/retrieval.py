@@ -1,4 +1,4 @@
-"""Retrieves passages for a question: search by meaning and by words, fuse, filter by relevance, re-rank.
+"""Retrieves passages for a question: search by meaning, words and rare terms, mix, filter by relevance, re-rank.
 
 Searches may find chunks that are not in service, of a revision being written or already replaced. They are filtered out
 by their documents' current revision.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from api.errors import EmbeddingUnavailable
 from api.knowledge.chunking import in_context
-from api.knowledge.ranking import MEANING, WORDS, Reranking, fused, leading
+from api.knowledge.ranking import Reranking, leading, mixed, searched_terms
 from api.ports.document_store import Corpus, CurrentDocument, DocumentFilter, Hit, PassageIndex
 from api.ports.inference import Embedder
 from api.values import EmbedderIdentity, Source, Vector
@@ -51,10 +53,6 @@ class Retrieved:
     complete: bool = True
 
 
-Weighted: TypeAlias = tuple[float, Sequence[Hit]]
-"""A ranking and its weight."""
-
-
 class ChunkPosition(NamedTuple):
     """Identifies a chunk, whichever search found it."""
 
@@ -69,8 +67,21 @@ Scored: TypeAlias = list[tuple[ChunkPosition, float]]
 
 
 @dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Chunks in service, best first, and their documents. `frequent`: terms of the question that are not rare.
+
+    `complete`: the search was complete.
+    """
+
+    hits: Mapping[ChunkPosition, Hit]
+    current: Mapping[str, CurrentDocument]
+    frequent: frozenset[str]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Found:
-    """Relevant passages in fused order, with their cosine; 0 if the question has no vector.
+    """Relevant passages, best first, with their cosine; 0 if the question has no vector.
 
     `complete`: see `Retrieved`.
     """
@@ -145,13 +156,13 @@ class Retriever:
         identity = await self._embedder.identity()
         is_built = await self._index.is_complete(identity)  # first: the index may be completed during the search
         vector = wanted.vector or await self._embedded(wanted)
-        hits, current, complete = await self._candidates(identity, wanted, vector)
-        rare = leading(wanted.question, _texts_of(hits, current))
-        cosines = _cosines(hits, vector)
-        order = rare.order(list(hits))
-        scored = [(place, cosines.get(place, 0.0)) for place in order]
+        found = await self._candidates(identity, wanted, vector)
+        rare = leading(wanted.question, _texts_of(found.hits, found.current), found.frequent)
+        cosines = _cosines(found.hits, vector)
+        scored = [(place, cosines.get(place, 0.0)) for place in rare.order(list(found.hits))]
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor or one[0] in rare]
-        return _Found(relevant, hits, current, complete and is_built and vector is not None)
+        complete = found.complete and is_built and vector is not None
+        return _Found(relevant, found.hits, found.current, complete)
 
     async def _embedded(self, wanted: PassageQuery) -> Vector | None:
         try:
@@ -160,46 +171,32 @@ class Retriever:
         except EmbeddingUnavailable:
             return None
 
-    async def _candidates(
-        self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None
-    ) -> tuple[dict[ChunkPosition, Hit], dict[str, CurrentDocument], bool]:
-        """Chunks in service in fused order, their documents, and whether the search was complete."""
+    async def _candidates(self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None) -> _Candidates:
         count = max(self.policy.candidates, wanted.top_k)
+        among, terms = (wanted.tenant, wanted.documents), searched_terms(wanted.question)
         for _ in range(WIDENINGS):
-            rankings, complete = await self._rankings(identity, wanted, vector, count)
-            current = await self._current(rankings, wanted.tenant)
-            serving = [
-                (weight, [hit for hit in ranking if _serves(hit, current, identity)]) for weight, ranking in rankings
-            ]
-            is_full = any(len(ranking) >= count for _, ranking in rankings)
-            if not is_full or all(len(ranking) >= wanted.top_k for _, ranking in serving):
+            found = await self._index.search(identity, *among, wanted.question, vector, count, terms)
+            # Chunks of another embedder that this one lacks, which only words can find.
+            others = [] if found.other is None else [found.other]
+            behind = [await self._index.search_words(one, *among, wanted.question, count) for one in others]
+            rankings = [found.meaning, found.words, *behind]
+            current = await self._current([*rankings, found.rare], wanted.tenant)
+            meaning, words, *older = _serving(rankings, current, identity)
+            (rare,) = _serving([found.rare], current, identity)
+            is_full = any(len(ranking) >= count for ranking in rankings)
+            if not is_full or all(len(ranking) >= wanted.top_k for ranking in (meaning, words, *older) if ranking):
                 break
             count *= 4
-        hits = {_place(hit): hit for _, ranking in reversed(serving) for hit in ranking}
-        order = fused((weight, [_place(hit) for hit in ranking]) for weight, ranking in serving)
-        documents = {document: found for (document, _), found in current.items()}
-        return {place: hits[place] for place in order}, documents, complete
+        hits = {_place(hit): hit for hit in chain(rare, *reversed(older), words, meaning)}
+        order = mixed(_own_cosines(meaning, hits, vector), [_word_scores(ranking) for ranking in (words, *older, rare)])
+        documents = {document: one for (document, _), one in current.items()}
+        return _Candidates({place: hits[place] for place in order}, documents, found.frequent, found.complete)
 
-    async def _rankings(
-        self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None, count: int
-    ) -> tuple[list[Weighted], bool]:
-        """The rankings by meaning and by words; and by words among chunks of another embedder that this one lacks."""
-        among, question = (wanted.tenant, wanted.documents), wanted.question
-        found = await self._index.search(identity, *among, question, vector, count)
-        meaning = found.meaning if vector is None else _with_those_not_embedded(found.meaning, found.words)
-        rankings: list[Weighted] = [(MEANING, meaning), (WORDS, found.words)]
-        if found.other is not None:
-            # Their only ranking: with less weight, every chunk ranked by meaning would precede them.
-            rankings.append((MEANING, await self._index.search_words(found.other, *among, question, count)))
-        return [(weight, ranking) for weight, ranking in rankings if ranking], found.complete
-
-    async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], CurrentDocument]:
+    async def _current(self, rankings: Sequence[Sequence[Hit]], tenant: str) -> dict[tuple[str, str], CurrentDocument]:
         """The tenant's documents in service, by id and embedder of their chunks."""
         found: dict[tuple[str, str], CurrentDocument] = {}
-        for embedder in dict.fromkeys(hit.embedder for _, ranking in rankings for hit in ranking):
-            documents = dict.fromkeys(
-                hit.document for _, ranking in rankings for hit in ranking if hit.embedder == embedder
-            )
+        for embedder in dict.fromkeys(hit.embedder for hit in chain(*rankings)):
+            documents = dict.fromkeys(hit.document for hit in chain(*rankings) if hit.embedder == embedder)
             for document, current in (await self._index.current(list(documents), embedder)).items():
                 if current.facts.tenant == tenant:
                     found[document, embedder] = current
@@ -240,18 +237,6 @@ class Retriever:
         return [hit.text if text is None else text for hit, text in zip(hits, found, strict=True)]
 
 
-def _with_those_not_embedded(meaning: Sequence[Hit], words: Sequence[Hit]) -> list[Hit]:
-    """Gives chunks without an embedding the same rank by meaning as by words.
-
-    Otherwise every chunk ranked by meaning would precede them.
-    """
-    ranking = list(meaning)
-    for place, hit in enumerate(words):
-        if hit.vector is None:
-            ranking.insert(place, hit)
-    return ranking
-
-
 def _texts_of(hits: Mapping[ChunkPosition, Hit], current: Mapping[str, CurrentDocument]) -> dict[ChunkPosition, str]:
     """Each passage with its title and headings."""
     return {place: in_context(current[hit.document].facts.title, hit.heading, hit.text) for place, hit in hits.items()}
@@ -274,16 +259,36 @@ def _serves(hit: Hit, current: Mapping[tuple[str, str], CurrentDocument], identi
     return hit.embedder == identity.fingerprint or (hit.document, identity.fingerprint) not in current
 
 
+def _serving(
+    rankings: Sequence[Sequence[Hit]], current: Mapping[tuple[str, str], CurrentDocument], identity: EmbedderIdentity
+) -> list[list[Hit]]:
+    return [[hit for hit in ranking if _serves(hit, current, identity)] for ranking in rankings]
+
+
+def _word_scores(ranking: Sequence[Hit]) -> list[tuple[ChunkPosition, float]]:
+    return [(_place(hit), hit.score) for hit in ranking]
+
+
+def _cosine(hit: Hit, asked: NDArray[np.float32]) -> float | None:
+    """None for a chunk without a vector, or with one of another embedder's."""
+    own = np.frombuffer(hit.vector or b"", dtype="<f4")
+    return float(own @ asked) if own.shape == asked.shape else None
+
+
+def _own_cosines(
+    meaning: Sequence[Hit], hits: Mapping[ChunkPosition, Hit], vector: Vector | None
+) -> dict[ChunkPosition, float]:
+    """The cosines of all that have one, those found by meaning first."""
+    asked = np.frombuffer(vector or b"", dtype="<f4")
+    order = dict.fromkeys([*map(_place, meaning), *hits])
+    cosines = {place: _cosine(hits[place], asked) for place in (order if vector is not None else ())}
+    return {place: cosine for place, cosine in cosines.items() if cosine is not None}
+
+
 def _cosines(hits: Mapping[ChunkPosition, Hit], vector: Vector | None) -> dict[ChunkPosition, float]:
-    """Each passage's cosine to the question. One found by words in another index counts as relevant."""
-    if vector is None:
-        return {}
-    asked = np.frombuffer(vector, dtype="<f4")
-    cosines = {}
-    for place, hit in hits.items():
-        own = np.frombuffer(hit.vector, dtype="<f4") if hit.vector is not None else np.empty(0, dtype="<f4")
-        cosines[place] = float(own @ asked) if own.shape == asked.shape else 1.0
-    return cosines
+    """Each passage's cosine to the question. One that only words can find counts as relevant."""
+    found = _own_cosines((), hits, vector)
+    return {place: found.get(place, 1.0) for place in hits} if vector is not None else {}
 
 
 def _source(hit: Hit, current: CurrentDocument, score: float, text: str) -> Source:

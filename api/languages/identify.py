@@ -137,7 +137,7 @@ def _evidence(text: str, words: list[str]) -> tuple[float, dict[str, float]]:
             english += 1
         elif languages := BY_WORD.get(word):
             foreign.update(languages)
-        elif _is_english(word):
+        elif is_common_english(word):
             english += COMMON_WORD_WEIGHT
     if not text.isascii():
         _count_letters(text, foreign)
@@ -147,8 +147,8 @@ def _evidence(text: str, words: list[str]) -> tuple[float, dict[str, float]]:
     return english, dict(foreign)
 
 
-def _is_english(word: str) -> bool:
-    """Returns whether the word is a common English word or an inflected form of one."""
+def is_common_english(word: str) -> bool:
+    """Returns whether a lower-case word is a common English word or an inflected form of one."""
     if word in COMMON or word in SHARED or word in ENGLISH:
         return True
     return any(word.endswith(ending) and word.removesuffix(ending) + base in COMMON for ending, base in ENDINGS)
@@ -171,7 +171,7 @@ def _by_vocabulary(words: list[str]) -> str:
         plain_words = plain_words[1:]
     if not plain_words:
         return ""
-    known = sum(map(_is_english, plain_words))
+    known = sum(map(is_common_english, plain_words))
     return "en" if 2 * known > len(plain_words) else UNDETERMINED
 
 

@@ -176,12 +176,16 @@ class Rankings:
 
     `complete`: false if a search was refused or cut off, or if the requested embedder has not embedded all documents.
     `other` is then the embedder that has most of them, if any.
+
+    `rare`: chunks with each of the requested terms that few chunks have. `frequent`: the other terms.
     """
 
     meaning: Sequence[Hit] = ()
     words: Sequence[Hit] = ()
     complete: bool = True
     other: str | None = None
+    rare: Sequence[Hit] = ()
+    frequent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +213,7 @@ class PassageIndex(Protocol):
         question: str,
         vector: Vector | None,
         count: int,
+        terms: Sequence[str] = (),
     ) -> Rankings: ...
 
     async def search_words(

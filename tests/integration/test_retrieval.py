@@ -71,6 +71,29 @@ async def test_a_rare_name_is_found_below_the_floor(serve: Service) -> None:
     assert [source["title"] for source in (await ask(client, "Who is Lindqvist?"))["sources"]] == ["Press"]
 
 
+async def test_a_term_is_counted_in_the_tenants_own_documents(serve: Service) -> None:
+    client = await serve(embedder=ONNX, retrieval={"retrieval_relevance_floor": 0.99})
+    await add(client, "Prices", "Pump shaft QZ-1108 costs 99.5 and is kept by Mr Lindqvist.", tenant="acme")
+    await add(client, "Canteen", CANTEEN, tenant="acme")
+    for number in range(9):
+        text = f"Order {number} asks Mr Lindqvist for the pump shaft QZ-1108 at 99.5."
+        await add(client, f"Order {number}", text, tenant="shop")
+    found = {
+        (tenant, question): [source["title"] for source in (await ask(client, question, tenant=tenant))["sources"]]
+        for tenant in ("acme", "shop")
+        for question in ("price of QZ-1108", "99.5", "who is lindqvist")
+    }
+    assert found == {one: ["Prices"] if one[0] == "acme" else [] for one in found}
+
+
+async def test_terms_are_counted_in_the_round_trip_of_the_searches(serve: Service, redis: Redis) -> None:
+    client = await serve(embedder=ONNX)
+    await add(client, "Press", "The press QZ-1108 is kept by Mr Lindqvist.")
+    searches = await searches_of(redis, partial(ask, client, "Has Lindqvist the QZ-1108?"))
+    assert [search.count("VERBATIM") for search in searches if "VERBATIM" in search] == [1, 1]
+    assert sum("KNN" in search and "chunk" in search for search in searches) == 1
+
+
 async def test_top_k_bounds_the_passages_and_the_best_is_first(serve: Service) -> None:
     client = await serve(
         embedder=ONNX, retrieval={"retrieval_relevance_floor": 0.0}, documents={"chunk_tokens": 32, "chunk_overlap": 0}

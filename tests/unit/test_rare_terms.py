@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from api.knowledge.ranking import MAX_PASSAGES, DistinctiveTerms, distinctive_terms, leading
+from api.knowledge.ranking import (
+    MAX_PASSAGES,
+    MAX_SEARCHED,
+    DistinctiveTerms,
+    distinctive_terms,
+    leading,
+    searched_terms,
+)
 
 SHEETS = {
     "one": "Machine sheet 1\nThe lathe has the serial number 7Q-4821 and is kept by Ada Lindqvist.",
@@ -70,3 +77,21 @@ def test_the_rarest_term_comes_first() -> None:
 def test_a_term_of_many_passages_is_not_rare() -> None:
     passages = {number: f"Page {number} of 2020" for number in range(MAX_PASSAGES + 1)}
     assert leading("What was in 2020?", passages).by_code == []
+
+
+def test_a_term_of_many_passages_is_not_rare_though_few_were_found() -> None:
+    passages = {"one": "The QZ-1108 of May", "two": "Another one"}
+    assert leading("What is QZ-1108?", passages).by_code == ["one"]
+    assert leading("What is QZ-1108?", passages, frozenset(["qz-1108"])).by_code == ()
+
+
+def test_an_uncommon_word_makes_a_passage_relevant_but_does_not_lead() -> None:
+    passages = {"one": "The trolley is kept in hall 2.", "two": "The zweihander is kept in hall 3."}
+    found = leading("who keeps the zweihander", passages)
+    assert (found.order(["one", "two"]), "two" in found, "one" in found) == (["one", "two"], True, False)
+
+
+def test_codes_are_searched_first_and_common_words_not_at_all() -> None:
+    question = "Does Lindqvist know the price of the zweihander QZ-1108 and its weight?"
+    assert searched_terms(question) == ("qz-1108", "lindqvist", "zweihander")
+    assert len(searched_terms(" ".join(f"QZ-{number}" for number in range(99)))) == MAX_SEARCHED

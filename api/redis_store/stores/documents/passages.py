@@ -29,7 +29,10 @@ EF_RUNTIME: Final = 200
 FIELDS: Final = ("document", "revision", "number", "text", "heading", "span", "reach", "vector")
 WORDS: Final = 32
 """Most words of a question to search for."""
+RARE: Final = 8
+"""Most chunks with a rare term, including those that are not in service."""
 _WORD: Final = re.compile(r"\w{2,}")
+_PARTS: Final = re.compile(r"\w+")
 COMMON: Final = frozenset(
     _WORD.findall(
         "an and are as at be but by for from how if in into is it its no not of on or our such that the their then "
@@ -76,7 +79,7 @@ def by_meaning(
 
 def by_words(index: str, tenant: str, wanted: DocumentFilter, question: str, count: int) -> tuple[Any, ...] | None:
     """The BM25 search for chunks with any word of the question; None if it has no word to search for."""
-    words = [word for word in dict.fromkeys(_WORD.findall(question.casefold())) if word not in COMMON][:WORDS]
+    words = [word for word in dict.fromkeys(_WORD.findall(question.lower())) if word not in COMMON][:WORDS]
     if not words:
         return None
     clauses = _filter(tenant, wanted)
@@ -84,6 +87,22 @@ def by_words(index: str, tenant: str, wanted: DocumentFilter, question: str, cou
     query = "|".join(f"({clauses} @title|heading|text:{word})" for word in words)
     return (
         *("FT.SEARCH", index, query, "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, count, "DIALECT", 2),
+        *("RETURN", len(FIELDS), *FIELDS),
+    )
+
+
+def by_term(index: str, tenant: str, wanted: DocumentFilter, term: str) -> tuple[Any, ...] | None:
+    """Counts the chunks with a term, such as `QZ-1108`, and fetches them if they are few. None for a term of signs.
+
+    The index splits at signs, so a term of several parts is searched as a phrase. Whether a chunk has exactly these
+    signs is for the caller to check.
+    """
+    parts = _PARTS.findall(term.lower())
+    if not parts:
+        return None
+    query = f'{_filter(tenant, wanted)} @title|heading|text:("{" ".join(parts)}")'
+    return (
+        *("FT.SEARCH", index, query, "VERBATIM", "LIMIT", 0, RARE, "DIALECT", 2),
         *("RETURN", len(FIELDS), *FIELDS),
     )
 
@@ -142,28 +161,34 @@ class RedisPassageIndex:
         question: str,
         vector: Vector | None,
         count: int,
+        terms: Sequence[str] = (),
     ) -> Rankings:
         """Searches by meaning, if there is a `vector`, and by words: up to `count` chunks each, best first.
+
+        In the same round trip it counts the tenant's chunks with each of `terms`.
 
         The result may contain chunks that are not in service. `complete` is False if the embedder has not embedded all
         documents or a search ended early. `other` is then the embedder that has embedded the most.
         """
         commands = self._searches(embedder, tenant, wanted, question, vector, count)
+        index = self._keys.chunk_index(embedder.fingerprint)
+        counts = {term: one for term in terms if (one := by_term(index, tenant, wanted, term)) is not None}
         # Read the state first: a later commit sets a tag that prevents the answer from being stored.
         first = ("HGETALL", self._keys.corpus_state)
-        asking = [first, *commands.values()]
+        asking = [first, *commands.values(), *counts.values()]
         state, *replies = await self._redis.run("passages", lambda client: _execute(client, asking))
         if any(says_missing(reply) for reply in replies):
             # FLUSHALL deletes indexes too, and a new embedder has none yet.
             await self.ensure(embedder)
             self._complete.pop(embedder.fingerprint, None)
             state, *replies = await self._redis.run("passages", lambda client: _execute(client, asking))
-        answered = dict(zip(commands, replies, strict=True))
+        answered = dict(zip(commands, replies, strict=False))
         self._note_share(tenant, answered.pop("counted", None))
         found = {name: _hits(reply, embedder.fingerprint) for name, reply in answered.items()}
+        rare, frequent = _counted(dict(zip(counts, replies[len(commands) :], strict=True)), embedder.fingerprint)
         behind, other = is_behind(named(state), embedder.fingerprint)
         complete = not behind and not any(map(_is_cut_short, commands, replies))
-        return Rankings(**found, complete=complete, other=other)
+        return Rankings(**found, complete=complete, other=other, rare=rare, frequent=frequent)
 
     def _searches(
         self,
@@ -186,7 +211,7 @@ class RedisPassageIndex:
 
     def _note_share(self, tenant: str, counted: Any) -> None:
         if counted is not None and not isinstance(counted, ResponseError):
-            self._shares.note(tenant, int(counted[b"total_results"]))
+            self._shares.note(tenant, _total(counted))
 
     async def search_words(
         self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
@@ -275,13 +300,24 @@ def _is_cut_short(ranking: str, reply: Any) -> bool:
     return isinstance(reply, ResponseError) or (ranking == "meaning" and bool(reply.get(b"warning")))
 
 
+def _counted(replies: Mapping[str, Any], embedder: str) -> tuple[list[Hit], frozenset[str]]:
+    """Returns the chunks with rare terms, and the terms that are not rare."""
+    frequent = [term for term, reply in replies.items() if _total(reply) > RARE]
+    rare = [hit for term, reply in replies.items() if term not in frequent for hit in _hits(reply, embedder)]
+    return rare, frozenset(frequent)
+
+
+def _total(reply: Any) -> int:
+    return 0 if isinstance(reply, ResponseError) else int(reply[b"total_results"])
+
+
 def _hits(reply: Any, embedder: str) -> list[Hit]:
     if isinstance(reply, ResponseError):
         return []  # a refused search finds nothing; the other one may
     hits = []
     for found in reply[b"results"]:
         fields = {name.decode(): value for name, value in found[b"extra_attributes"].items()}
-        score = 1.0 - float(fields["d"]) if "d" in fields else float(found[b"score"])
+        score = 1.0 - float(fields["d"]) if "d" in fields else float(found.get(b"score", 0.0))
         with suppress(KeyError, ValueError):  # the chunk is being removed
             hits.append(_hit(fields, score, embedder))
     return hits
