@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -25,6 +27,8 @@ hypothesis.settings.load_profile("untimed")
 WATCHES_PROCESSES = ("processes", "image", "chaos")
 """Markers of tests that watch real processes on a clock, which a busy machine delays. Only these get a second try."""
 
+LISTED_FILES = 20
+
 USER, PASSWORD = "ragherd", "secret"
 """A user of the session's Redis with exactly the rights that `ragherd redis-acl` grants."""
 
@@ -34,6 +38,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.get_closest_marker(name) for name in WATCHES_PROCESSES):
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """With --durations the summary also lists the slowest files, because a file is what one process runs."""
+    if config.getoption("durations") is None:
+        return
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for report in chain(*terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.location[0]] += report.duration
+    terminalreporter.section("slowest files")
+    for file, duration in sorted(seconds.items(), key=lambda one: -one[1])[:LISTED_FILES]:
+        terminalreporter.line(f"{duration:7.1f}s {file}")
 
 
 @pytest.fixture(scope="session")

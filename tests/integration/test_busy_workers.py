@@ -22,7 +22,7 @@ from tests.stub_ollama import StubProcess, stub_process
 from tests.support.gunicorn_process import Gunicorn, gunicorns
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.alone, pytest.mark.timeout(300)]
 
 BURNERS = 4
 LONGEST = 120

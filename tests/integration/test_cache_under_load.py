@@ -88,6 +88,7 @@ async def load(url: str, callers: int = 6) -> AsyncIterator[Load]:
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 async def test_redis_goes_and_comes_and_hits_resume_by_themselves(fleet: Gunicorn, redis_server: EmbeddedRedis) -> None:
     async with load(fleet.url()) as found:
         await found.hits_again(time.monotonic())
@@ -103,6 +104,7 @@ async def test_redis_goes_and_comes_and_hits_resume_by_themselves(fleet: Gunicor
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 async def test_after_flushall_the_index_is_back_and_no_worker_was_restarted(
     fleet: Gunicorn, redis_server: EmbeddedRedis
 ) -> None:

@@ -15,7 +15,7 @@ from tests.support.largest_bodies import ANSWERED, DOCUMENTS, REFUSED, SMALL, Se
 from tests.support.loop_watch import watched_worker
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.alone]
 
 MAX_BLOCK_SECONDS = 0.05
 """The longest allowed block of the event loop."""

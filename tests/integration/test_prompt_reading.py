@@ -144,6 +144,7 @@ async def test_a_model_that_is_loading_is_not_a_hang(serve: Service, stub: StubO
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 def test_a_fleet_with_a_bulkhead_of_1_opens_its_breaker_within_two_deadlines(redis_url: str, tmp_path: Path) -> None:
     """Six callers on two workers: one hangs, the others wait in line."""
     with sync_redis.Redis.from_url(redis_url) as client:

@@ -86,3 +86,8 @@ def test_only_tests_that_watch_real_processes_are_run_again(request: pytest.Fixt
         assert (item.get_closest_marker("flaky") is not None) == watches, item.nodeid
     for script in (ROOT / "scripts" / "test", ROOT / ".ci" / "run"):
         assert "--reruns" not in script.read_text()
+
+
+def test_what_runs_on_one_python_gives_the_reason(request: pytest.FixtureRequest) -> None:
+    marks = [mark for item in request.session.items for mark in item.iter_markers("once")]
+    assert [mark for mark in marks if not str(mark.kwargs.get("reason", "")).strip()] == []
