@@ -34,10 +34,11 @@ class Run:
 
 RUNS = {"an admin": Run(KEYS, ALL, 1500), "anyone": Run({}, "examples,fuzzing", 50)}
 """Where there are keys it is also tried whether an endpoint that needs one answers without it."""
+LONG = pytest.mark.once(reason="the description is that of one FastAPI; the short run is on every Python")
 
 
 @pytest.mark.timeout(SECONDS + 30)
-@pytest.mark.parametrize("caller", RUNS)
+@pytest.mark.parametrize("caller", [pytest.param("an admin", marks=LONG), "anyone"])
 async def test_every_request_is_answered_as_described(
     serve: Service, tmp_path: Path, capfd: pytest.CaptureFixture[str], caller: str
 ) -> None:

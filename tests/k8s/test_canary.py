@@ -6,8 +6,11 @@ import copy
 from typing import Any
 
 import kubernetes_validate
+import pytest
 
 from tests.k8s.rendered import Rendered, rendered
+
+pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render")
 
 CANARY, PRODUCTION = "overlays/canary", "overlays/production"
 

@@ -17,6 +17,8 @@ from tests.k8s.rendered import Rendered, containers, rendered
 from tests.k8s.test_manifests import KUBERNETES, OPERATORS
 from tests.k8s.test_settings import environment
 
+pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render")
+
 DEFAULTS = (CHART / "values.yaml").read_text()
 
 

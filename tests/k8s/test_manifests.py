@@ -11,6 +11,8 @@ import pytest
 from tests.k8s.rendered import OVERLAYS, ROOT, Rendered, containers, rendered
 from worker_config.gunicorn_conf import CLOSING_SECONDS
 
+pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render")
+
 OPERATORS = {"PodMonitor", "PrometheusRule", "ServiceMonitor"}
 """Not Kubernetes's own: test_monitoring.py reads them."""
 KUBERNETES = "1.33"

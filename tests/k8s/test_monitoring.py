@@ -19,6 +19,8 @@ from scripts.generate_monitoring import monitoring_files
 from tests.k8s.rendered import K8S, rendered
 from tests.support.needed_tools import need_tool
 
+pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render")
+
 MONITORING = K8S / "components" / "monitoring"
 RUNBOOKS = K8S.parent / "docs" / "runbooks.md"
 SUFFIXES = ("_bucket", "_count", "_sum")

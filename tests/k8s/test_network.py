@@ -10,6 +10,8 @@ import pytest
 from tests.k8s.rendered import OVERLAYS, Rendered, containers, rendered
 from tests.k8s.test_settings import environment
 
+pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render")
+
 DNS = {(53, "UDP"), (53, "TCP")}
 
 

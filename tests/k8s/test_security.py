@@ -8,6 +8,8 @@ import pytest
 
 from tests.k8s.rendered import OVERLAYS, ROOT, Rendered, containers, rendered
 
+pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render")
+
 
 def test_every_pod_keeps_to_the_restricted_standard(manifests: Rendered) -> None:
     for name, pod in manifests.pods().items():

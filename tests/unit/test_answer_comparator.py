@@ -43,6 +43,8 @@ from scripts.measure_comparator import (
     rows_of,
 )
 
+ONCE = pytest.mark.once(reason="counts verdicts on hundreds of fixed pairs, which other tests here show one by one")
+
 
 @pytest.fixture(scope="session")
 def minilm() -> MiniLM:
@@ -236,6 +238,7 @@ def test_the_version_is_one_of_the_rules_and_the_judge(minilm: MiniLM) -> None:
 
 
 @pytest.mark.slow
+@ONCE
 def test_the_counts_are_those_of_the_held_out_pairs(minilm: MiniLM) -> None:
     pairs = pairs_of("held-out")
     counts = counts_of(pairs, asyncio.run(compare_all(pairs, LocalEmbedder(minilm))))
@@ -245,6 +248,7 @@ def test_the_counts_are_those_of_the_held_out_pairs(minilm: MiniLM) -> None:
 
 
 @pytest.mark.slow
+@ONCE
 def test_the_page_shows_the_counts_of_the_harder_pairs(minilm: MiniLM) -> None:
     pairs = pairs_of("test")
     counts = counts_of(pairs, asyncio.run(compare_all(pairs, LocalEmbedder(minilm))))
@@ -255,6 +259,7 @@ def test_the_page_shows_the_counts_of_the_harder_pairs(minilm: MiniLM) -> None:
 
 
 @pytest.mark.slow
+@ONCE
 def test_the_counts_that_figures_are_corrected_for_are_those_of_the_blind_pairs(minilm: MiniLM) -> None:
     pairs = pairs_of("blind")
     counts = counts_of(pairs, asyncio.run(compare_all(pairs, LocalEmbedder(minilm))))

@@ -15,7 +15,7 @@ from mkdocs.config import load_config
 
 from scripts.docs_hooks import ROOT_PAGES, first_sentence, site_link, with_site_links
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once(reason="mkdocs builds the same pages on every Python")]
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
