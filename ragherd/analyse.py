@@ -114,7 +114,7 @@ def _names(asked: Samples) -> list[str]:
 
 
 def _policies(settings: Settings, *, is_judged: bool) -> list[Policy]:
-    from api.quality.replay import Fixed, Guarded, Verified
+    from api.quality.replayed_policies import Fixed, Guarded, Verified
 
     threshold = settings.cache.similarity_threshold
     found: list[Policy] = [Fixed(math.inf), Fixed(threshold), Guarded(threshold)]

@@ -36,20 +36,18 @@ from api.quality.measurement import (
 )
 from api.quality.replay import (
     AnswersAgree,
-    Fixed,
     Flags,
     Floats,
-    Guarded,
     Near,
     Offer,
     Policy,
     Score,
     Stream,
     Truth,
-    Verified,
     best_scores,
     replay,
 )
+from api.quality.replayed_policies import Fixed, Guarded, Verified
 from api.query.cache_key import normalise
 from api.query.candidates import ComparedQuestion, incomparable
 from api.settings import Settings

@@ -31,7 +31,8 @@ from tokenizers import Tokenizer
 
 from api.embedders.minilm import MiniLM, ModelFiles, UnreadWords, load_tokenizer, model_files
 from api.quality.measurement import outcomes_of_stream
-from api.quality.replay import WRONG, Floats, Guarded, Near, Policy, Stream, Verified, replay
+from api.quality.replay import WRONG, Floats, Near, Policy, Stream, replay
+from api.quality.replayed_policies import Guarded, Verified
 from api.query.cache_key import normalise
 from api.settings import load_settings
 from api.values import Embedding

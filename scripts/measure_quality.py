@@ -24,7 +24,8 @@ import numpy as np
 from api.embedders.minilm import MiniLM, ModelFiles, model_files
 from api.quality.comparator import BLIND, CONFUSION, MEASURED
 from api.quality.measurement import figures, outcomes_of_stream
-from api.quality.replay import WRONG, Ints, Near, Stream, Verified, replay
+from api.quality.replay import WRONG, Ints, Near, Stream, replay
+from api.quality.replayed_policies import Verified
 from api.query.cache_key import normalise
 from api.settings import load_settings
 from api.values import Embedding

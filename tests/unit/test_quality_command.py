@@ -16,7 +16,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.ports.question import UNLIMITED
-from api.quality.replay import Guarded, Near, Offer
+from api.quality.replay import Near, Offer
+from api.quality.replayed_policies import Guarded
 from api.query.candidates import best, consider, up_to_the_first_fresh
 from api.settings import load_settings
 from api.values import CachedAnswer, CacheMatch, Usage

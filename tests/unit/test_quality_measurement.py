@@ -25,21 +25,8 @@ from api.quality.measurement import (
     upper_bound,
     wilson,
 )
-from api.quality.replay import (
-    MISS,
-    Compare,
-    Guarded,
-    Ints,
-    Judge,
-    Near,
-    Offer,
-    Policy,
-    Stream,
-    Truth,
-    Verified,
-    best_scores,
-    replay,
-)
+from api.quality.replay import MISS, Compare, Ints, Judge, Near, Offer, Policy, Stream, Truth, best_scores, replay
+from api.quality.replayed_policies import Guarded, Verified
 from api.redis_store import search_index
 from scripts.noisy_verdicts import NoisyVerdicts
 

@@ -14,7 +14,7 @@ from api.embedders.reranker import CrossEncoder
 from api.embedders.verifier import PRIOR
 from api.ports.answer_quality import Versions
 from api.quality.calibration import read_prior
-from api.quality.replay import Verified
+from api.quality.replayed_policies import Verified
 from api.settings import load_settings
 from ragherd.quality_replay import measure, open_product
 from ragherd.quality_samples import FOW, read_samples
