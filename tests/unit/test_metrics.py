@@ -28,7 +28,8 @@ from api.endpoints.middleware import HttpMetrics
 from api.errors import UpstreamFault
 from api.observability.listeners import OUTCOMES, STATES, BreakerMetrics
 from api.observability.metric_names import ALL_METRICS, REQUEST_BUCKETS
-from api.observability.metrics import Metrics, add_in_file
+from api.observability.metric_series import add_in_file
+from api.observability.metrics import Metrics
 from api.observability.worker_facts import TICK, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
 from api.ports.answer_cache import StoreMemory
@@ -336,7 +337,8 @@ async def _resolved(value: object) -> object:
 COUNTING = """
 from prometheus_client import CollectorRegistry
 from api.observability.metric_names import REQUEST_BUCKETS
-from api.observability.metrics import Metrics, add_in_file
+from api.observability.metric_series import add_in_file
+from api.observability.metrics import Metrics
 from api.values import CacheStatus
 metrics = Metrics(CollectorRegistry(), "1")
 assert metrics._add is add_in_file
