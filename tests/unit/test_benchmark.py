@@ -55,12 +55,14 @@ def named(found: list[Difference]) -> dict[str, Difference]:
 
 
 @pytest.mark.slow
+@pytest.mark.once(reason="a simulation with a seed")
 def test_two_runs_of_the_same_differ_in_at_most_5_of_100() -> None:
     found = [compare(simulated(seed), simulated(seed + RUNS), TOLERANCE) for seed in range(RUNS)]
     assert sum(any(one.real for one in each) for each in found) <= 5
 
 
 @pytest.mark.slow
+@pytest.mark.once(reason="a simulation with a seed")
 def test_a_slowdown_of_10_percent_is_found_in_at_least_95_of_100() -> None:
     found = [named(compare(simulated(seed), simulated(seed + RUNS, 1.1), TOLERANCE)) for seed in range(RUNS)]
     assert sum(any(one.regression for one in each.values()) for each in found) >= 95

@@ -31,6 +31,7 @@ from api.ports.experiment import GROUPS, Experiment, Segment, VariantSpec
 LOOKS = 100
 RUNS = 100
 REQUESTS = 3_000
+SIMULATED = pytest.mark.once(reason="a simulation with a seed")
 
 
 class Traffic:
@@ -103,6 +104,7 @@ def a_fixed_sample_test_says_something(traffic: Traffic) -> bool:
 
 
 @pytest.mark.slow
+@SIMULATED
 @pytest.mark.parametrize(("clients", "habits", "skew"), [(40, 0.1, 0.5), (1_000, 0.1, 0.5), (300, 0.3, 1.0)])
 def test_a_hundred_looks_at_no_difference_show_one_in_at_most_5_percent_of_runs(
     clients: int, habits: float, skew: float
@@ -124,6 +126,7 @@ def test_a_hundred_looks_at_no_difference_show_one_in_at_most_5_percent_of_runs(
 
 
 @pytest.mark.slow
+@SIMULATED
 @pytest.mark.parametrize(
     ("hit_rates", "errors", "requests", "verdict", "measure"),
     [

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from ragherd.commands import commands
 from scripts.draw_scaling import CHART, ROWS, draw
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once(reason="a simulation with a seed")]
 
 
 def run(*arguments: str) -> Result:

@@ -14,7 +14,7 @@ from api.scaling.costs import load_costs
 from api.scaling.plan import Demand, md1_wait, mean_wait
 from api.scaling.simulation import Network, Service, SimulatedRedis, as_measured, exponential, quantile, simulate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once(reason="a simulation with a seed")]
 
 COSTS = load_costs()
 
