@@ -62,7 +62,7 @@ def span_of(
     ) as span:
         try:
             yield span
-        except Exception as error:
+        except Exception as error:  # any failure marks the span, and is raised again
             fault = error.fault.value if isinstance(error, UpstreamError) else type(error).__name__
             span.set_attribute("error.type", fault)
             span.set_status(StatusCode.ERROR)
