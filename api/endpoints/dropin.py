@@ -27,6 +27,7 @@ from api.endpoints.dropin_wire import (
     without_empty_fields,
 )
 from api.endpoints.health import worker_state
+from api.endpoints.model_admin import is_zero, unloaded
 from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
 from api.endpoints.validation import Options, list_header, refused, request_timeout
 from api.errors import InvalidRequest, RagherdError
@@ -89,7 +90,7 @@ def _client(request: Request) -> str:
 
 def allowed_options(request: Request, given: dict[str, Any], display_name: Callable[[str], str]) -> dict[str, Any]:
     """Validates options like POST /query, and the context length."""
-    check_num_ctx(request, given)
+    check_runner_options(request, given)
     num_ctx = given.get("num_ctx")
     if num_ctx is not None:
         given = {name: value for name, value in given.items() if name != "num_ctx"}
@@ -99,6 +100,12 @@ def allowed_options(request: Request, given: dict[str, Any], display_name: Calla
     if not isinstance(num_ctx, int) or num_ctx < 1:
         raise refused("options.num_ctx", "is not a positive integer")
     return {**options, "num_ctx": num_ctx}
+
+
+def embedding_options(request: Request, given: dict[str, Any]) -> dict[str, Any]:
+    """Validates the options of an embedding. Only `num_ctx` may reload the model, which others' questions may need."""
+    options = allowed_options(request, given, "options.{}".format)
+    return options if given.get("num_ctx") is None else {**options, "num_ctx": given["num_ctx"]}
 
 
 async def reply(request: Request, query: Query, form: AnswerForm, *, stream: bool) -> Response:
@@ -156,7 +163,7 @@ def forwarded_query(request: Request, fields: Mapping[str, Any], path: Forwarded
 
     The caller should drop `fields` before it waits for the answer: they take many times the memory of the body.
     """
-    check_num_ctx(request, fields.get("options"))
+    check_runner_options(request, fields.get("options"))
     return query_of(request, fields, forwarded_request(fields, path))
 
 
@@ -166,6 +173,8 @@ async def forward(request: Request, query: Query, path: ForwardedPath) -> Respon
     request.state.query = query
     assert query.forwarded is not None, "made by `forwarded_query`"
     forwarded = query.forwarded
+    if forwarded.only_loads and is_zero(forwarded.fields.get("keep_alive")):
+        return await unloaded(request, path.path, forwarded.body)
     if forwarded.streams:
         form = ForwardedForm(path.media_type, path.error_line)
         return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
@@ -183,16 +192,26 @@ async def forward(request: Request, query: Query, path: ForwardedPath) -> Respon
     return Response(answered.answer.encode(), headers=headers, media_type=kind)
 
 
-def check_num_ctx(request: Request, options: Any) -> None:
-    """Raises `InvalidRequest` for a context length that would harm others: it makes Ollama load the model again."""
-    given = options.get("num_ctx") if isinstance(options, dict) else None
-    if given is None:
+RUNNER_OPTIONS: Final = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
+"""Options with which Ollama loads a model. Another value makes it load the model again."""
+SIZES: Final = frozenset({"num_ctx", "num_batch"})
+"""Those that cost memory."""
+
+
+def check_runner_options(request: Request, options: Any) -> None:
+    """Raises `InvalidRequest` for options that would harm others: they make Ollama load the model again."""
+    if not isinstance(options, dict):
         return
     state = worker_state(request)
-    if state.num_ctx is not None and given != state.num_ctx:
-        raise refused("options.num_ctx", f"is fixed at {state.num_ctx} (OLLAMA_NUM_CTX)")
-    if isinstance(given, int | float) and given > state.max_num_ctx:
-        raise refused("options.num_ctx", f"is over {state.max_num_ctx} (OLLAMA_MAX_NUM_CTX)")
+    for name in RUNNER_OPTIONS:
+        if (given := options.get(name)) is None:
+            continue
+        if name == "num_ctx" and state.num_ctx is not None and given != state.num_ctx:
+            raise refused("options.num_ctx", f"is fixed at {state.num_ctx} (OLLAMA_NUM_CTX)")
+        if state.pins_options and not (name == "num_ctx" and given == state.num_ctx):
+            raise refused(f"options.{name}", "may not be set, because it reloads the model (OLLAMA_PIN_OPTIONS)")
+        if name in SIZES and isinstance(given, int | float) and given > state.max_num_ctx:
+            raise refused(f"options.{name}", f"is over {state.max_num_ctx} (OLLAMA_MAX_NUM_CTX)")
 
 
 def query_of(request: Request, fields: Mapping[str, Any], forwarded: ForwardedRequest) -> Query:

@@ -58,7 +58,8 @@ class AppState:
     """One worker's open resources. Breakers and bulkheads begin with those of the first backend.
 
     `warm_ups` is None if the cache is disabled. `num_ctx` is the context size in tokens for all generations, or None
-    for each model's default; `max_num_ctx` is the largest that a caller may ask for. With
+    for each model's default; `max_num_ctx` is the largest that a caller may ask for. With `pins_options`, callers may
+    set no option that reloads a model. With `generate_context`, /api/generate always returns its `context`. With
     `admin_passthrough`, admins may change the models of Ollama. `cache_report`, `live_workers` and
     `recent` raise `StoreUnavailable`. `exposition` takes an `Accept` header and returns the metrics' text and content
     type. `history` is None if it is disabled; it takes the start and the end in milliseconds, the step in seconds, and
@@ -78,6 +79,8 @@ class AppState:
     catalog: ModelCatalog
     num_ctx: int | None
     max_num_ctx: int
+    pins_options: bool
+    generate_context: bool
     admin_passthrough: bool
     breakers: Mapping[str, FleetBreaker]
     bulkheads: Mapping[str, FleetBulkhead]

@@ -1,4 +1,6 @@
-"""Ollama's paths that change its models: pull, push, create, copy, delete, and the blobs of a new model.
+"""Requests for every backend: Ollama's paths that change its models, and requests to unload one.
+
+The paths are pull, push, create, copy, delete, and the blobs of a new model.
 
 They change what every caller gets, so they need an admin key and OLLAMA_ADMIN_PASSTHROUGH. Every backend gets the
 request, because the fleet takes them for equal.
@@ -7,6 +9,7 @@ request, because the fleet takes them for equal.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -192,6 +195,44 @@ async def _beginning(response: PassedOn) -> bytes:
         if len(found) > ANSWER_BYTES:
             break
     return bytes(found[:ANSWER_BYTES])
+
+
+UNLOADING: Final = 10.0
+"""Seconds that a backend has to unload a model."""
+_ZERO: Final = re.compile(r"[+-]?0+(\.0*)?([nuµm]?s|[mh])?")
+
+
+def is_zero(keep_alive: Any) -> bool:
+    """Returns whether a model is to be unloaded at once: a number of seconds, or a duration of Go's."""
+    if isinstance(keep_alive, str):
+        return _ZERO.fullmatch(keep_alive) is not None
+    return isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool) and keep_alive == 0
+
+
+async def unloaded(request: Request, path: str, body: bytes) -> Response:
+    """Unloads a model on every backend. Returns the best response: other backends may lack the model, or be down.
+
+    Raises `UpstreamError` if none answers.
+    """
+    catalog = worker_state(request).catalog
+
+    async def unload(name: str) -> Answer:
+        try:
+            async with asyncio.timeout(UNLOADING):
+                return await _answer(catalog, name, "POST", path, body)
+        except TimeoutError as error:
+            detail = f"{name} did not unload the model within {UNLOADING:g} s."
+            raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
+
+    async with cancel_on_disconnect(request.receive):
+        tried = await asyncio.gather(*map(unload, catalog.backends()), return_exceptions=True)
+    answers = [answer for answer in tried if not isinstance(answer, BaseException)]
+    for failure in tried:
+        if isinstance(failure, BaseException) and not (answers and isinstance(failure, UpstreamError)):
+            raise failure
+    status, kind, said = min(answers, key=lambda answer: answer[0])
+    headers = {"Cache-Status": "ragherd; fwd=bypass; detail=load"}
+    return Response(said, status, headers, media_type=kind)
 
 
 class _Copy:

@@ -18,6 +18,7 @@ from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.ollama_wire import (
     ChatBody,
+    Content,
     EmbedBody,
     EmbeddingsBody,
     GenerateBody,
@@ -29,7 +30,6 @@ from api.endpoints.validation import refused
 from api.errors import InvalidRequest
 from api.ports.inference import ModelCatalog
 from api.ports.question import Query
-from api.values import ChatMessage
 
 router = APIRouter(
     route_class=CheckedRoute, tags=["Ollama's API"], responses=errors_of("Ollama", ollama_wire.error_body)
@@ -59,17 +59,7 @@ _SHOW: Final = body_of(ShowBody, {"model": "llama3.2"})
 @needs("user")
 async def chat(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
-    fields = await read_fields(request)
-    try:
-        body = parsed(fields, ChatBody)
-        query = await _query(request, body, [message.turn() for message in body.messages])
-    except InvalidRequest:
-        query = forwarded_query(request, fields, _CHAT_PATH)
-    del fields
-    if query.forwarded is not None:
-        return await forward(request, query, _CHAT_PATH)
-    form = OllamaForm(body.model, ollama_wire.in_message, query.options)
-    return await dropin.reply(request, query, form, stream=body.stream)
+    return await _answered(request, _CHAT_PATH, ChatBody, ollama_wire.in_message)
 
 
 @router.post(
@@ -82,17 +72,21 @@ async def chat(request: Request) -> Response:
 @needs("user")
 async def generate(request: Request) -> Response:
     """The same as a conversation of one turn, and cached together with those."""
+    return await _answered(request, _GENERATE_PATH, GenerateBody, ollama_wire.in_response)
+
+
+async def _answered(request: Request, path: ForwardedPath, kind: type[GenerationBody], content: Content) -> Response:
+    """Answers a plain question by meaning, and forwards everything else."""
     fields = await read_fields(request)
     try:
-        body = parsed(fields, GenerateBody)
-        query = await _query(request, body, body.turns() if body.prompt else [])
+        body = parsed(fields, kind)
+        query = await _query(request, body)
     except InvalidRequest:
-        query = forwarded_query(request, fields, _GENERATE_PATH)
+        query = forwarded_query(request, fields, path)
     del fields
     if query.forwarded is not None:
-        return await forward(request, query, _GENERATE_PATH)
-    form = OllamaForm(body.model, ollama_wire.in_response, query.options)
-    return await dropin.reply(request, query, form, stream=body.stream)
+        return await forward(request, query, path)
+    return await dropin.reply(request, query, OllamaForm(body.model, content, query.options), stream=body.stream)
 
 
 @router.post("/api/embed", summary="Ollama: embed texts", response_model=None, openapi_extra=_EMBED)
@@ -100,7 +94,7 @@ async def generate(request: Request) -> Response:
 async def embed(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbedBody)
-    dropin.allowed_options(request, body.options, "options.{}".format)
+    body.options = dropin.embedding_options(request, body.options)
     found = await dropin.embeddings(request, body.model, body.texts, body.extra)
     fields = ollama_wire.embed_fields(body.model, found)
     return list_response(fields, "embeddings", found.vectors, lambda _, vector: np.frombuffer(vector, "<f4"))
@@ -111,10 +105,10 @@ async def embed(request: Request) -> Response:
 async def embeddings(request: Request) -> Response:
     """The older form of `POST /api/embed`. The vector has unit length, which Ollama's own does not always have."""
     body = await read_body(request, EmbeddingsBody)
-    dropin.allowed_options(request, body.options, "options.{}".format)
+    options = dropin.embedding_options(request, body.options)
     if not body.prompt:
         return _json({"embedding": []})
-    found = await dropin.embeddings(request, body.model, [body.prompt], {})
+    found = await dropin.embeddings(request, body.model, [body.prompt], {"options": options} if options else {})
     vector = np.frombuffer(found.vectors[0], "<f4")
     return Response(
         orjson.dumps({"embedding": vector}, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
@@ -154,13 +148,15 @@ async def show(request: Request) -> Response:
     return _json(await catalog.show(model, verbose=body.verbose))
 
 
-async def _query(request: Request, body: GenerationBody, turns: list[ChatMessage]) -> Query:
+async def _query(request: Request, body: GenerationBody) -> Query:
     """Returns the question of a request that is understood in every field. Raises `InvalidRequest` for any other.
 
     A model that thinks unless told otherwise sends its thoughts in a field of their own, in their order.
     """
     options = dropin.allowed_options(request, body.options, "options.{}".format)
-    query = dropin.build_query(request, body.model, turns, options)
+    query = dropin.build_query(request, body.model, body.turns(), options)
+    if worker_state(request).generate_context and isinstance(body, GenerateBody):
+        raise refused("context", "is wanted by OLLAMA_GENERATE_CONTEXT")
     if body.think is None and await _catalog(request).thinks(body.model):
         raise refused("think", "is not given, and the model thinks")
     return query

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
@@ -67,6 +68,10 @@ class OllamaMessage(LenientBody):
 class GenerationBody(ModelBody):
     """The common fields of chat and generate. `keep_alive` is fixed for the fleet, so a caller's value is ignored."""
 
+    @abstractmethod
+    def turns(self) -> list[ChatMessage]:
+        """Returns the conversation. The last message is the question."""
+
     stream: bool = True
     options: GivenOptions = Field(default_factory=dict)
     think: Annotated[Literal[False], IsBoolean] | None = None
@@ -78,15 +83,21 @@ class ChatBody(GenerationBody):
 
     messages: Annotated[list[OllamaMessage], MessageLimit] = Field(default_factory=list)
 
+    def turns(self) -> list[ChatMessage]:
+        return [message.turn() for message in self.messages]
+
 
 class GenerateBody(GenerationBody):
-    """The body of `/api/generate`."""
+    """The body of `/api/generate`. A client that sends a `context`, if only an empty one, wants one back."""
 
     prompt: Text = ""
     system: Text | None = None
+    context: None = None
 
     def turns(self) -> list[ChatMessage]:
-        """Returns the equivalent conversation of one question."""
+        """Returns the equivalent conversation of one question; without a prompt, none."""
+        if not self.prompt:
+            return []
         before = [] if not self.system else [ChatMessage("system", self.system)]
         return [*before, ChatMessage("user", self.prompt)]
 
@@ -98,7 +109,7 @@ class EmbedBody(ModelBody):
     truncate: bool | None = None
     dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS), IsInteger] | None = None
     options: GivenOptions = Field(default_factory=dict)
-    keep_alive: Ignored = None
+    keep_alive: str | int | float | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -107,8 +118,9 @@ class EmbedBody(ModelBody):
 
     @property
     def extra(self) -> dict[str, Any]:
-        """Returns the fields that are passed on to Ollama."""
-        return self.model_dump(include={"truncate", "dimensions"}, exclude_none=True)
+        """Returns the fields that are passed on to Ollama. Only a request that loads or unloads has a keep-alive."""
+        sent = {"truncate", "dimensions", "options", *(() if self.texts else ("keep_alive",))}
+        return self.model_dump(include=sent, exclude_none=True, exclude_defaults=True)
 
 
 def _with_a_name(schema: dict[str, Any]) -> None:

@@ -71,6 +71,8 @@ async def _query(request: Request, body: ChatCompletionBody) -> Query:
 async def embeddings(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbeddingsBody)
+    if not body.texts:
+        raise InvalidRequest("invalid input")
     found = await dropin.embeddings(request, body.model, body.texts, body.extra)
     row = openai_wire.embedding_row(body.encoding_format)
     return list_response(openai_wire.embeddings_fields(body.model, found), "data", found.vectors, row)

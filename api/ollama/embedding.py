@@ -345,7 +345,7 @@ class OllamaEmbeddingModel:
 
         One retry inside, where the request allows it.
         """
-        fields = {**request.extra, "model": request.model, "input": request.texts, **self._keep_alive}
+        fields = {**self._keep_alive, **request.extra, "model": request.model, "input": request.texts}
         call = partial(self._call, orjson.dumps(fields), request.model)
         deadline = asyncio.timeout(request.timeout)
         try:

@@ -2,7 +2,8 @@
 
 Calls go through `OllamaPool.exchange`, which turns every fault into an `UpstreamError`. Probes such as `/api/ps` use
 two separate connections (`OllamaPool.probe`), so they get through when generations hold all others. Loading a model
-uses separate connections too (`OllamaPool.load`). Probes and loads do not count in the pool's metrics.
+uses separate connections too (`OllamaPool.load`), and so does changing the models (`OllamaPool.pass_on`). They do not
+count in the pool's metrics.
 
 A call is retried at most once. The retry budget is 20 % of the last minute's calls plus 10, per worker and, while Redis
 is up, per fleet. It keeps retries from doubling the load on a struggling Ollama.
@@ -143,6 +144,8 @@ async def with_one_retry(call: Callable[[], Awaitable[T]], budget: RetryBudget, 
 
 PROBE_CONNECTIONS: Final = 2
 LOAD_CONNECTIONS: Final = 4
+ADMIN_CONNECTIONS: Final = 8
+"""For requests to change or unload models. Downloads are slow, so they must not delay loads."""
 
 _HEADERS: Final = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "ragherd"}
 
@@ -176,6 +179,7 @@ class OllamaPool:
         client: httpx.AsyncClient,
         probes: httpx.AsyncClient,
         loads: httpx.AsyncClient,
+        changes: httpx.AsyncClient,
         retries: RetryBudget,
         statistics: PoolStatistics,
     ) -> None:
@@ -186,6 +190,7 @@ class OllamaPool:
         self._client = client
         self._probes = probes
         self._loads = loads
+        self._changes = changes
         self._statistics = statistics
         self.generated = statistics.generated
 
@@ -241,7 +246,7 @@ class OllamaPool:
         It has no deadline: pulling a model takes as long as it takes. Raises `UpstreamError`.
         """
         try:
-            async with self._loads.stream(method, path, content=content) as response:
+            async with self._changes.stream(method, path, content=content) as response:
                 kind = response.headers.get("content-type", "application/json")
                 yield PassedOn(response.status_code, kind, response.aiter_bytes())
         except httpx.HTTPError as error:
@@ -313,15 +318,18 @@ async def open_pool(
     connections = LinearPool(ssl_context, None, limits.max_size, keepalive, limits.keepalive_expiry)
     for_probes = LinearPool(ssl_context, None, PROBE_CONNECTIONS, 1, limits.keepalive_expiry)
     for_loads = LinearPool(ssl_context, None, LOAD_CONNECTIONS, 0, limits.keepalive_expiry)
+    for_changes = LinearPool(ssl_context, None, ADMIN_CONNECTIONS, 0, limits.keepalive_expiry)
     # No read timeout: the caller knows which part it waits for, and bounds each.
     timeout = httpx.Timeout(None, connect=limits.connect_timeout, pool=limits.timeout)
     async with (
         _client(base_url, connections, timeout, on_send) as client,
         _client(base_url, for_probes, timeout) as probes,
         _client(base_url, for_loads, timeout) as loads,
+        _client(base_url, for_changes, timeout) as changes,
     ):
         counts = statistics or PoolStatistics()
-        pool = OllamaPool(base_url, limits, connections, client, probes, loads, retries or RetryBudget(), counts)
+        budget = retries or RetryBudget()
+        pool = OllamaPool(base_url, limits, connections, client, probes, loads, changes, budget, counts)
         if minimum:
             await pool.open_minimum()
         yield pool

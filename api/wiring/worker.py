@@ -270,6 +270,8 @@ class _Worker:
             catalog=backends.catalog,
             num_ctx=self._settings.ollama.ollama_num_ctx,
             max_num_ctx=self._settings.ollama.ollama_max_num_ctx,
+            pins_options=self._settings.ollama.ollama_pin_options,
+            generate_context=self._settings.ollama.ollama_generate_context,
             admin_passthrough=self._settings.ollama.ollama_admin_passthrough,
             breakers=backends.breakers,
             bulkheads=backends.bulkheads,

@@ -60,7 +60,11 @@ async def test_many_inputs_are_embedded_in_batches_and_come_back_in_order(
 @pytest.mark.parametrize("path", PATHS)
 async def test_no_inputs_are_no_vectors(serve: Service, path: str) -> None:
     client = await serve()
-    assert vectors(path, await client.post(path, json={"model": MODEL, "input": []})) == []
+    nothing = await client.post(path, json={"model": MODEL, "input": []})
+    if path == "/api/embed":
+        assert vectors(path, nothing) == []
+    else:  # as Ollama
+        assert (nothing.status_code, nothing.json()["error"]["message"]) == (400, "invalid input")
 
 
 async def test_all_texts_of_a_request_are_embedded_by_one_backend(
@@ -153,3 +157,20 @@ async def test_nobody_waits_in_the_line_of_one_backend_after_that_of_another(
 async def rejections(client: httpx.AsyncClient, reason: str) -> int:
     found: dict[str, Any] = (await client.get("/api/bulkhead/metrics")).json()
     return sum(one["rejected"][reason] for one in found["bulkheads"].values())
+
+
+async def test_the_options_of_an_embedding_are_sent_on(serve: Service, stub: StubOllama) -> None:
+    client = await serve(ollama={"ollama_keep_alive": "1h"})
+    given = {"truncate": False, "dimensions": 8, "options": {"num_ctx": 512, "seed": 1}}
+    await client.post("/api/embed", json={"model": MODEL, "input": "a", "keep_alive": "1s", **given})
+    sent = stub.last_bodies["/api/embed"]
+    assert sent == {"model": MODEL, "input": ["a"], "keep_alive": "1h", **given}
+    await client.post("/api/embeddings", json={"model": MODEL, "prompt": "a", "options": {"num_ctx": 512}})
+    assert stub.last_bodies["/api/embed"]["options"] == {"num_ctx": 512}
+
+
+async def test_an_embedding_of_nothing_unloads_the_model(serve: Service, stub: StubOllama) -> None:
+    client = await serve()
+    answer = await client.post("/api/embed", json={"model": MODEL, "input": "", "keep_alive": 0})
+    assert answer.json()["embeddings"] == []
+    assert stub.last_bodies["/api/embed"]["keep_alive"] == 0

@@ -16,7 +16,7 @@ import pytest
 from api.endpoints.access_log import AccessLog
 from api.ollama.models import OllamaCatalog
 from api.ollama.pool import PoolLimits, open_pool
-from tests.stub_ollama import StubOllama
+from tests.stub_ollama import StubOllama, running_stub
 from tests.support.service import Service
 from tests.support.waiting import wait_until_async
 
@@ -488,3 +488,56 @@ def shape(value: Any) -> Any:
 async def test_empty_input_is_embedded_as_ollama_does(service: httpx.AsyncClient) -> None:
     answer = await service.post("/api/embed", json={"model": "nomic-embed-text", "input": ""})
     assert answer.json()["embeddings"] == []
+
+
+@pytest.mark.parametrize("field", [{"context": []}, {"context": [1, 2]}])
+async def test_a_client_that_sends_a_context_gets_one_back(service: httpx.AsyncClient, field: dict[str, Any]) -> None:
+    asked = {**PROMPT, "stream": False}
+    assert "context" not in (await service.post("/api/generate", json=asked)).json()
+    first, again = [await service.post("/api/generate", json={**asked, **field}) for _ in range(2)]
+    assert first.json()["context"]
+    assert again.json() == first.json()
+    assert "detail=exact" in again.headers["cache-status"]
+    other = await service.post("/api/generate", json={**asked, **field, "prompt": "say hi"})
+    assert "fwd=miss" in other.headers["cache-status"], "a context belongs to one prompt, to the letter"
+
+
+async def test_every_answer_has_a_context_if_that_is_wanted(serve: Service) -> None:
+    service = await serve(ollama={"ollama_generate_context": True})
+    assert (await service.post("/api/generate", json={**PROMPT, "stream": False})).json()["context"]
+    chat = await service.post("/api/chat", json={**CHAT, "stream": False})
+    again = await service.post("/api/chat", json={**CHAT, "stream": False, "options": {}})
+    assert (chat.status_code, "hit" in again.headers["cache-status"]) == (200, True)
+
+
+async def test_options_that_reload_a_model_are_bounded_and_can_be_pinned(serve: Service, stub: StubOllama) -> None:
+    free = await serve(ollama={"ollama_max_num_ctx": 8192})
+    body = {**CHAT, "stream": False}
+    assert (await free.post("/api/chat", json={**body, "options": {"num_thread": 2}})).status_code == 200
+    assert stub.last_bodies["/api/chat"]["options"] == {"num_thread": 2}
+    large = await free.post("/api/chat", json={**body, "options": {"num_batch": 8193}})
+    assert large.json() == {"error": "options.num_batch: is over 8192 (OLLAMA_MAX_NUM_CTX)"}
+    pinned = await serve(ollama={"ollama_pin_options": True, "ollama_num_ctx": 2048})
+    for options in ({"num_gpu": 0}, {"num_thread": 1}, {"use_mmap": False}):
+        refused = await pinned.post("/api/chat", json={**body, "options": options})
+        assert refused.status_code == 400
+        assert "OLLAMA_PIN_OPTIONS" in refused.json()["error"]
+    assert (await pinned.post("/api/chat", json={**body, "options": {"num_ctx": 2048}})).status_code == 200
+
+
+async def test_a_model_is_unloaded_on_every_backend(serve: Service, stub: StubOllama) -> None:
+    async with running_stub() as other:
+        service = await serve(ollama={"ollama_base_url": f"{stub.base_url},{other.base_url}"})
+        unload = {"model": MODEL, "keep_alive": "0s"}
+        answer = await service.post("/api/generate", json=unload)
+        assert (answer.status_code, answer.json()["done_reason"]) == (200, "unload")
+        assert stub.last_bodies["/api/generate"] == other.last_bodies["/api/generate"] == unload
+        other.behaviour(models=["another:latest"])
+        assert (await service.post("/api/chat", json=unload)).json()["done_reason"] == "unload"
+        stub.behaviour(models=["another:latest"])
+        assert (await service.post("/api/chat", json=unload)).status_code == 404
+        await other.refuse()
+        stub.behaviour()
+        assert (await service.post("/api/chat", json=unload)).json()["done_reason"] == "unload"
+        await stub.refuse()
+        assert (await service.post("/api/chat", json=unload)).status_code == 502
