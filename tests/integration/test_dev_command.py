@@ -200,6 +200,7 @@ runpy.run_module("ragherd", run_name="__main__")
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_stops_everything_within_five_seconds(
     start: Start, ollama: str, tmp_path: Path, number: signal.Signals
