@@ -10,6 +10,7 @@ from tests.support.client_features import CLIENTS
 from tests.support.service import Service
 
 
+@pytest.mark.once(reason="the packages are others', and the answers that they read have tests on every Python")
 @pytest.mark.parametrize(
     ("client", "feature"),
     [(client, feature) for client, features in CLIENTS.items() for feature in features],

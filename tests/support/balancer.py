@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
+from tests.support.slow_proxy import relay
+
 Address = tuple[str, int]
 
 
@@ -30,21 +32,9 @@ class Balancer:
         """Serves one connection until either side closes it."""
         self._turn += 1
         with suppress(OSError, IndexError, ZeroDivisionError):
-            replies, requests = await asyncio.open_connection(*self._replicas[self._turn % len(self._replicas)])
-            ways = [asyncio.create_task(_pass(reader, requests)), asyncio.create_task(_pass(replies, writer))]
-            try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
-                requests.close()
+            server = await asyncio.open_connection(*self._replicas[self._turn % len(self._replicas)])
+            await relay((reader, writer), server)
         writer.close()
-
-
-async def _pass(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    while data := await source.read(65536):
-        target.write(data)
 
 
 @contextmanager

@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
+
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def relay(client: Ends, server: Ends, delay: Callable[[], float] = lambda: 0.0) -> None:
+    """Passes bytes both ways until either side closes, and closes both. Replies are `delay()` seconds late."""
+    ways = [asyncio.create_task(_pass(client[0], server[1])), asyncio.create_task(_pass(server[0], client[1], delay))]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        server[1].close()
+        client[1].close()
+
+
+async def _pass(
+    source: asyncio.StreamReader, target: asyncio.StreamWriter, delay: Callable[[], float] = lambda: 0.0
+) -> None:
+    while data := await source.read(65536):
+        if seconds := delay():
+            await asyncio.sleep(seconds)
+        target.write(data)
 
 
 class SlowProxy:
@@ -18,25 +42,8 @@ class SlowProxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection until either side closes it."""
-        replies, requests = await asyncio.open_connection(*self._target)
-        ways = [asyncio.create_task(self._pass(reader, requests)), asyncio.create_task(self._delayed(replies, writer))]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            requests.close()
-            writer.close()
-
-    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            target.write(data)
-
-    async def _delayed(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            await asyncio.sleep(self.delay)
-            target.write(data)
+        server = await asyncio.open_connection(*self._target)
+        await relay((reader, writer), server, lambda: self.delay)
 
 
 @asynccontextmanager
