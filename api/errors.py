@@ -16,6 +16,7 @@
     ├── NotAuthenticated          401
     ├── NotAuthorized             403
     ├── NotFound                  404
+    ├── NotInstalled              501   the request needs an extra that is not installed
     ├── OnlyIfCached              504   `Cache-Control: only-if-cached` without a cached answer
     ├── DeadlinePassed            504   the caller's deadline, `X-Request-Timeout`
     ├── ServiceUnavailable        503   starting, draining, or a required store is down
@@ -253,6 +254,19 @@ class NotFound(RagherdError):
     status = 404
     slug = "not-found"
     title = "Not found"
+
+
+class NotInstalled(RagherdError):
+    """Raised for `feature` if the extra that it needs is not installed."""
+
+    status = 501
+    slug = "not-installed"
+    title = "Not installed"
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} is not installed. Run `pip install 'ragherd[{extra}]'` and restart the service.", extra=extra
+        )
 
 
 class OnlyIfCached(RagherdError):

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from api.breaker.fleet_breaker import FleetBreaker
     from api.bulkhead.fleet_bulkhead import FleetBulkhead
     from api.endpoints.access import Access
+    from api.endpoints.mcp_api import McpServer
     from api.endpoints.streaming import Streaming
     from api.knowledge.document_service import DocumentService
+    from api.knowledge.retrieval import Retriever
     from api.ports.answer_cache import Feedback, StoreWarning
     from api.ports.answer_quality import QualityState
     from api.ports.inference import ModelCatalog
@@ -74,6 +76,8 @@ class AppState:
     queries: QueryService
     explainer: Explainer
     documents: DocumentService
+    passages: Retriever
+    mcp: McpServer
     embeddings: EmbeddingCalls
     embed_max_inputs: int
     catalog: ModelCatalog

@@ -101,11 +101,12 @@ async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
     return {
         "question": query.question,
         "tenant": query.tenant,
-        **_explanation(explanation),
+        **explanation_document(explanation),
     }
 
 
-def _explanation(explanation: Explanation) -> dict[str, Any]:
+def explanation_document(explanation: Explanation) -> dict[str, Any]:
+    """Returns the JSON of an explanation."""
     key = explanation.key
     exact = explanation.exact
     rules = explanation.rules

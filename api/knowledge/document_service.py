@@ -22,7 +22,7 @@ from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnava
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.parsing import Parser
 from api.knowledge.plain_text import TEXT
-from api.ports.document_store import Chunk, Document, DocumentFacts, Documents, Draft, Listing, Page, Proposal
+from api.ports.document_store import Chunk, Document, DocumentFacts, Documents, Draft, Holdings, Listing, Page, Proposal
 
 _ID: Final = re.compile(r"[0-9a-f]{24}")
 
@@ -58,6 +58,8 @@ INLINE_READ_BYTES: Final = 1024 * 1024
 """Largest file that is read before the response; larger ones are read in the background."""
 CONCURRENCY: Final = 2
 """Uploads that one worker ingests at a time, besides its background work: one embeds while another writes."""
+MAX_TAGGED: Final = 200
+"""Documents whose tags are counted."""
 SETTLE_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.25
 """Seconds between checks whether another worker has finished a queued document."""
@@ -132,6 +134,10 @@ class DocumentService:
     async def page(self, tenant: str, listing: Listing) -> Page:
         """A page of a tenant's documents."""
         return await self._documents.page(tenant, listing)
+
+    async def holdings(self, tenant: str) -> Holdings:
+        """How many documents a tenant has, and their tags."""
+        return await self._documents.holdings(tenant, MAX_TAGGED)
 
     async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
         """The document's chunks in service."""

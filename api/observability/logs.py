@@ -19,7 +19,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-QUIET_LOGGERS = ("httpcore", "httpx", "redisvl", "uvicorn.error")
+QUIET_LOGGERS = ("httpcore", "httpx", "mcp", "redisvl", "uvicorn.error")
 """Libraries that log every step at `info`: only their warnings are logged."""
 
 

@@ -91,6 +91,13 @@ GENERATION_TOKENS = MetricSpec(
     ("direction",),
 )
 
+MCP_TOOL_CALLS = MetricSpec(
+    "ragherd_mcp_tool_calls_total",
+    "counter",
+    "Calls of tools of `/mcp`, by outcome.",
+    ("tool", "outcome"),
+)
+
 VARIANT_QUERIES = MetricSpec(
     "ragherd_variant_queries_total",
     "counter",

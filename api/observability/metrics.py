@@ -214,6 +214,10 @@ class Metrics:
         """Counts a decision of a policy."""
         self._families[names.CACHE_DECISIONS][policy, outcome].inc()
 
+    def tool_called(self, tool: str, outcome: str) -> None:
+        """Counts a call of a tool."""
+        self._families[names.MCP_TOOL_CALLS][tool, outcome].inc()
+
     def quality_changed(self, change: str) -> None:
         """Counts a change of what the fleet serves."""
         self._families[names.CACHE_QUALITY_CHANGES][(change,)].inc()

@@ -224,6 +224,10 @@ class WorkerTelemetry(Telemetry):
             facts["question"] = query.question
         return facts
 
+    def tool_called(self, tool: str, outcome: str) -> None:
+        """Counts the call by tool and outcome."""
+        self._metrics.tool_called(tool, outcome)
+
     # -- calls to Ollama ----------------------------------------------------------------------------------------------
 
     def upstream_failed(self, error: UpstreamError) -> None:

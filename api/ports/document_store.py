@@ -116,6 +116,18 @@ class Listing:
     limit: int = 50
 
 
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a tenant has: the number of documents in service, and their tags with the number of documents each.
+
+    The tags are those of the newest `read` documents, the most frequent first.
+    """
+
+    documents: int = 0
+    read: int = 0
+    tags: tuple[tuple[str, int], ...] = ()
+
+
 class Documents(Protocol):
     """The documents of the fleet. Every method raises `StoreUnavailable`."""
 
@@ -124,6 +136,8 @@ class Documents(Protocol):
     async def find(self, document: str, tenant: str | None = None) -> Document | None: ...
 
     async def page(self, tenant: str, listing: Listing) -> Page: ...
+
+    async def holdings(self, tenant: str, most: int) -> Holdings: ...
 
     async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]: ...
 

@@ -121,6 +121,9 @@ class Telemetry:
     def shadow_called(self, outcome: ShadowOutcome) -> None:
         """A sampled hit was generated again and compared, or skipped."""
 
+    def tool_called(self, tool: str, outcome: str) -> None:
+        """A tool of MCP was called. `outcome`: `ok`, `left`, or the slug of the error."""
+
     # -- calls to Ollama ----------------------------------------------------------------------------------------------
 
     def upstream_failed(self, error: UpstreamError) -> None:

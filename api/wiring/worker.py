@@ -23,6 +23,7 @@ from api.embedders.onnx import open_onnx
 from api.endpoints.access import Access
 from api.endpoints.dashboard import LiveFeed, read_figures
 from api.endpoints.health import AppState, Reachability
+from api.endpoints.mcp_api import McpServer
 from api.endpoints.streaming import Streaming
 from api.errors import SettingsError
 from api.knowledge.chunking import estimated_tokens
@@ -265,6 +266,8 @@ class _Worker:
             queries=cache.queries,
             explainer=cache.explainer,
             documents=knowledge.documents,
+            passages=knowledge.retriever,
+            mcp=McpServer(parts.telemetry, __version__, self._settings.access.hosts()),
             embeddings=backends.embeddings(parts.telemetry),
             embed_max_inputs=self._settings.embedder.embed_max_inputs,
             catalog=backends.catalog,

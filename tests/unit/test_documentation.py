@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from api import errors
 from api.app import create_app
-from api.endpoints import dashboard, description
+from api.endpoints import dashboard, description, mcp_api
 from api.errors import FAULTS, RagherdError
 from api.guards.agreement import GUARDS
 from api.redis_store.keys import CacheKeys, Keys
@@ -129,7 +129,8 @@ def routes() -> set[str]:
     app = create_app(Settings())
     operations = {f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods}
     undescribed = [*app.routes, *description.router.routes, *dashboard.router.routes]
-    return operations | {f"GET {route.path}" for route in undescribed if isinstance(route, Route)}
+    found = operations | {f"GET {route.path}" for route in undescribed if isinstance(route, Route)}
+    return found | {f"POST {mcp_api.PATH}"}
 
 
 def test_the_api_page_has_every_route_and_no_other() -> None:

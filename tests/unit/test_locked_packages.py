@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILES = {
-    "dev": (["embedded", "scaling", "reports", "otel", "train"], ["dev", "weights", "build"]),
+    "dev": (["embedded", "scaling", "reports", "otel", "mcp", "train"], ["dev", "weights", "build"]),
     "run": (["embedded"], ["weights", "build"]),
     "image": (["onnx"], []),
     "build": (None, ["build"]),
@@ -150,6 +150,17 @@ def test_shipped_versions_are_the_tested_versions(file: str) -> None:
         return {(pin.name, pin.version, pin.hashes) for pin in pins(name)}
 
     assert exact(file) <= exact("dev")
+
+
+@from_lock
+def test_the_page_on_mcp_adds_to_the_image_what_the_image_lacks() -> None:
+    page, dockerfile = (ROOT / "docs" / "mcp.md").read_text(), (ROOT / "Dockerfile").read_text()
+    added = set(re.search(r"--target /mcp (.*?)\nFROM", page, re.DOTALL)[1].split())  # type: ignore[index]
+    removed = set(re.search(r"uninstall --yes (.*?) \\", dockerfile)[1].split())  # type: ignore[index]
+    extra = PROJECT["project"]["optional-dependencies"]["mcp"]
+    needed = {canonicalize_name(name) for name in _closure([Requirement(one) for one in extra])}
+    lacking = needed - ({pin.name for pin in pins("image")} - removed)
+    assert {Requirement(one.strip('"')).name for one in added - {"\\"}} == lacking
 
 
 @from_lock

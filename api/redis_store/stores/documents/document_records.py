@@ -6,6 +6,7 @@ The first functions convert documents, work and chunks from and to hashes.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -20,6 +21,7 @@ from api.ports.document_store import (
     DocumentStatus,
     Draft,
     FailedChunk,
+    Holdings,
     Listing,
     Page,
     Proposal,
@@ -220,6 +222,23 @@ class RedisDocuments:
             if is_last:
                 return Page(found)
 
+    async def holdings(self, tenant: str, most: int) -> Holdings:
+        """Returns how many documents a tenant has in service, and the tags of the newest `most`, in two round trips."""
+        keys, owner = self._keys, owner_of(tenant)
+        newest = [document for document, _ in (await self._after(tenant, None, most))[0]]
+
+        async def read(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                pipe.hget(keys.corpus(owner), "documents")
+                for document in newest:
+                    pipe.hmget(keys.document(document), "revision", "tags")
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        documents, *found = await self._redis.run("document_read", read)
+        serving = [orjson.loads(tags or b"[]") for revision, tags in found if int(revision or 0) > 0]
+        return Holdings(int(documents or 0), len(serving), _counted(serving))
+
     async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
         """Returns chunks of the current revision, from an embedder that has embedded all of it."""
         keys = (self._keys.document(document), self._keys.document_chunks(document))
@@ -280,6 +299,13 @@ class RedisDocuments:
         found = await self._redis.run("document_read", lambda client: _all(client, names))
         pairs = zip(documents, found[::2], found[1::2], strict=True)
         return [document_of(one, fields, work) if "status" in fields else None for one, fields, work in pairs]
+
+
+def _counted(tags: Sequence[Sequence[str]]) -> tuple[tuple[str, int], ...]:
+    """Counts the documents of each tag, in the first spelling: letter case does not matter."""
+    spelled: dict[str, str] = {}
+    counts = Counter(spelled.setdefault(tag.casefold(), tag) for one in tags for tag in one)
+    return tuple(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 async def _all(client: Redis, names: Sequence[str]) -> list[dict[str, bytes]]:
