@@ -331,6 +331,7 @@ class BulkheadFull(ServiceUnavailable):
     title = "Too many calls to Ollama"
 
     def __init__(self, bulkhead: str, reason: str, retry_after: float) -> None:
+        retry_after = min(retry_after, LONGEST_WAIT_SECONDS)
         super().__init__(
             f"The bulkhead '{bulkhead}' is full: {_REASONS[reason]}.",
             retry_after=retry_after,
@@ -341,6 +342,8 @@ class BulkheadFull(ServiceUnavailable):
         self.retry_after = retry_after
 
 
+LONGEST_WAIT_SECONDS: Final = 600.0
+"""The longest `Retry-After` of a full bulkhead: estimates that far ahead are guesses."""
 _REASONS = {
     "no_permit": "every permit is in use",
     "queue_full": "the queue is full",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
@@ -54,6 +54,52 @@ class Usage:
     completion_tokens: int = 0
 
 
+class Priority(StrEnum):
+    """The priority of a call to Ollama: users first, then batch work that a client waits for, then background work."""
+
+    USER = "user"
+    BATCH = "batch"
+    BACKGROUND = "background"
+
+
+@dataclass(slots=True)
+class QueuePlace:
+    """A call's place in the queue, shared by the code that waits for a permit and the callers who wait for the answer.
+
+    `position` is 1 for the next call to start; None while the call does not wait, or has waited for under a second.
+    `seconds`: the estimated time until it starts; None if unknown. `on_move` is called when the position changes,
+    `on_promotion` when the call gets a user's priority.
+    """
+
+    priority: Priority = Priority.USER
+    position: int | None = None
+    seconds: float | None = None
+    on_move: Callable[[], None] | None = None
+    on_promotion: Callable[[], None] | None = None
+
+    def move(self, position: int, seconds: float | None) -> None:
+        """Records a new position."""
+        if position != self.position:
+            self.position, self.seconds = position, seconds
+            if self.on_move is not None:
+                self.on_move()
+
+    def promote(self) -> None:
+        """Gives the call a user's priority, because a user waits for its answer too."""
+        if self.priority is not Priority.USER:
+            self.priority = Priority.USER
+            if self.on_promotion is not None:
+                self.on_promotion()
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A position in the queue for permits, and the estimated seconds until the call starts; None if unknown."""
+
+    position: int
+    seconds: float | None
+
+
 Retry = Literal["here", "elsewhere", "spent"]
 """The place of a retry: the adapter on the same backend, its caller on another backend, or nowhere."""
 
@@ -90,17 +136,17 @@ class ForwardedRequest:
 class GenerationRequest:
     """A request to the language model: its name, the turns, and Ollama's options.
 
-    `tenant` takes turns with others if too many call at once; `background` work waits behind all of them. `timeout` is
-    in seconds for the whole answer and can only shorten the adapter's own. `buffered`: nobody reads along, so a broken
-    answer may start again. `format`: the JSON schema that the answer must have. `forwarded` replaces the turns, the
-    options and the format.
+    `tenant` takes turns with others if too many call at once; `place` has the priority and the place in the queue.
+    `timeout` is in seconds for the whole answer and can only shorten the adapter's own. `buffered`: nobody reads along,
+    so a broken answer may start again. `format`: the JSON schema that the answer must have. `forwarded` replaces the
+    turns, the options and the format.
     """
 
     model: str
     messages: tuple[ChatMessage, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     tenant: str = "default"
-    background: bool = False
+    place: QueuePlace = field(default_factory=QueuePlace, compare=False, repr=False)
     timeout: float | None = None
     retry: Retry = "here"
     buffered: bool = False

@@ -12,7 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ragherd.exits import FAILED, INTERRUPTED, USAGE_ERROR, exit_with
-from ragherd.service_client import AsJson, ServiceClient, Url, clean, connected, new_table, print_document, terminal
+from ragherd.service_client import (
+    AsJson,
+    PriorityOption,
+    ServiceClient,
+    Url,
+    clean,
+    connected,
+    new_table,
+    print_document,
+    priority_header,
+    terminal,
+)
 
 ANSWER_SECONDS: Final = 600.0
 """A cold model may load for minutes."""
@@ -43,6 +54,7 @@ def ask(
         list[str] | None, typer.Option(help="Use only documents with one of these tags. Can be repeated.")
     ] = None,
     cache: CacheControl = None,
+    priority: PriorityOption = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,14 +62,14 @@ def ask(
 
     With --json, the response of POST /query is printed once it is complete.
     """
-    body = _body(question, model, tenant, top_k, tag)
+    body, headers = _body(question, model, tenant, top_k, tag), {**_headers(cache), **priority_header(priority)}
     with connected(url, read_seconds=ANSWER_SECONDS) as service:
         try:
             if as_json:
-                answer = service.send("POST", "/query", field="answer", json=body, headers=_headers(cache))
+                answer = service.send("POST", "/query", field="answer", json=body, headers=headers)
                 print_document(answer)
             else:
-                _stream(service, body, _headers(cache))
+                _stream(service, body, headers)
         except KeyboardInterrupt:
             raise exit_with("interrupted", INTERRUPTED) from None
 
@@ -84,6 +96,8 @@ def _stream(service: ServiceClient, body: Mapping[str, Any], headers: Mapping[st
             if name == "token":
                 typer.echo(clean(data["text"]), nl=False)
                 sys.stdout.flush()
+            elif name == "queued":
+                terminal(stderr=True).print(Text(queued_line(data), style="dim"))
             elif name == "error":
                 typer.echo()
                 raise exit_with(f"{data.get('status')}: {clean(str(data.get('detail')))}", FAILED)
@@ -94,6 +108,12 @@ def _stream(service: ServiceClient, body: Mapping[str, Any], headers: Mapping[st
         raise exit_with("the stream was cut off before its end", FAILED)
     for line in origin_lines(done):
         terminal(stderr=True).print(Text(line, style="dim"), soft_wrap=True)
+
+
+def queued_line(place: Mapping[str, Any]) -> str:
+    """Returns the position of a question that waits for Ollama."""
+    seconds = place["estimated_seconds"]
+    return f"waiting: position {place['position']:,}" + (f", about {seconds:.0f} s" if seconds is not None else "")
 
 
 def origin_lines(answer: Mapping[str, Any]) -> list[str]:

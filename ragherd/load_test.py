@@ -53,11 +53,14 @@ from ragherd.quality import check_drawing
 from ragherd.service_client import (
     CONNECT_SECONDS,
     AsJson,
+    CallerPriority,
+    PriorityOption,
     Url,
     clean,
     connected,
     detail_of,
     print_document,
+    priority_header,
     target,
 )
 
@@ -222,6 +225,7 @@ def load_test(
     tenant: AskingTenant = None,
     top_k: TopK = None,
     answer_tokens: AnswerTokens = None,
+    priority: PriorityOption = None,
     timeout: Timeout = 60.0,
     max_error_rate: MaxErrorRate = 0.05,
     max_p95: MaxP95 = None,
@@ -248,7 +252,7 @@ def load_test(
     wording = Wording(questions, topics, zipf, paraphrases)
     asked = wording.asked(seed)
     body = body_of(model, tenant, top_k, answer_tokens, None if shared_cache else new_scope())
-    found = measured(plan, wording, asked, body, url)
+    found = measured(plan, wording, asked, body, url, priority)
     found["criteria"] = _criteria(found, max_error_rate, max_p95)
     _finish(found, out, as_json=as_json)
 
@@ -259,12 +263,17 @@ def new_scope() -> int:
 
 
 def measured(
-    plan: Plan, wording: Wording, asked: Iterator[str], body: dict[str, Any], url: str | None
+    plan: Plan,
+    wording: Wording,
+    asked: Iterator[str],
+    body: dict[str, Any],
+    url: str | None,
+    priority: CallerPriority | None = None,
 ) -> dict[str, Any]:
     """Runs a load test, and returns its figures."""
     with connected(url) as service:
         version, shown_url = service.health().get("version"), service.url
-    test, interrupted = driven(plan, asked, body, url)
+    test, interrupted = driven(plan, asked, body, url, priority=priority)
     return {
         **test.tally.document(test.seconds),
         "interrupted": interrupted,
@@ -275,13 +284,18 @@ def measured(
 
 
 def driven(
-    plan: Plan, asked: Iterator[str], body: dict[str, Any], url: str | None, tally: Tally | None = None
+    plan: Plan,
+    asked: Iterator[str],
+    body: dict[str, Any],
+    url: str | None,
+    tally: Tally | None = None,
+    priority: CallerPriority | None = None,
 ) -> tuple[LoadTest, bool]:
     """Runs a load, counts it in the tally, and returns whether it was interrupted. Ends the command if no key works."""
     address, headers = target(url)
     http = httpx.AsyncClient(
         base_url=address,
-        headers=headers,
+        headers={**headers, **priority_header(priority)},
         timeout=httpx.Timeout(None, connect=min(CONNECT_SECONDS, plan.timeout)),
         limits=httpx.Limits(max_connections=plan.workers, max_keepalive_connections=plan.workers),
         trust_env=False,

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import httpx
@@ -32,6 +33,27 @@ PROXY_ERRORS: Final = frozenset({502, 503, 504})
 
 Url = Annotated[str | None, typer.Option("--url", help="URL of the service. Default: HOST and PORT.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+class CallerPriority(StrEnum):
+    """Values of the request header `X-Ragherd-Priority`."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+PriorityOption = Annotated[
+    CallerPriority | None,
+    typer.Option(
+        "--priority", help="batch waits for Ollama behind interactive questions. Default: what the key allows."
+    ),
+]
+
+
+def priority_header(priority: CallerPriority | None) -> dict[str, str]:
+    """Returns the request header, if a priority is given."""
+    return {} if priority is None else {"X-Ragherd-Priority": priority.value}
+
 
 _USER: Final = re.compile(r"^([\w+.-]*://)?.*@")
 _MARKUP: Final = re.compile(r"\s*(?:<!|<\?|<html)", re.IGNORECASE)

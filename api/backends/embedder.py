@@ -40,7 +40,16 @@ from api.errors import (
 from api.ports.coordination import Retries
 from api.ports.inference import BackendEmbedder, CurrentIdentity, Embedder, EmbeddingModel
 from api.ports.telemetry import Telemetry
-from api.values import BatchSize, EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry
+from api.values import (
+    BatchSize,
+    EmbedderIdentity,
+    Embedding,
+    EmbeddingRequest,
+    Embeddings,
+    Priority,
+    QueuePlace,
+    Retry,
+)
 
 MAX_ENTRIES: Final = 2048
 """Cached embeddings of all tenants together: about 4 MiB at 384 dimensions."""
@@ -206,7 +215,7 @@ class FailoverEmbedder:
         self.current = agreed.current
         self._agreed = agreed
         self._failover = Failover(agreed.backends, policy, retries, events)
-        self._background = background
+        self._priority = Priority.BACKGROUND if background else Priority.USER
 
     async def identity(self) -> EmbedderIdentity:
         """Returns the identity of the embedding model. Raises `EmbeddingUnavailable` while it is unknown."""
@@ -235,7 +244,7 @@ class FailoverEmbedder:
     ) -> list[Embedding]:
         try:
             await self._agreed.check(backend)
-            async with admitted(backend, terms, tenant, background=self._background) as admission:
+            async with admitted(backend, terms, tenant, QueuePlace(self._priority)) as admission:
                 embed = partial(_embedded, backend.service, tenant, terms)
                 embeddings = await embedded_or_blamed(embed, texts, terms.retry)
                 admission.answers()
@@ -278,7 +287,7 @@ class EmbeddingCalls:
     ) -> None:
         self._failover = Failover(backends, FailoverPolicy(total, charged=EMBEDDING_CHARGED), retries, events)
         self._events = events
-        self._background = background
+        self._priority = Priority.BACKGROUND if background else Priority.USER
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embeds a request's texts. Raises `BulkheadFull`, `BreakerOpen`, `UpstreamError`, and `DeadlinePassed`."""
@@ -309,7 +318,7 @@ class EmbeddingCalls:
         while done < len(request.texts) or not parts:
             texts = request.texts[done : done + size.texts]
             done += len(texts)
-            async with admitted(backend, terms, request.tenant, background=self._background) as admission:
+            async with admitted(backend, terms, request.tenant, QueuePlace(self._priority)) as admission:
                 embed = partial(_embedded_inputs, backend.service, request, terms)
                 found = await embedded_or_blamed(embed, texts, terms.retry)
                 admission.answers()

@@ -34,7 +34,16 @@ from api.errors import (
 from api.ports.coordination import Attempt, Retries, TextOutput
 from api.ports.inference import LanguageModel
 from api.ports.telemetry import Telemetry
-from api.values import Generation, GenerationEnd, GenerationRequest, Retry, Source, Thought
+from api.values import (
+    Generation,
+    GenerationEnd,
+    GenerationRequest,
+    Priority,
+    QueuePlace,
+    Retry,
+    Source,
+    Thought,
+)
 
 _OPENINGS: Final = ("<think>", "<thinking>", "[think]")
 _CLOSING: Final = re.compile(r"</think>|</thinking>|\[/think\]", re.IGNORECASE)
@@ -375,11 +384,11 @@ def speaks_against_ollama(error: UpstreamError, allowed: float, total: float) ->
 
 @asynccontextmanager
 async def admitted(
-    backend: Backend[Any], terms: Terms, tenant: str, *, background: bool = False
+    backend: Backend[Any], terms: Terms, tenant: str, place: QueuePlace | None = None
 ) -> AsyncIterator[Admission]:
     """Guards one call. Raises `BreakerOpen` and `BulkheadFull`; the breaker ignores a call that is cancelled."""
     backend.breaker.check()
-    permit = backend.bulkhead.permit(tenant, background=background, within=terms.remaining, queues=terms.queues)
+    permit = backend.bulkhead.permit(tenant, place=place, within=terms.remaining, queues=terms.queues)
     backend.outstanding += 1
     try:
         async with AsyncExitStack() as held:
@@ -401,10 +410,11 @@ async def admitted(
 
 
 class Unread:
-    """An `AnswerOutput` that nobody reads."""
+    """An `AnswerOutput` that nobody reads. `priority`: that of the generation."""
 
-    def __init__(self) -> None:
+    def __init__(self, priority: Priority = Priority.BACKGROUND) -> None:
         self.begun = False
+        self.place = QueuePlace(priority)
 
     async def ground(self, sources: tuple[Source, ...]) -> None:
         """Does nothing: nobody reads the sources."""
@@ -486,7 +496,7 @@ async def _attempt(
     thinking = Thinking()
     thinking.is_over = request.forwarded is not None
     end: GenerationEnd | None = None
-    async with admitted(backend, terms, request.tenant, background=request.background) as admission:
+    async with admitted(backend, terms, request.tenant, request.place) as admission:
         asked = replace(request, retry=terms.retry, timeout=terms.remaining)
         with _watched(asked, backend, admission):
             async with backend.service.stream(asked) as events:

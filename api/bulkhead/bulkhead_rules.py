@@ -2,9 +2,10 @@
 
 The scripts in `redis_store/stores/bulkhead.lua` apply the same rules in Redis.
 
-Users go before background work. Among equals tenants take turns, and within a tenant the oldest goes first. A full
-queue accepts another call only in place of one with a weaker claim: background work gives way to users, and the
-tenant with the most queued calls for tenants with fewer. So no tenant can fill the queue for all others.
+Users go before batch calls, and those before background work. Among equals tenants take turns, and within a tenant the
+oldest goes first. A full queue accepts another call only in place of one with a weaker claim: weaker priorities give
+way to stronger ones, and the tenant with the most queued calls to tenants with fewer. So no tenant can fill the queue
+for all others. A batch call that has waited for long goes before users, but only one in that time (`BatchShare`).
 
 A ticket names a call from its request until its permit is returned. Its bytes are its place in the queue: `user acme
 1795441663212000 vm-16499-f46f 9f3c1a7be2d04c55` has priority, tenant (percent-encoded, without spaces), the time of the
@@ -22,25 +23,19 @@ from bisect import insort
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 from api.bulkhead import bulkhead_rules as rules
 from api.ports.telemetry import BulkheadReason
+from api.values import Priority
 
 NO_QUEUE: Final = -1
 """The `max_queue` of a call that does not queue."""
 NOBODY: Final = "-"
 """The tenant of calls that belong to no tenant."""
-
-
-class Priority(StrEnum):
-    """The priority of a call: users go first."""
-
-    USER = "user"
-    BACKGROUND = "background"
 
 
 @lru_cache(1024)
@@ -70,11 +65,22 @@ def tenant_of(ticket: str) -> str:
     return unquote(place(ticket)[1])
 
 
+def asked_us(ticket: str) -> int:
+    """When the call asked for a permit."""
+    return int(ticket.split(" ", 3)[2])
+
+
+def promoted(ticket: str) -> str:
+    """The ticket with a user's priority. Among users it keeps the time at which it was asked for."""
+    return f"{Priority.USER} {ticket.partition(' ')[2]}"
+
+
 @dataclass(frozen=True, slots=True)
 class BulkheadPolicy:
     """The limits of one bulkhead for the fleet. Durations in seconds, `lease_ms` in milliseconds.
 
-    `reserve`: how many of the `limit` permits background work never takes, so that a user finds one free.
+    `reserve`: how many of the `limit` permits only users take, so that a user finds one free. `batch_after`: a batch
+    call that has waited this long goes before users, one in this time; 0: none.
     """
 
     limit: int = 4
@@ -82,6 +88,7 @@ class BulkheadPolicy:
     max_wait: float = 30.0
     lease_ms: int = 10_000
     reserve: int = 0
+    batch_after: float = 0.0
 
 
 class AcquireResult(IntEnum):
@@ -119,6 +126,18 @@ class Wake:
 
 
 @dataclass(frozen=True, slots=True)
+class RenewedLeases:
+    """The result of a renewal: the tickets that get a permit, and the positions of the worker's queued tickets.
+
+    `service_ms`: the fleet's mean time of a call; 0 if unknown.
+    """
+
+    granted: Sequence[str] = ()
+    positions: Mapping[str, int] = field(default_factory=dict)
+    service_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class BulkheadReading:
     """The bulkhead at one moment. `stats`: counts by name, and `service_ms`."""
 
@@ -131,23 +150,51 @@ class BulkheadReading:
         """Queued tickets by tenant."""
         return dict(Counter(map(tenant_of, self.queue)))
 
+    @property
+    def waiting_by_priority(self) -> dict[str, int]:
+        """Queued tickets by priority."""
+        return waiting_by_priority(self.queue)
+
+
+def waiting_by_priority(queue: Iterable[str]) -> dict[str, int]:
+    """Counts tickets by priority, those without any included."""
+    found = Counter(place(ticket)[0] for ticket in queue)
+    return {priority.value: found[priority] for priority in Priority}
+
 
 SMOOTHING: Final = 0.1
 """The weight of the newest call in the mean service time."""
 
 
+class BatchShare(NamedTuple):
+    """The share of batch calls while users wait: one call every `after_us`, if it has waited as long. 0: none.
+
+    `now_us`: the present time.
+    """
+
+    now_us: int = 0
+    after_us: int = 0
+
+
+NO_SHARE: Final = BatchShare()
+
+
 @dataclass(frozen=True, slots=True)
 class WaitQueue:
-    """Tickets that hold a permit and queued ones (sorted). `turns`: by priority, the tenant served last."""
+    """Tickets that hold a permit and queued ones (sorted). `turns`: by priority, the tenant served last.
+
+    `batch_us`: when a batch call last got a permit.
+    """
 
     held: frozenset[str] = frozenset()
     queue: tuple[str, ...] = ()
     turns: Mapping[Priority, str] = field(default_factory=dict)
     service_ms: float = 0.0
+    batch_us: int = 0
 
 
 def take(
-    line: WaitQueue, limit: int, max_queue: int, ticket: str, reserve: int = 0
+    line: WaitQueue, limit: int, max_queue: int, ticket: str, reserve: int = 0, now_us: int = 0
 ) -> tuple[WaitQueue, AcquireResult, str | None]:
     """Asks for a permit. Also gives the ticket displaced from the queue, if any.
 
@@ -155,7 +202,7 @@ def take(
     """
     priority, _ = place(ticket)
     if not _anybody_before(line, priority) and _is_free(line, limit, reserve, priority):
-        return replace(line, held=line.held | {ticket}), AcquireResult.GRANTED, None
+        return _granted(line, ticket, now_us), AcquireResult.GRANTED, None
     if max_queue < 0:
         return line, AcquireResult.REJECTED, None
     victim = None
@@ -169,51 +216,70 @@ def take(
 
 
 def _anybody_before(line: WaitQueue, priority: Priority) -> bool:
-    """Returns whether a new call must queue. While a permit is free, only background work waits."""
-    return any(priority is Priority.BACKGROUND or place(waiting)[0] is Priority.USER for waiting in line.queue)
+    """Returns whether a new call must queue: a call of its priority, or of a higher one, is waiting."""
+    return ahead(line.queue, priority) > 0
+
+
+_ORDER: Final = {priority: rank for rank, priority in enumerate(Priority)}
+
+
+def ahead(queue: Iterable[str], priority: Priority) -> int:
+    """The queued tickets of this priority and of higher ones."""
+    return sum(_ORDER[place(waiting)[0]] <= _ORDER[priority] for waiting in queue)
+
+
+def _granted(line: WaitQueue, ticket: str, now_us: int) -> WaitQueue:
+    is_batch = place(ticket)[0] is Priority.BATCH
+    return replace(line, held=line.held | {ticket}, batch_us=now_us if is_batch else line.batch_us)
 
 
 def _is_free(line: WaitQueue, limit: int, reserve: int, priority: Priority) -> bool:
     """Returns whether there is a permit for this priority: `reserve` of them are for users only."""
     if len(line.held) >= limit:
         return False
-    behind = sum(place(ticket)[0] is Priority.BACKGROUND for ticket in line.held)
+    behind = sum(place(ticket)[0] is not Priority.USER for ticket in line.held)
     return priority is Priority.USER or behind < limit - reserve
 
 
 def displaced(queue: Sequence[str], ticket: str) -> str | None:
-    """The ticket that `ticket` may displace in a full queue: the newest of the tenant with most; None if none."""
+    """The ticket that `ticket` may displace in a full queue: the newest of the tenant with most; None if none.
+
+    The weakest priority gives way first.
+    """
     lines: dict[tuple[Priority, str], list[str]] = {}
     for waiting in queue:
         lines.setdefault(place(waiting), []).append(waiting)
     priority, _ = own = place(ticket)
-    background = [line for (kind, _), line in lines.items() if kind is Priority.BACKGROUND]
-    if priority is Priority.USER and background:
-        return max(background, key=len)[-1]
+    weakest = max((kind for kind, _ in lines), key=_ORDER.__getitem__, default=priority)
+    if _ORDER[weakest] > _ORDER[priority]:
+        return max((line for (kind, _), line in lines.items() if kind is weakest), key=len)[-1]
     longest = max((line for (kind, _), line in lines.items() if kind is priority), key=len, default=[])
     return longest[-1] if len(longest) > len(lines.get(own, ())) + 1 else None
 
 
-def give(line: WaitQueue, limit: int, ticket: str, held_ms: int, reserve: int = 0) -> tuple[WaitQueue, tuple[str, ...]]:
+def give(
+    line: WaitQueue, limit: int, ticket: str, held_ms: int, reserve: int = 0, share: BatchShare = NO_SHARE
+) -> tuple[WaitQueue, tuple[str, ...]]:
     """Returns a permit or a place in the queue. Also gives the tickets that get a permit now."""
     service = line.service_ms
     if held_ms >= 0:
         service = service + (held_ms - service) * SMOOTHING if service else float(held_ms)
     queue = tuple(waiting for waiting in line.queue if waiting != ticket)
-    return hand_out(replace(line, held=line.held - {ticket}, queue=queue, service_ms=service), limit, reserve)
+    return hand_out(replace(line, held=line.held - {ticket}, queue=queue, service_ms=service), limit, reserve, share)
 
 
-def hand_out(line: WaitQueue, limit: int, reserve: int = 0) -> tuple[WaitQueue, tuple[str, ...]]:
+def hand_out(
+    line: WaitQueue, limit: int, reserve: int = 0, share: BatchShare = NO_SHARE
+) -> tuple[WaitQueue, tuple[str, ...]]:
     """Gives free permits to queued tickets, in turn."""
     granted: list[str] = []
     while line.queue:
-        ticket = following(line)
+        ticket = overdue(line, limit, reserve, share) or following(line)
         kind, tenant = place(ticket)
         if not _is_free(line, limit, reserve, kind):
             break
         line = replace(
-            line,
-            held=line.held | {ticket},
+            _granted(line, ticket, share.now_us),
             queue=tuple(waiting for waiting in line.queue if waiting != ticket),
             turns={**line.turns, kind: tenant},
         )
@@ -224,18 +290,53 @@ def hand_out(line: WaitQueue, limit: int, reserve: int = 0) -> tuple[WaitQueue, 
 def following(line: WaitQueue) -> str:
     """The next ticket of a queue that is not empty."""
     for priority in Priority:
-        waiting = [ticket for ticket in line.queue if place(ticket)[0] is priority]
-        # "!" sorts after the space, and no tenant contains either: after all tickets of the tenant served last.
-        after = f"{priority} {line.turns[priority]}!" if priority in line.turns else ""
-        later = [ticket for ticket in waiting if ticket >= after]
-        if waiting:
-            return (later or waiting)[0]
+        if (ticket := _next_of(line, priority)) is not None:
+            return ticket
     raise ValueError("the queue is empty")
+
+
+def _next_of(line: WaitQueue, priority: Priority) -> str | None:
+    waiting = [ticket for ticket in line.queue if place(ticket)[0] is priority]
+    # "!" sorts after the space, and no tenant contains either: after all tickets of the tenant served last.
+    after = f"{priority} {line.turns[priority]}!" if priority in line.turns else ""
+    later = [ticket for ticket in waiting if ticket >= after]
+    return next(iter(later or waiting), None)
+
+
+def overdue(line: WaitQueue, limit: int, reserve: int, share: BatchShare) -> str | None:
+    """The batch ticket that goes before users now, if any."""
+    due_us = share.now_us - share.after_us
+    if not share.after_us or line.batch_us > due_us or not _is_free(line, limit, reserve, Priority.BATCH):
+        return None
+    ticket = _next_of(line, Priority.BATCH)
+    return ticket if ticket is not None and asked_us(ticket) <= due_us else None
+
+
+def positions(line: WaitQueue) -> dict[str, int]:
+    """The queued tickets in the order in which they get permits, from 1. The share of batch calls is left out."""
+    order: list[str] = []
+    for priority in Priority:
+        by_tenant: dict[str, list[str]] = {}
+        for ticket in line.queue:
+            if place(ticket)[0] is priority:
+                by_tenant.setdefault(place(ticket)[1], []).append(ticket)
+        after = f"{priority} {line.turns[priority]}!" if priority in line.turns else ""
+        later = [tickets for tickets in by_tenant.values() if tickets[0] >= after]
+        turns = later + [tickets for tickets in by_tenant.values() if tickets[0] < after]
+        for number in range(max(map(len, turns), default=0)):
+            turns = [tickets for tickets in turns if len(tickets) > number]
+            order += [tickets[number] for tickets in turns]
+    return {ticket: number for number, ticket in enumerate(order, start=1)}
 
 
 def retry_after(service_ms: float, waiting: int, limit: int) -> float:
     """Estimated seconds until a new call is served: those before it and itself, `limit` at a time."""
     return service_ms * (waiting + 1) / limit / 1000
+
+
+def estimated_seconds(service_ms: float, position: int, limit: int) -> float | None:
+    """Estimated seconds until the call at this position gets a permit. None if no call has been measured."""
+    return round(service_ms * position / limit / 1000, 1) if service_ms else None
 
 
 class BulkheadStore(Protocol):
@@ -247,8 +348,8 @@ class BulkheadStore(Protocol):
     async def give(self, returns: Sequence[PermitReturn]) -> list[str]:
         """Returns permits and places in the queue. Gives the tickets, of any worker, that get a permit now."""
 
-    async def renew_leases(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
-        """Renews the leases of a worker's tickets and reassigns expired ones. Gives the tickets that get a permit."""
+    async def renew_leases(self, held: Iterable[str], waiting: Iterable[str]) -> RenewedLeases:
+        """Renews the leases of a worker's tickets and reassigns expired ones."""
 
     async def read(self) -> BulkheadReading:
         """The bulkhead's state at one moment."""
@@ -265,6 +366,7 @@ class LocalBulkhead:
     ) -> None:
         self._limit = max(1, policy.limit // max(1, workers))
         self._reserve = min(policy.reserve, self._limit - 1)
+        self._batch_after_us = round(policy.batch_after * 1e6)
         self._max_queue = max(min(1, policy.max_queue), policy.max_queue // max(1, workers))
         self._worker = worker
         self._line = WaitQueue(frozenset(held), tuple(sorted(waiting)))
@@ -278,8 +380,11 @@ class LocalBulkhead:
         """Applies the rules as Redis would; also gives the ticket that lost its place."""
         ticket = local_ticket(priority, tenant, self._worker)
         max_queue = self._max_queue if queues else NO_QUEUE
-        self._line, verdict, victim = rules.take(self._line, self._limit, max_queue, ticket, self._reserve)
-        retry_after = rules.retry_after(self._line.service_ms, len(self._line.queue), self._limit)
+        before = rules.ahead(self._line.queue, priority)
+        self._line, verdict, victim = rules.take(
+            self._line, self._limit, max_queue, ticket, self._reserve, asked_us(ticket)
+        )
+        retry_after = rules.retry_after(self._line.service_ms, before, self._limit)
         return Taken(verdict, "" if verdict is AcquireResult.REJECTED else ticket, retry_after), victim
 
     def hold(self, ticket: str) -> None:
@@ -294,13 +399,20 @@ class LocalBulkhead:
 
     def give(self, ticket: str, held_ms: int) -> tuple[str, ...]:
         """Returns a ticket. Gives the tickets that get a permit now."""
-        self._line, granted = rules.give(self._line, self._limit, ticket, held_ms, self._reserve)
+        self._line, granted = rules.give(self._line, self._limit, ticket, held_ms, self._reserve, self._share())
         return granted
 
     def hand_out(self) -> tuple[str, ...]:
-        """Returns a ticket. Gives the tickets that get a permit now."""
-        self._line, granted = rules.hand_out(self._line, self._limit, self._reserve)
+        """Gives the tickets that get a permit now."""
+        self._line, granted = rules.hand_out(self._line, self._limit, self._reserve, self._share())
         return granted
+
+    def _share(self) -> BatchShare:
+        return BatchShare(time.time_ns() // 1000, self._batch_after_us)
+
+    def renewed(self) -> RenewedLeases:
+        """Gives the tickets that get a permit now, and the positions of the others."""
+        return RenewedLeases(self.hand_out(), rules.positions(self._line), self._line.service_ms)
 
     def read(self) -> BulkheadReading:
         """The state as this worker knows it."""

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from api.bulkhead.bulkhead_rules import (
@@ -23,13 +24,17 @@ from api.bulkhead.bulkhead_rules import (
     BulkheadStore,
     LocalBulkhead,
     PermitReturn,
-    Priority,
+    RenewedLeases,
     Taken,
     Wake,
+    estimated_seconds,
+    promoted,
+    waiting_by_priority,
 )
 from api.cancellation import Background, cancel_and_wait
 from api.errors import BulkheadFull, StoreUnavailable
 from api.ports.telemetry import BulkheadReason, Telemetry
+from api.values import Priority, QueuePlace
 
 MAX_ENTRIES: Final = 1000
 """Tickets kept while Redis is lost. Older ones return by themselves when their leases end."""
@@ -90,6 +95,17 @@ class PermitReturns:
         await self._drain()
 
 
+@dataclass(slots=True)
+class _QueuedCall:
+    """A call of this worker in the queue. Its ticket changes when it is promoted."""
+
+    ticket: str
+    place: QueuePlace
+    woken: asyncio.Future[BulkheadReason | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
 class FleetBulkhead:
     """One bulkhead, shared by all workers that use the same name."""
 
@@ -113,11 +129,13 @@ class FleetBulkhead:
         self._clock = clock
         self._held: set[str] = set()
         self._held_locally: set[str] = set()
-        self._waiting: dict[str, asyncio.Future[BulkheadReason | None]] = {}
+        self._waiting: dict[str, _QueuedCall] = {}
         self._asking = 0
         self._early: dict[str, Wake] = {}
         self._local: LocalBulkhead | None = None
         self._returns = PermitReturns(self._send)
+        self.promoted = asyncio.Event()
+        """Set when a queued call was promoted: its new ticket joins the queue at the next renewal."""
 
     @property
     def store_name(self) -> str:
@@ -135,25 +153,31 @@ class FleetBulkhead:
         return len(self._waiting)
 
     @property
+    def waiting_by_priority(self) -> dict[str, int]:
+        """Calls of this worker that wait for a permit, by priority."""
+        return waiting_by_priority(self._waiting)
+
+    @property
     def limit(self) -> int:
         """Permits of the fleet, or of this worker while the store is lost."""
         return self._local.limit if self._local else self.policy.limit
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
+        self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
         """Holds a permit while the block runs. Raises `BulkheadFull`. A cancelled caller leaves the queue.
 
-        `within` (seconds) can only shorten the wait. Without `queues` the call takes only a permit that is free now. A
-        caller whose cancellation was swallowed neither asks for a permit nor keeps one.
+        `place` has the call's priority, and is told its position in the queue. Default: a user's call. `within`
+        (seconds) can only shorten the wait. Without `queues` the call takes only a permit that is free now. A caller
+        whose cancellation was swallowed neither asks for a permit nor keeps one.
         """
         task = asyncio.current_task()
         assert task is not None, "a permit belongs to a task"
         if task.cancelling():
             raise asyncio.CancelledError
         wait = self.policy.max_wait if within is None else min(within, self.policy.max_wait)
-        ticket = await self._enter(tenant, Priority.BACKGROUND if background else Priority.USER, wait, queues)
+        ticket = await self._enter(tenant, place or QueuePlace(), wait, queues)
         began = self._clock()
         try:
             if task.cancelling():
@@ -162,28 +186,28 @@ class FleetBulkhead:
         finally:
             self._give_back(ticket, round((self._clock() - began) * 1000))
 
-    async def _enter(self, tenant: str, priority: Priority, wait: float, queues: bool) -> str:
-        began = self._clock()
-        taken = await self._take(priority, tenant, queues)
+    async def _enter(self, tenant: str, place: QueuePlace, wait: float, queues: bool) -> str:
+        began, ticket = self._clock(), ""
+        taken = await self._take(tenant, place, queues)
         if taken.verdict is AcquireResult.REJECTED:
             if not queues:
                 raise BulkheadFull(self.name, "no_permit", taken.retry_after)
-            raise self._full("queue_full", taken.retry_after)
+            raise self._full("queue_full", taken.retry_after, place.priority)
         if taken.verdict is AcquireResult.QUEUED:
-            await self._wait(taken, wait)
-        self._telemetry.bulkhead_admitted(self.name, priority, self._clock() - began)
-        return taken.ticket
+            ticket = await self._wait(taken, place, wait)
+        self._telemetry.bulkhead_admitted(self.name, place.priority, self._clock() - began)
+        return ticket or taken.ticket
 
-    def _full(self, reason: BulkheadReason, retry_after: float) -> BulkheadFull:
-        self._telemetry.bulkhead_rejected(self.name, reason)
+    def _full(self, reason: BulkheadReason, retry_after: float, priority: Priority) -> BulkheadFull:
+        self._telemetry.bulkhead_rejected(self.name, reason, priority)
         return BulkheadFull(self.name, reason, retry_after)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    async def _take(self, priority: Priority, tenant: str, queues: bool) -> Taken:
+    async def _take(self, tenant: str, place: QueuePlace, queues: bool) -> Taken:
         if self._local is None:
             # Interrupting the command would lose the ticket: it is taken in any case, and returned.
-            taking = asyncio.ensure_future(self._take_shared(priority, tenant, queues))
+            taking = asyncio.ensure_future(self._take_shared(tenant, place, queues))
             try:
                 return await asyncio.shield(taking)
             except asyncio.CancelledError:
@@ -191,37 +215,37 @@ class FleetBulkhead:
                 raise
             except StoreUnavailable:
                 pass
-        return self._take_locally(self._lost_store(), priority, tenant, queues)
+        return self._take_locally(self._lost_store(), tenant, place, queues)
 
-    async def _take_shared(self, priority: Priority, tenant: str, queues: bool) -> Taken:
+    async def _take_shared(self, tenant: str, place: QueuePlace, queues: bool) -> Taken:
         self._asking += 1
         try:
-            taken = await self.store.take(priority, tenant, queues=queues)
-            self._enlist(taken)
+            taken = await self.store.take(place.priority, tenant, queues=queues)
+            self._enlist(taken, place)
         finally:
             self._asking -= 1
             if not self._asking:
                 self._early.clear()
         return taken
 
-    def _enlist(self, taken: Taken) -> None:
+    def _enlist(self, taken: Taken, place: QueuePlace) -> None:
         if taken.verdict is AcquireResult.GRANTED:
             self._hold(taken.ticket)
         elif taken.verdict is AcquireResult.QUEUED:
-            self._waiting[taken.ticket] = asyncio.get_running_loop().create_future()
+            self._waiting[taken.ticket] = _QueuedCall(taken.ticket, place)
             if taken.ticket in self._early:
                 self.woken(self._early.pop(taken.ticket))
             elif self._local is not None:
                 self._granted_locally(self._local.join(taken.ticket))
 
-    def _take_locally(self, local: LocalBulkhead, priority: Priority, tenant: str, queues: bool) -> Taken:
-        taken, victim = local.take(priority, tenant, queues=queues)
+    def _take_locally(self, local: LocalBulkhead, tenant: str, place: QueuePlace, queues: bool) -> Taken:
+        taken, victim = local.take(place.priority, tenant, queues=queues)
         if victim is not None:
             self.woken(Wake(victim, "displaced"))
         if taken.verdict is AcquireResult.GRANTED:
             self._held_locally.add(taken.ticket)
         elif taken.verdict is AcquireResult.QUEUED:
-            self._waiting[taken.ticket] = asyncio.get_running_loop().create_future()
+            self._waiting[taken.ticket] = _QueuedCall(taken.ticket, place)
         return taken
 
     def _unwanted(self, taking: asyncio.Future[Taken]) -> None:
@@ -230,22 +254,46 @@ class FleetBulkhead:
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
-    async def _wait(self, taken: Taken, seconds: float) -> None:
-        ticket, reason = taken.ticket, None
+    async def _wait(self, taken: Taken, place: QueuePlace, seconds: float) -> str:
+        """Waits for a permit. Returns its ticket."""
+        # Woken just as it was queued, it is no longer in the queue.
+        call = self._waiting.get(taken.ticket) or _QueuedCall(taken.ticket, place)
+        reason = None
+        self._watch_priority(call)
         try:
             async with asyncio.timeout(seconds):
-                # Woken just as it was queued, it is no longer in the queue.
-                reason = await self._waiting[ticket] if ticket in self._waiting else None
+                reason = await call.woken if call.ticket in self._waiting else None
         except TimeoutError:
-            if self._holds(ticket):
-                return
+            if self._holds(call.ticket):
+                return call.ticket
             reason = "deadline"
         except asyncio.CancelledError:
-            self._give_back(ticket, -1)
+            self._give_back(call.ticket, -1)
             raise
-        if reason is not None or not self._holds(ticket):
-            self._give_back(ticket, -1, reason)
-            raise self._full(reason or "displaced", taken.retry_after)
+        finally:
+            place.on_promotion = None
+        if reason is not None or not self._holds(call.ticket):
+            self._give_back(call.ticket, -1, reason)
+            raise self._full(reason or "displaced", taken.retry_after, place.priority)
+        return call.ticket
+
+    def _watch_priority(self, call: _QueuedCall) -> None:
+        """Lets a user who joins the wait promote the call, also if that happened while it took its ticket."""
+        call.place.on_promotion = lambda: self._promote(call)
+        if call.place.priority is Priority.USER and not call.ticket.startswith(f"{Priority.USER} "):
+            self._promote(call)
+
+    def _promote(self, call: _QueuedCall) -> None:
+        """Moves a queued call behind the users who asked before it; no I/O. In Redis its old ticket is returned."""
+        if self._waiting.pop(call.ticket, None) is None:
+            return
+        old, call.ticket = call.ticket, promoted(call.ticket)
+        self._waiting[call.ticket] = call
+        self._returns.add(PermitReturn(old))
+        if self._local is not None:
+            self._local.give(old, -1)
+            self._granted_locally(self._local.join(call.ticket))
+        self.promoted.set()
 
     def _hold(self, ticket: str) -> None:
         self._held.add(ticket)
@@ -264,8 +312,8 @@ class FleetBulkhead:
             return
         if wake.reason is None:
             self._hold(wake.ticket)
-        if not waiting.done():
-            waiting.set_result(wake.reason)
+        if not waiting.woken.done():
+            waiting.woken.set_result(wake.reason)
 
     def _granted(self, tickets: Iterable[str]) -> None:
         for ticket in tickets:
@@ -277,8 +325,8 @@ class FleetBulkhead:
             waiting = self._waiting.pop(ticket, None)
             self._held_locally.add(ticket)
             self._returns.add(PermitReturn(ticket))  # it may still be in the queue in Redis
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
+            if waiting is not None and not waiting.woken.done():
+                waiting.woken.set_result(None)
 
     # -- giving back --------------------------------------------------------------------------------------------------
 
@@ -314,21 +362,31 @@ class FleetBulkhead:
     async def renew_leases(self) -> None:
         """Renews this worker's leases, serves callers that missed their message, and reconnects to a lost Redis.
 
-        Local permits stay local until they end; waiting callers join the fleet's queue.
+        Local permits stay local until they end; waiting callers join the fleet's queue. They learn their positions.
         """
+        self.promoted.clear()
         if not (self._held or self._waiting or self._local):
             return
         async with self._returns.sending:  # tickets being returned must not be renewed
             try:
                 await self._returns.send_pending()
-                granted = await self.store.renew_leases(self._held, self._waiting)
+                renewed = await self.store.renew_leases(self._held, self._waiting)
             except StoreUnavailable:
-                self._lost_store()
+                local = self._lost_store()
+                renewed = local.renewed()
+                self._granted_locally(renewed.granted)
+                self._show_positions(renewed)
                 return
             if self._local is not None:
                 self._local = None
                 self._telemetry.bulkhead_store_found(self.name)
-            self._granted(granted)
+            self._granted(renewed.granted)
+            self._show_positions(renewed)
+
+    def _show_positions(self, renewed: RenewedLeases) -> None:
+        for ticket, position in renewed.positions.items():
+            if (call := self._waiting.get(ticket)) is not None:
+                call.place.move(position, estimated_seconds(renewed.service_ms, position, self.limit))
 
     async def reading(self) -> BulkheadReading:
         """The bulkhead's current state: the fleet's, or without Redis this worker's."""
@@ -374,5 +432,7 @@ async def _follow(bulkhead: FleetBulkhead) -> None:
 async def _renew_loop(bulkhead: FleetBulkhead) -> None:
     every = min(RENEWAL_SECONDS, bulkhead.policy.lease_ms / 4000)
     while True:
-        await asyncio.sleep(every * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+        with suppress(TimeoutError):
+            async with asyncio.timeout(every * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
+                await bulkhead.promoted.wait()
         await bulkhead.renew_leases()

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from api.errors import NotAuthenticated, NotAuthorized
 from api.loopback import is_loopback_address, is_loopback_host
+from api.values import Priority
 
 DEFAULT_TENANT: Final = "default"
 
@@ -22,11 +23,16 @@ Role = Literal["all", "operator", "user", "admin"]
 
 
 class Access:
-    """Checks keys. `tenants` maps each API key to its tenant; `admins` lists the admin keys."""
+    """Checks keys. `tenants` maps each API key to its tenant; `admins` lists the admin keys.
 
-    def __init__(self, tenants: Mapping[str, str], admins: Sequence[str]) -> None:
+    `batch`: the API keys whose questions wait as batch work.
+    """
+
+    def __init__(self, tenants: Mapping[str, str], admins: Sequence[str], batch: Sequence[str] = ()) -> None:
         self._tenants = {_digest(key.encode()): tenant for key, tenant in tenants.items()}
         self._admins = frozenset(_digest(key.encode()) for key in admins)
+        self._batch = frozenset(_digest(key.encode()) for key in batch)
+        self.has_batch_keys = bool(self._batch)
 
     def admit(self, request: Request, role: Role) -> None:
         """Raises `NotAuthenticated` or `NotAuthorized` if the caller lacks `role`."""
@@ -51,6 +57,14 @@ class Access:
             tenant = own
         request.state.tenant = tenant
         return tenant
+
+    def priority(self, request: Request, requested: Priority | None) -> Priority:
+        """Returns the priority of a question. Raises `NotAuthorized` if the key is limited to batch work."""
+        if not self.has_batch_keys or _bearer(request) not in self._batch:
+            return requested or Priority.USER
+        if requested is Priority.USER:
+            raise NotAuthorized("The key is limited to batch priority.")
+        return Priority.BATCH
 
     def voter(self, request: Request, tenant: str) -> str:
         """Identifies who gives feedback: the key, or without keys the tenant and the client's address."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from api.endpoints.middleware import EndedRequest
 from api.ports.question import AnswerFinished, Query
-from api.values import CacheStatus, owner_of
+from api.values import CacheStatus, Priority, owner_of
 
 PROBES: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 """Routes that are called every few seconds: their successes are not logged."""
@@ -57,6 +57,7 @@ class AccessLog:
         query: Query | None = state.get("query")
         if query is not None:
             facts["model"] = query.model
+            facts["priority"] = "interactive" if query.priority is Priority.USER else query.priority.value
             if self._questions:
                 facts["question"] = query.question
         if error := state.get("error"):

@@ -29,11 +29,11 @@ from api.endpoints.dropin_wire import (
 from api.endpoints.health import worker_state
 from api.endpoints.model_admin import is_zero, unloaded
 from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
-from api.endpoints.validation import Options, list_header, refused, request_timeout
+from api.endpoints.validation import Options, list_header, refused, request_priority, request_timeout
 from api.errors import InvalidRequest, RagherdError
 from api.ports.question import CLIENT_HEADER, RAW, Query, parse
 from api.unicode_text import is_blank
-from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest
+from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest, Priority
 
 MAX_QUESTION: Final = 8_000
 """Characters of the question that are kept for logs and invalidation."""
@@ -75,11 +75,16 @@ def build_query(request: Request, model: str, turns: Sequence[ChatMessage], opti
         history=earlier if system is None else earlier[1:],
         cache_control=parse(list_header(request.headers, "cache-control")),
         timeout=request_timeout(request.headers),
+        priority=_priority(request),
         template=RAW,
         system=system,
         request_id=request.state.request_id,
         client=_client(request),
     )
+
+
+def _priority(request: Request) -> Priority:
+    return worker_state(request).access.priority(request, request_priority(request.headers))
 
 
 def _client(request: Request) -> str:
@@ -225,6 +230,7 @@ def query_of(request: Request, fields: Mapping[str, Any], forwarded: ForwardedRe
         options=_limit(fields),
         cache_control=parse(list_header(request.headers, "cache-control")),
         timeout=request_timeout(request.headers),
+        priority=_priority(request),
         template=RAW,
         request_id=request.state.request_id,
         client=_client(request),

@@ -16,6 +16,8 @@ from api.endpoints.middleware import JsonRoute, needs
 from api.endpoints.streaming import EventStream, QueryOut, cache_headers, cancel_on_disconnect, document
 from api.endpoints.validation import (
     CLIENT_OPENAPI,
+    PRIORITY_HEADER,
+    PRIORITY_OPENAPI,
     TIMEOUT_HEADER,
     TIMEOUT_OPENAPI,
     IsInteger,
@@ -24,11 +26,12 @@ from api.endpoints.validation import (
     Options,
     StrictBody,
     list_header,
+    request_priority,
     request_timeout,
 )
 from api.ports.document_store import DocumentFilter
 from api.ports.question import CLIENT_HEADER, UNLIMITED, Query, parse
-from api.values import ChatMessage
+from api.values import ChatMessage, Priority
 
 router = APIRouter(tags=["query"], route_class=JsonRoute)
 
@@ -75,8 +78,8 @@ class QueryIn(StrictBody):
     "/query",
     response_model=QueryOut,
     summary="Answer a question",
-    responses=stream_of(event_stream.MEDIA_TYPE, "sources", "token", "done", "error"),
-    openapi_extra={"parameters": [TIMEOUT_OPENAPI, CLIENT_OPENAPI]},
+    responses=stream_of(event_stream.MEDIA_TYPE, "queued", "sources", "token", "done", "error"),
+    openapi_extra={"parameters": [TIMEOUT_OPENAPI, CLIENT_OPENAPI, PRIORITY_OPENAPI]},
 )
 @needs("user")
 async def post_query(body: QueryIn, request: Request) -> Response:
@@ -96,10 +99,11 @@ async def post_query(body: QueryIn, request: Request) -> Response:
 
 def build_query(body: QueryIn, request: Request, state: AppState) -> Query:
     """Builds a query from the body and headers. Raises `NotAuthenticated` and `NotAuthorized`."""
-    headers = request.headers
+    headers, access = request.headers, state.access
+    has_default_priority = PRIORITY_HEADER not in headers and not access.has_batch_keys
     return Query(
         question=body.question,
-        tenant=state.access.tenant(request, body.tenant),
+        tenant=access.tenant(request, body.tenant),
         model=body.model or state.default_model,
         top_k=body.top_k,
         options=body.options.model_dump(exclude_none=True),
@@ -108,5 +112,6 @@ def build_query(body: QueryIn, request: Request, state: AppState) -> Query:
         cache_control=parse(list_header(headers, "cache-control")) if "cache-control" in headers else UNLIMITED,
         timeout=request_timeout(headers) if TIMEOUT_HEADER in headers else None,
         request_id=request.state.request_id,
+        priority=Priority.USER if has_default_priority else access.priority(request, request_priority(headers)),
         client="" if state.experiments.running is None else headers.get(CLIENT_HEADER, ""),
     )

@@ -22,6 +22,7 @@ from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.validation import rfc3339
 from api.errors import LastBackend, NotFound
 from api.ports.telemetry import BulkheadReason
+from api.values import Priority
 
 HISTORY_LIMIT: Final = 1000
 
@@ -216,13 +217,16 @@ def _bulkhead_figures(bulkhead: FleetBulkhead, reading: BulkheadReading, named: 
         "reserved": bulkhead.policy.reserve,
         "in_use": reading.in_use,
         "waiting": len(reading.queue),
+        "waiting_by_priority": reading.waiting_by_priority,
         "waiting_tenants": len(reading.waiting_by_tenant),
         "waiting_by_tenant": reading.waiting_by_tenant if named else None,
         "max_queue": bulkhead.policy.max_queue,
         "max_wait_seconds": bulkhead.policy.max_wait,
+        "batch_after_seconds": bulkhead.policy.batch_after,
         "service_seconds": round(stats.get("service_ms", 0.0) / 1000, 3),
         "served": int(stats.get("served", 0)),
         "rejected": {reason: int(stats.get(f"rejected_{reason}", 0)) for reason in REASONS},
+        "rejected_by_priority": {priority.value: int(stats.get(f"rejected_{priority}", 0)) for priority in Priority},
         "lost_permits": int(stats.get("lost_permits", 0)),
         "store": bulkhead.store_name,
     }

@@ -2,13 +2,14 @@
 
 The imitated APIs stream through it too. A response starts with the first event of the answer, so an earlier error is an
 ordinary error response. `EventWire` sends with backpressure and heartbeats. `AnswerStream` runs the flow. The events
-are `sources`, `token`s, then `done` or `error`; docs/streaming.md describes them.
+are `queued` while the answer waits for a permit, `sources`, `token`s, then `done` or `error`; docs/streaming.md
+describes them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -24,8 +25,15 @@ from api.cancellation import CancelScope, log_failure
 from api.endpoints.dropin_wire import StreamForm, single_line
 from api.endpoints.problems import ClientDisconnected, problem_document
 from api.errors import InternalError, RagherdError
-from api.ports.question import VARIANT_HEADER, AnswerEvent, AnswerFinished, AnswerStarted, CacheControl
-from api.values import CacheStatus, Token
+from api.ports.question import (
+    VARIANT_HEADER,
+    AnswerEvent,
+    AnswerFinished,
+    AnswerQueued,
+    AnswerStarted,
+    CacheControl,
+)
+from api.values import CacheStatus, Queued, Token
 
 
 @asynccontextmanager
@@ -136,7 +144,7 @@ def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
     return shown
 
 
-def cache_headers(answer: AnswerStarted | AnswerFinished, control: CacheControl) -> dict[str, str]:
+def cache_headers(answer: AnswerQueued | AnswerStarted | AnswerFinished, control: CacheControl) -> dict[str, str]:
     """Returns `Cache-Status` (RFC 9211), `Age` (RFC 9111), and the variant. A stream starts before it is stored."""
     variant = {VARIANT_HEADER: answer.variant} if answer.variant else {}
     if (match := answer.match) is not None:
@@ -235,7 +243,9 @@ class AnswerStream(Response):
         control: CacheControl,
         streaming: Streaming,
         form: StreamForm,
+        queued: Callable[[Queued], bytes] | None = None,
     ) -> None:
+        """`queued` encodes positions in the queue. Default: the client would not understand them."""
         self.status_code = 200
         self.background = None
         self.init_headers({"Content-Type": form.media_type, "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
@@ -243,23 +253,31 @@ class AnswerStream(Response):
         self._control = control
         self._streaming = streaming
         self._form = form
+        self._queued = queued
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the stream. Raises the flow's errors before the first event, and `ClientDisconnected`."""
         wire = EventWire(send, self._streaming, self._form.heartbeat)
         try:
             async with cancel_on_disconnect(receive), self._answer as events:
-                started = await anext(events)
-                assert isinstance(started, AnswerStarted), "the flow begins with AnswerStarted"
-                self.headers.update(cache_headers(started, self._control))
+                first = await anext(events)
+                while isinstance(first, AnswerQueued) and self._queued is None:
+                    first = await anext(events)
+                assert isinstance(first, AnswerQueued | AnswerStarted), "the flow begins with one of these"
+                self.headers.update(cache_headers(first, self._control))
                 async with wire.opened(self.status_code, self.raw_headers):
-                    await _send(wire, self._form.started(started))
+                    await _send(wire, self._opening(first))
                     await self._send_rest(wire, events, scope.setdefault("state", {}))
         except ClientDisconnected:
             if not wire.is_open:
                 raise
             return
         await wire.end()
+
+    def _opening(self, event: AnswerQueued | AnswerStarted) -> bytes:
+        if isinstance(event, AnswerStarted):
+            return self._form.started(event)
+        return b"" if self._queued is None else self._queued(event.place)
 
     async def _send_rest(self, wire: EventWire, events: Events, state: dict[str, Any]) -> None:
         try:
@@ -269,6 +287,8 @@ class AnswerStream(Response):
                 elif isinstance(event, AnswerFinished):
                     state["answered"] = event
                     await _send(wire, self._form.done(event))
+                else:
+                    await _send(wire, self._opening(event))
         except RagherdError as error:
             state["error"] = error.slug
             await _send(wire, self._form.error(error))
@@ -310,7 +330,8 @@ class EventStream(AnswerStream):
         control: CacheControl,
         streaming: Streaming,
     ) -> None:
-        super().__init__(answer, control, streaming, _Form(request.url.path, request.state.request_id))
+        form = _Form(request.url.path, request.state.request_id)
+        super().__init__(answer, control, streaming, form, form.queued)
 
 
 class _Form:
@@ -322,6 +343,9 @@ class _Form:
     def __init__(self, path: str, request_id: str) -> None:
         self._path = path
         self._request_id = request_id
+
+    def queued(self, place: Queued) -> bytes:
+        return _event("queued", {"position": place.position, "estimated_seconds": place.seconds})
 
     def started(self, started: AnswerStarted) -> bytes:
         return _event("sources", started.sources)

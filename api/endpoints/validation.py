@@ -42,6 +42,7 @@ from starlette.requests import Request
 from api.errors import InvalidRequest
 from api.ports.question import CLIENT_HEADER
 from api.unicode_text import BLANK, INVISIBLE
+from api.values import Priority
 
 MAX_FAULTS: Final = 5
 """Errors in a response."""
@@ -271,6 +272,29 @@ CLIENT_OPENAPI: Final[dict[str, Any]] = {
     "description": "Names the end user, who then always gets the same variant of an experiment. It is not stored.",
     "schema": {"type": "string"},
 }
+
+
+PRIORITY_HEADER: Final = "X-Ragherd-Priority"
+_PRIORITIES: Final = {"interactive": Priority.USER, "batch": Priority.BATCH}
+
+PRIORITY_OPENAPI: Final[dict[str, Any]] = {
+    "name": PRIORITY_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "`batch` waits for Ollama behind all interactive requests. Default: what the key allows.",
+    "schema": {"type": "string", "enum": list(_PRIORITIES)},
+}
+
+
+def request_priority(headers: Headers) -> Priority | None:
+    """Returns the priority that the caller asks for, or None. Raises `InvalidRequest`."""
+    given = headers.get(PRIORITY_HEADER)
+    if given is None:
+        return None
+    priority = _PRIORITIES.get(given.strip().lower())
+    if priority is None:
+        raise refused(PRIORITY_HEADER, "must be `interactive` or `batch`")
+    return priority
 
 
 def request_timeout(headers: Headers) -> float | None:

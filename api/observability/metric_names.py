@@ -398,7 +398,9 @@ BREAKER_STORE_LOCAL = MetricSpec(
 BULKHEAD_IN_USE = MetricSpec(
     "ragherd_bulkhead_in_use", "gauge", "Permits in use: calls to Ollama in progress.", ("name",)
 )
-BULKHEAD_WAITING = MetricSpec("ragherd_bulkhead_waiting", "gauge", "Calls that wait for a permit.", ("name",))
+BULKHEAD_WAITING = MetricSpec(
+    "ragherd_bulkhead_waiting", "gauge", "Calls that wait for a permit, by priority.", ("name", "priority")
+)
 BULKHEAD_WAIT = MetricSpec(
     "ragherd_bulkhead_wait_seconds",
     "histogram",
@@ -409,8 +411,8 @@ BULKHEAD_WAIT = MetricSpec(
 BULKHEAD_REJECTED = MetricSpec(
     "ragherd_bulkhead_rejected_total",
     "counter",
-    "Calls that got no permit, by reason.",
-    ("name", "reason"),
+    "Rejected calls.",
+    ("name", "reason", "priority"),
 )
 BULKHEAD_STORE_LOCAL = MetricSpec(
     "ragherd_bulkhead_store_local",

@@ -37,7 +37,7 @@ from api.observability.worker_files import WorkerFilesCollector
 from api.ports.answer_cache import FeedbackVerdict, StoreMemory, StoreWarning
 from api.ports.answer_quality import FalseHitRate, LabelSource, QualityState, Verdict
 from api.ports.telemetry import BulkheadReason, LabelLoss, RefreshOutcome, ShadowOutcome
-from api.values import CacheKind, CacheStatus, Usage
+from api.values import CacheKind, CacheStatus, Priority, Usage
 
 VARIANTS: Final = 20
 """Variants of experiments that have series of their own in the life of a worker."""
@@ -374,23 +374,24 @@ class Metrics:
 
     def bulkhead_known(self, name: str) -> None:
         """Starts a new bulkhead's counters at zero."""
-        for reason in get_args(BulkheadReason):
-            self._families[names.BULKHEAD_REJECTED].begin(name, reason)
-        self.bulkhead_is(name, in_use=0, waiting=0, local=False)
+        for reason, priority in product(get_args(BulkheadReason), Priority):
+            self._families[names.BULKHEAD_REJECTED].begin(name, reason, priority)
+        self.bulkhead_is(name, in_use=0, waiting=dict.fromkeys(Priority, 0), local=False)
 
-    def bulkhead_is(self, name: str, *, in_use: int, waiting: int, local: bool) -> None:
+    def bulkhead_is(self, name: str, *, in_use: int, waiting: Mapping[str, int], local: bool) -> None:
         """Sets this worker's part of the bulkhead. Called periodically rather than at every call."""
         self._families[names.BULKHEAD_IN_USE][(name,)].set(in_use)
-        self._families[names.BULKHEAD_WAITING][(name,)].set(waiting)
+        for priority, calls in waiting.items():
+            self._families[names.BULKHEAD_WAITING][name, priority].set(calls)
         self._families[names.BULKHEAD_STORE_LOCAL][(name,)].set(float(local))
 
     def bulkhead_admitted(self, name: str, priority: str, seconds: float) -> None:
         """Observes the wait for a permit."""
         self._families[names.BULKHEAD_WAIT][name, priority].observe(seconds)
 
-    def bulkhead_rejected(self, name: str, reason: BulkheadReason) -> None:
+    def bulkhead_rejected(self, name: str, reason: BulkheadReason, priority: str) -> None:
         """Counts a call that got no permit."""
-        self._families[names.BULKHEAD_REJECTED][name, reason].inc()
+        self._families[names.BULKHEAD_REJECTED][name, reason, priority].inc()
 
     # -- connections --------------------------------------------------------------------------------------------------
 

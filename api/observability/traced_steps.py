@@ -31,6 +31,8 @@ from api.values import (
     Embedding,
     GenerationEnd,
     GenerationRequest,
+    Priority,
+    QueuePlace,
     Thought,
     Token,
     Vector,
@@ -234,11 +236,13 @@ class TracedBulkhead:
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
+        self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
-        permit = self._bulkhead.permit(tenant, background=background, within=within, queues=queues)
+        permit = self._bulkhead.permit(tenant, place=place, within=within, queues=queues)
         async with AsyncExitStack() as stack:
-            with span_of(self._tracer, "bulkhead.wait", {"ragherd.background": background}):
+            priority = Priority.USER if place is None else place.priority
+            attributes = {"ragherd.background": priority is Priority.BACKGROUND, "ragherd.priority": priority.value}
+            with span_of(self._tracer, "bulkhead.wait", attributes):
                 await stack.enter_async_context(permit)
             yield
 

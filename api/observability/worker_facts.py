@@ -124,7 +124,8 @@ class WorkerFacts:
         self._metrics.pool_timeout(self._since("pool_timeouts", pool.pool_timeouts))
         for name, bulkhead in self._bulkheads.items():
             local = bulkhead.store_name == "local"
-            self._metrics.bulkhead_is(name, in_use=bulkhead.in_use, waiting=bulkhead.waiting, local=local)
+            waiting = bulkhead.waiting_by_priority
+            self._metrics.bulkhead_is(name, in_use=bulkhead.in_use, waiting=waiting, local=local)
         for name, breaker in self._breakers.items():
             self._metrics.breakers.state(name, STATES[breaker.view.position.state])
             self._metrics.breakers.store(name, local=breaker.store_name == "local")

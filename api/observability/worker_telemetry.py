@@ -252,9 +252,9 @@ class WorkerTelemetry(Telemetry):
         """Observes the wait."""
         self._metrics.bulkhead_admitted(bulkhead, priority, seconds)
 
-    def bulkhead_rejected(self, bulkhead: str, reason: BulkheadReason) -> None:
+    def bulkhead_rejected(self, bulkhead: str, reason: BulkheadReason, priority: str) -> None:
         """Counts the rejection."""
-        self._metrics.bulkhead_rejected(bulkhead, reason)
+        self._metrics.bulkhead_rejected(bulkhead, reason, priority)
         if self._history is not None:
             self._history.open[f"rejected:{reason}"] += 1
 

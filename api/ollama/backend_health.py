@@ -23,7 +23,7 @@ from api.errors import BulkheadFull, StoreUnavailable, UpstreamError
 from api.ollama.models import KnownDigests, OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
 from api.ports.coordination import Bulkhead, HealthStore, LeaderLease
-from api.values import BackendHealth
+from api.values import BackendHealth, Priority, QueuePlace
 
 
 class BackendWatch:
@@ -204,7 +204,8 @@ class WarmUp:
         try:
             # It queues behind all users. It holds no permit during the load: loading is not a generation, and
             # questions that arrive meanwhile wait for the same load.
-            async with self._bulkheads[f"{backend}{load.kind}"].permit(WARM_UP, background=True):
+            place = QueuePlace(Priority.BACKGROUND)
+            async with self._bulkheads[f"{backend}{load.kind}"].permit(WARM_UP, place=place):
                 pass
             if self._is_drained(backend):  # drained while it waited, or while another model was loaded
                 return False

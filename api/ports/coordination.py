@@ -7,7 +7,18 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from api.ports.answer_cache import Claim
-from api.values import BackendHealth, CompletedAnswer, FlightKey, GroundedSources, Source, StoredElsewhere, Token
+from api.values import (
+    BackendHealth,
+    CompletedAnswer,
+    FlightKey,
+    GroundedSources,
+    Priority,
+    Queued,
+    QueuePlace,
+    Source,
+    StoredElsewhere,
+    Token,
+)
 
 
 class TextOutput(Protocol):
@@ -25,7 +36,10 @@ class TextOutput(Protocol):
 
 
 class AnswerOutput(TextOutput, Protocol):
-    """Takes an answer from its producer, for all its readers."""
+    """Takes an answer from its producer, for all its readers. `place`: the generation's place in the queue."""
+
+    @property
+    def place(self) -> QueuePlace: ...
 
     async def ground(self, sources: tuple[Source, ...]) -> None:
         """Sets the passages that the answer cites, before the language model is called.
@@ -38,9 +52,12 @@ GenerateAnswer = Callable[[AnswerOutput, Claim | None], Awaitable[CompletedAnswe
 """Generates an answer into an output and stores it, under the claim if there is one."""
 
 
+FlightEvent = GroundedSources | Queued | Token | CompletedAnswer | StoredElsewhere
+
+
 class FlightSubscription(Protocol):
     """A caller's subscription to a flight: yields `GroundedSources`, `Token`s and `CompletedAnswer`, or
-    `StoredElsewhere`.
+    `StoredElsewhere`. While the generation waits for a permit, it yields each new position as `Queued`.
 
     Cancelling `anext` loses nothing. Raises the error that ended the answer, wherever it was generated.
     """
@@ -49,22 +66,32 @@ class FlightSubscription(Protocol):
     def led(self) -> bool:
         """True if this caller's request started the generation; known with the first event."""
 
-    async def __anext__(self) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere: ...
+    async def __anext__(self) -> FlightEvent: ...
 
 
 class Flights(Protocol):
     """Single flight: equal questions in flight are generated once for the fleet; without Redis, once per worker."""
 
     def join(
-        self, key: FlightKey, lead: GenerateAnswer, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
+        self,
+        key: FlightKey,
+        lead: GenerateAnswer,
+        *,
+        asked_ms: int,
+        buffered: bool,
+        not_before_ms: int = 0,
+        priority: Priority = Priority.USER,
     ) -> AbstractAsyncContextManager[FlightSubscription]:
         """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
 
         `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted;
-        flights that began earlier are not joined. `buffered`: this caller wants no tokens.
+        flights that began earlier are not joined. `buffered`: this caller wants no tokens. A generation has the highest
+        `priority` of those who wait for it.
         """
 
-    def alone(self, lead: GenerateAnswer, *, buffered: bool) -> AbstractAsyncContextManager[FlightSubscription]:
+    def alone(
+        self, lead: GenerateAnswer, *, buffered: bool, priority: Priority = Priority.USER
+    ) -> AbstractAsyncContextManager[FlightSubscription]:
         """Generates for one caller without sharing."""
 
     def exclusive(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:
@@ -127,12 +154,13 @@ class Bulkhead(Protocol):
     """The fleet's limit on concurrent calls to Ollama."""
 
     def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
+        self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True
     ) -> AbstractAsyncContextManager[None]:
         """Holds a permit while the block runs. Waits for one if necessary, taking turns with other tenants.
 
-        `background` work waits behind all users. `within` (seconds) can only shorten the wait. Raises `BulkheadFull` if
-        too many calls wait, after the longest wait, or without `queues` at once if no permit is free.
+        `place` has the call's priority, and is told its position. Default: a user's call. `within` (seconds) can only
+        shorten the wait. Raises `BulkheadFull` if too many calls wait, after the longest wait, or without `queues` at
+        once if no permit is free.
         """
 
 

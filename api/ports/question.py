@@ -10,7 +10,18 @@ from typing import Any, Final, Literal
 
 from api.ports.document_store import DocumentFilter
 from api.ports.experiment import Variant
-from api.values import CacheMatch, CacheStatus, ChatMessage, CompletedAnswer, ForwardedRequest, Source, Token, Usage
+from api.values import (
+    CacheMatch,
+    CacheStatus,
+    ChatMessage,
+    CompletedAnswer,
+    ForwardedRequest,
+    Priority,
+    Queued,
+    Source,
+    Token,
+    Usage,
+)
 
 MAX_AGE: Final = 2**31
 """The largest number of seconds; RFC 9111 (section 1.2.2) substitutes it for larger ones."""
@@ -81,6 +92,7 @@ class Query:
     `keeps_history`: rewriting the question to stand alone failed, so the prompt keeps the earlier turns.
     `request_id`: names the answer in feedback; empty if nobody can judge it.
     `forwarded`: the request goes to Ollama as it came, and its answer is found again only by the same request.
+    `priority`: whether it waits for a permit as an interactive question or as batch work.
     `client`: names the caller's user, if an experiment assigns clients. `variant`: the one that holds, if any.
     """
 
@@ -100,6 +112,7 @@ class Query:
     forwarded: ForwardedRequest | None = None
     client: str = ""
     variant: Variant | None = None
+    priority: Priority = Priority.USER
 
     @property
     def has_meaning(self) -> bool:
@@ -168,5 +181,15 @@ class AnswerFinished:
     variant: str = ""
 
 
-AnswerEvent = AnswerStarted | Token | AnswerFinished
-"""An answer as it comes: one `AnswerStarted`, `Token`s, one `AnswerFinished`."""
+@dataclass(frozen=True, slots=True)
+class AnswerQueued:
+    """The answer waits for a permit. `status` and `variant` are what they will be unless the cache supplies it."""
+
+    place: Queued
+    status: CacheStatus
+    variant: str = ""
+    match: None = None
+
+
+AnswerEvent = AnswerQueued | AnswerStarted | Token | AnswerFinished
+"""An answer as it comes: perhaps `AnswerQueued`s, one `AnswerStarted`, `Token`s, one `AnswerFinished`."""

@@ -141,7 +141,7 @@ class Telemetry:
     def bulkhead_admitted(self, bulkhead: str, priority: str, seconds: float) -> None:
         """A call got its permit after waiting `seconds`."""
 
-    def bulkhead_rejected(self, bulkhead: str, reason: BulkheadReason) -> None:
+    def bulkhead_rejected(self, bulkhead: str, reason: BulkheadReason, priority: str) -> None:
         """A call got no permit."""
 
     def bulkhead_store_lost(self, bulkhead: str, limit: int) -> None:

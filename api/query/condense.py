@@ -25,7 +25,7 @@ from api.ports.telemetry import Telemetry
 from api.query.cache_key import CacheKeyBuilder
 from api.query.candidates import ComparedQuestion, best, consider
 from api.query.prompt import Fence
-from api.values import ChatMessage, CompletedAnswer, Embedding, FlightKey, GenerationRequest, model_key
+from api.values import ChatMessage, CompletedAnswer, Embedding, FlightKey, GenerationRequest, Priority, model_key
 
 if TYPE_CHECKING:
     from api.query.cache import CachePolicy
@@ -79,10 +79,11 @@ class Condenser:
         if not query.history or query.keeps_history or (stores and not background):
             return await self.standalone(query, Timings())
         key = _key(query) if stores else None
+        priority = Priority.BACKGROUND if background else query.priority
         try:
             question = await self._known(key, Timings()) if key is not None else None
             if question is None:
-                question = (await self._generate(query, key, Unread(), background=background)).text
+                question = (await self._generate(query, key, Unread(priority))).text
         except RagherdError:
             return query
         return _rewritten_as(query, question)
@@ -97,18 +98,17 @@ class Condenser:
 
     async def _rewritten(self, query: Query, key: str) -> str | None:
         lead = partial(self._lead, query, key)
-        async with self._flights.join(FlightKey(VERSION, key), lead, asked_ms=0, buffered=True) as flight:
+        flight_key, priority = FlightKey(VERSION, key), query.priority
+        async with self._flights.join(flight_key, lead, asked_ms=0, buffered=True, priority=priority) as flight:
             completed = await anext(flight)
         return completed.text if isinstance(completed, CompletedAnswer) else None
 
     async def _lead(self, query: Query, key: str, output: AnswerOutput, _: Claim | None) -> CompletedAnswer:
         return await self._generate(query, key, output)
 
-    async def _generate(
-        self, query: Query, key: str | None, output: AnswerOutput, *, background: bool = False
-    ) -> CompletedAnswer:
+    async def _generate(self, query: Query, key: str | None, output: AnswerOutput) -> CompletedAnswer:
         request = GenerationRequest(
-            query.model, turns(query), OPTIONS, tenant=query.tenant, background=background, buffered=True
+            query.model, turns(query), OPTIONS, tenant=query.tenant, place=output.place, buffered=True
         )
         try:
             generation = await self._backends.generate(request, output)

@@ -85,15 +85,15 @@ class FreshAnswers:
     ) -> CompletedAnswer:
         """Writes the answer as it comes, and stores it: what `claim` is for.
 
-        `timings` are those of the caller that causes it. `buffered`: nobody reads along. `background` work waits behind
-        all users. Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`, in mid-answer too.
+        `timings` are those of the caller that causes it. `buffered`: nobody reads along. `background`: for no user. The
+        output's place has the priority. Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`, in mid-answer too.
         """
         if lookup.match is not None and lookup.vector is None:
             await self._shared.embed(query, lookup, timings)  # refreshes an expired answer to the same question
         grounding = lookup.retrieval
         if grounding is None or not grounding.keeps:
             grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, timings, background=background)
-        answer = await self._answered(query, grounding, output, buffered=buffered, background=background)
+        answer = await self._answered(query, grounding, output, buffered=buffered)
         generation, sources = answer
         stored = await self._stored(query, lookup, grounding, sources, generation, timings, claim)
         self._observer.generated(generation.end.usage, stored=stored is not None)
@@ -117,10 +117,10 @@ class FreshAnswers:
         grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, Timings(), background=True)
         if not grounding.keeps:
             return None
-        return await self._answered(query, grounding, Unread(), buffered=True, background=True)
+        return await self._answered(query, grounding, Unread(), buffered=True)
 
     async def _answered(
-        self, query: Query, grounding: Retrieval, output: AnswerOutput, *, buffered: bool, background: bool
+        self, query: Query, grounding: Retrieval, output: AnswerOutput, *, buffered: bool
     ) -> tuple[Generation, tuple[Source, ...]]:
         """Writes the answer as it comes. Returns it with the passages that it may cite."""
         if self._prompting.says_so(grounding):
@@ -128,7 +128,7 @@ class FreshAnswers:
             await output.ground(())
             await output.write(generation.text)
             return generation, ()
-        asked = self._prompting.request(query, grounding.sources, buffered=buffered, background=background)
+        asked = self._prompting.request(query, grounding.sources, buffered=buffered, place=output.place)
         request, sources = asked
         return await self._worded(request, sources, output), sources
 

@@ -30,7 +30,7 @@ from api.query import prompt
 from api.query.candidates import USABLE, Candidate, CandidateOutcome, best, up_to_the_first_fresh
 from api.query.citations import cited
 from api.query.prompt import PromptTemplate, budget, fit
-from api.values import CachedAnswer, GenerationRequest, Source, Vector
+from api.values import CachedAnswer, GenerationRequest, QueuePlace, Source, Vector
 
 if TYPE_CHECKING:
     from api.query.cache import CacheBudget, Lookup
@@ -140,7 +140,7 @@ class PromptBuilder:
         return grounding.outcome == "nothing_relevant" and self._when_nothing_is_relevant == "say_so"
 
     def request(
-        self, query: Query, sources: tuple[Source, ...], *, buffered: bool, background: bool
+        self, query: Query, sources: tuple[Source, ...], *, buffered: bool, place: QueuePlace
     ) -> tuple[GenerationRequest, tuple[Source, ...]]:
         """Returns the request and the passages that fit into it."""
         history, prompts = query.history, self._prompts if query.variant is None else self._worded_for(query)
@@ -157,7 +157,7 @@ class PromptBuilder:
             messages,
             query.options,
             tenant=query.tenant,
-            background=background,
+            place=place,
             buffered=buffered,
             forwarded=query.forwarded,
         )

@@ -21,7 +21,7 @@ from api.ports.answer_quality import Verdict
 from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
 from api.query.prompt import Fence
-from api.values import ChatMessage, Generation, GenerationRequest, model_key
+from api.values import ChatMessage, Generation, GenerationRequest, Priority, QueuePlace, model_key
 
 INSTRUCTION: Final = (
     "Two answers were given to a question. Decide whether a reader would learn the same from both. They are the same "
@@ -81,7 +81,7 @@ class ModelJudge:
             messages(one, other),
             OPTIONS,
             tenant=tenant,
-            background=True,
+            place=QueuePlace(Priority.BACKGROUND),
             buffered=True,
             format=FORMAT,
         )

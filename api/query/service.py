@@ -27,8 +27,16 @@ from typing import TYPE_CHECKING
 
 from api.cancellation import Deadline
 from api.errors import BreakerOpen, BulkheadFull, InternalError, OnlyIfCached, RagherdError, UpstreamError
-from api.ports.coordination import Flights, FlightSubscription
-from api.ports.question import VARIANT_HEADER, AnswerEvent, AnswerFinished, AnswerStarted, Query, Timings
+from api.ports.coordination import FlightEvent, Flights, FlightSubscription
+from api.ports.question import (
+    VARIANT_HEADER,
+    AnswerEvent,
+    AnswerFinished,
+    AnswerQueued,
+    AnswerStarted,
+    Query,
+    Timings,
+)
 from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup, SemanticCache
 from api.query.experiments import ExperimentView
@@ -38,6 +46,7 @@ from api.values import (
     CompletedAnswer,
     FlightKey,
     GroundedSources,
+    Queued,
     Source,
     StoredElsewhere,
     Token,
@@ -63,6 +72,7 @@ class _Request:
         self.lookup = Lookup()
         self.status = CacheStatus.HIT
         self.sources: tuple[Source, ...] = ()
+        self.flight: FlightSubscription | None = None
         self.limit: Callable[[], AbstractAsyncContextManager[None]]
         """Limits a wait to the caller's deadline."""
         self.limit = nullcontext if asked.timeout is None else Deadline(asked.timeout).watched
@@ -129,6 +139,9 @@ class QueryService:
                 await self._look_up(request)
             async with AsyncExitStack() as stack:
                 begun = None if request.lookup.match is not None else await self._begin(request, stack)
+                while begun is not None and isinstance(begun[1], Queued):
+                    yield AnswerQueued(begun[1], _status(request), request.variant)
+                    begun = await self._begin(request, stack)
                 if begun is not None:
                     flight, event = begun
                     yield AnswerStarted(request.status, request.sources, variant=request.variant)
@@ -189,23 +202,27 @@ class QueryService:
 
     # -- by the language model ----------------------------------------------------------------------------------------
 
-    async def _begin(
-        self, request: _Request, stack: AsyncExitStack
-    ) -> tuple[FlightSubscription, GroundedSources | Token | CompletedAnswer | StoredElsewhere] | None:
+    async def _begin(self, request: _Request, stack: AsyncExitStack) -> tuple[FlightSubscription, FlightEvent] | None:
         """Waits for the first token of an answer that this caller or an earlier one started.
 
-        Returns None if the cache has an answer after all: one that another worker has just stored or, if Ollama fails,
-        an expired one. Nothing is sent before the first token, since an error may occur until then.
+        Also returns for each new position in the queue, and is then called again. Returns None if the cache has an
+        answer after all: one that another worker has just stored or, if Ollama fails, an expired one. No token is sent
+        before, since an error may occur until then.
         """
         if request.query.cache_control.only_if_cached:
             raise OnlyIfCached("The question has no cached answer, and the request allows no other.")
         try:
             while request.lookup.match is None:
-                flight = await stack.enter_async_context(self._flight(request))
+                flight = request.flight
+                if flight is None:
+                    flight = await stack.enter_async_context(self._flight(request))
                 event = await self._next(request, flight)
                 while isinstance(event, GroundedSources):
                     request.sources = event.sources
                     event = await self._next(request, flight)
+                request.flight = flight if isinstance(event, Queued) else None
+                if isinstance(event, Queued):
+                    return flight, event
                 if not isinstance(event, StoredElsewhere):
                     request.status = _status(request) if flight.led else CacheStatus.COALESCED
                     request.sources = event.sources if isinstance(event, CompletedAnswer) else request.sources
@@ -232,18 +249,17 @@ class QueryService:
         query, lookup, buffered = request.query, request.lookup, request.buffered
         lead = partial(self._fresh.generate, query, lookup, request.timings, buffered=buffered)
         if lookup.key is None or not query.cache_control.reads:
-            return self._flights.alone(lead, buffered=buffered)
+            return self._flights.alone(lead, buffered=buffered, priority=query.priority)
         return self._flights.join(
             FlightKey(lookup.key.scope, lookup.key.digest),
             lead,
             asked_ms=lookup.now_ms if lookup.available else 0,
             not_before_ms=lookup.invalidated_ms,
             buffered=buffered,
+            priority=query.priority,
         )
 
-    async def _next(
-        self, request: _Request, flight: FlightSubscription
-    ) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere:
+    async def _next(self, request: _Request, flight: FlightSubscription) -> FlightEvent:
         """Waits for the next event. Only this wait counts as the model's time."""
         started = time.perf_counter()
         try:
@@ -252,7 +268,7 @@ class QueryService:
         finally:
             request.timings.generate += time.perf_counter() - started
 
-    def _generated(self, request: _Request, end: GroundedSources | CompletedAnswer | StoredElsewhere) -> AnswerFinished:
+    def _generated(self, request: _Request, end: FlightEvent) -> AnswerFinished:
         """Returns the end of a generated answer. A caller who shares another's answer is charged no tokens."""
         assert isinstance(end, CompletedAnswer), "what has begun does not turn out to be stored elsewhere"
         answered = AnswerFinished(

@@ -49,7 +49,7 @@ from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup, is_complete
 from api.query.cache_key import CacheKey, CacheKeyBuilder, question_digest
 from api.query.generate import FreshAnswers
-from api.values import NO_TENANT, CacheMatch, Embedding, known
+from api.values import NO_TENANT, CacheMatch, Embedding, Priority, known
 
 LONGEST: Final = 10.0
 """Longest retry delay in seconds. A breaker may be closed, or a backend return, earlier than predicted."""
@@ -169,7 +169,9 @@ class CacheWarmer:
         return Warmed(("stored",))
 
     async def _generated(self, query: Query, lookup: Lookup) -> Warmed:
-        completed = await self._fresh.generate(query, lookup, Timings(), Unread(), buffered=True, background=True)
+        completed = await self._fresh.generate(
+            query, lookup, Timings(), Unread(Priority.BATCH), buffered=True, background=True
+        )
         if completed.entry is not None:
             self._events.stored_ahead()
             return Warmed(("generated", "stored"))

@@ -14,7 +14,8 @@ BREAKER: Final = (
     *("del", "hdel", "hget", "hgetall", "hincrby", "hmget", "hset"),
     *("pexpire", "ping", "publish", "subscribe", "time"),
     *("xadd", "xread", "xrevrange"),
-    *("zadd", "zcard", "zcount", "zrange", "zrangebylex", "zrangebyscore", "zrem", "zremrangebyscore", "zscore"),
+    *("zadd", "zcard", "zcount", "zlexcount", "zrange", "zrangebylex", "zrangebyscore"),
+    *("zrem", "zremrangebyscore", "zscore"),
 )
 """Breakers and bulkheads: scripts, the log of state changes, messages to waiting workers."""
 

@@ -41,7 +41,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 class AccessSettings(SettingsGroup):
-    """Access settings. `api_keys` is `tenant=key,...`; `admin_keys` and `allowed_hosts` are lists."""
+    """Access settings. `api_keys` is `tenant=key,...`; the others are lists."""
 
     api_keys: Annotated[str, NoDecode, Field(title="list")] = ""
     """Keys that may ask: `tenant=key,...`. Default: anyone may ask.
@@ -53,6 +53,8 @@ class AccessSettings(SettingsGroup):
 
     They may also ask, as any tenant.
     """
+    batch_keys: Annotated[str, NoDecode, Field(title="list")] = ""
+    """Keys of `API_KEYS` that are limited to batch priority."""
     allow_anonymous: bool = False
     """Allow callers without a key where `HOST` is not loopback."""
     allowed_hosts: Annotated[str, NoDecode, AfterValidator(_check_hosts), Field(title="list")] = ""
@@ -71,6 +73,16 @@ class AccessSettings(SettingsGroup):
         """The admin keys. Raises `ValueError`, whose message has no key."""
         keys = entries(self.admin_keys)
         check_keys(keys)
+        return keys
+
+    def batch(self) -> tuple[str, ...]:
+        """The API keys that are limited to batch priority. Raises `ValueError`, whose message has no key."""
+        keys = entries(self.batch_keys)
+        check_keys(keys)
+        known = self.tenants_by_key()
+        for number, key in enumerate(keys, start=1):
+            if key not in known:
+                raise ValueError(f"the key of entry {number} is not in API_KEYS")
         return keys
 
     def hosts(self) -> tuple[str, ...]:

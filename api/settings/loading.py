@@ -104,6 +104,7 @@ def _check_access(settings: Settings) -> None:
     admins = _keys("ADMIN_KEYS", access.admins)
     if set(tenants) & set(admins):
         raise SettingsError("ADMIN_KEYS: a key is also in API_KEYS")
+    _keys("BATCH_KEYS", access.batch)
     if refusal := anonymous_refusal(access, settings.server.host):
         raise SettingsError(refusal)
 
@@ -163,6 +164,7 @@ BUILTIN: Final = "builtin"
 SECRET: Final = {
     "API_KEYS",
     "ADMIN_KEYS",
+    "BATCH_KEYS",
     "REDIS_URL",
     "REDIS_SENTINEL_PASSWORD",
     "BREAKER_REDIS_URL",

@@ -196,6 +196,11 @@ class BulkheadSettings(SettingsGroup):
     """Calls that may wait. One more gets 503. 0: none waits."""
     max_wait: Seconds = 30.0
     """How long a call waits; then 503."""
+    batch_after: Annotated[float, Field(ge=0, le=3600, title="seconds")] = 10.0
+    """A batch call goes first after this wait. 0: never.
+
+    At each backend, one batch call goes first in this time, so interactive calls lose at most one permit for it.
+    """
     embed_max_concurrent: Positive = 8
     """Embedding calls at once, with `EMBEDDER=ollama`.
 

@@ -10,8 +10,18 @@ from typing import Any, Final
 
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.answer_cache import Claim
-from api.ports.coordination import GenerateAnswer
-from api.values import CompletedAnswer, FlightKey, GroundedSources, Source, StoredElsewhere, Token
+from api.ports.coordination import FlightEvent, GenerateAnswer
+from api.values import (
+    CompletedAnswer,
+    FlightKey,
+    GroundedSources,
+    Priority,
+    Queued,
+    QueuePlace,
+    Source,
+    StoredElsewhere,
+    Token,
+)
 
 AHEAD: Final = 16
 """Pieces that the producer may be ahead of the fastest reader. If all readers are slow, generation slows down."""
@@ -23,10 +33,12 @@ class AnswerBuffer:
     """The pieces so far, and the end. `attempt` counts how often the answer began again.
 
     `sources` are the passages that the attempt is grounded in, None while that is not known. `require_wanted` raises
-    if nobody waits for the answer any more.
+    if nobody waits for the answer any more. `place` is the generation's place in the queue.
     """
 
-    def __init__(self, require_wanted: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self, require_wanted: Callable[[], Awaitable[None]] | None = None, priority: Priority = Priority.USER
+    ) -> None:
         self.attempt = 0
         self.sources: tuple[Source, ...] | None = None
         self.parts: list[str] = []
@@ -37,6 +49,7 @@ class AnswerBuffer:
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
         self._moved = asyncio.Event()
+        self.place = QueuePlace(priority, on_move=self._tell)
 
     # -- the producer -------------------------------------------------------------------------------------------------
 
@@ -137,7 +150,8 @@ class AnswerBuffer:
 class Reader:
     """Yields `GroundedSources`, every `Token` once, then `CompletedAnswer` or `StoredElsewhere`.
 
-    Raises the error that ended the answer otherwise.
+    Before the first token it yields each position in the queue as `Queued`. Raises the error that ended the answer
+    otherwise.
 
     A cancelled `anext` loses nothing. If the answer restarts with the same sources and the same text as was yielded,
     reading continues from there. `buffered`: yields only the end.
@@ -151,13 +165,14 @@ class Reader:
         self._parts = buffer.parts
         self._index = 0
         self._given: list[str] = []
+        self._position: int | None = None  # the one given last
         self._sources: tuple[Source, ...] | None = None  # those given
         self._skip = 0  # characters of the present attempt that were given in an earlier one
 
     def __aiter__(self) -> Reader:
         return self
 
-    async def __anext__(self) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere:
+    async def __anext__(self) -> FlightEvent:
         while True:
             event = self._ready()
             if event is not None:
@@ -174,7 +189,7 @@ class Reader:
         """Pieces that it has not taken."""
         return 0 if self._buffered else len(self._buffer.parts) - self._index
 
-    def _ready(self) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere | None:
+    def _ready(self) -> FlightEvent | None:
         event = None if self._buffered or not self._is_up_to_date() else self._next()
         if event is not None:
             return event
@@ -185,7 +200,7 @@ class Reader:
             raise _broken()
         return end
 
-    def _next(self) -> GroundedSources | Token | None:
+    def _next(self) -> GroundedSources | Queued | Token | None:
         if self._sources is None and self._buffer.sources is not None and not self._given:
             self._sources = self._buffer.sources
             return GroundedSources(self._sources)
@@ -196,6 +211,10 @@ class Reader:
             if piece:
                 self._given.append(piece)
                 return Token(piece)
+        place = self._buffer.place
+        if place.position not in (None, self._position) and not self._given:
+            self._position = place.position
+            return Queued(place.position, place.seconds)
         return None
 
     def _is_up_to_date(self) -> bool:
@@ -229,6 +248,7 @@ class Tail:
         self._index = 0
         self._characters = 0  # of what it has taken
         self._grounded_at = -1
+        self._position: int | None = None
 
     @property
     def lag(self) -> int:
@@ -242,6 +262,14 @@ class Tail:
             return None
         self._grounded_at = attempt
         return attempt, sources
+
+    def take_place(self) -> Queued | None:
+        """Returns the position in the queue if it is new."""
+        place = self._buffer.place
+        if place.position in (None, self._position):
+            return None
+        self._position = place.position
+        return Queued(place.position, place.seconds)
 
     def take(self) -> tuple[int, int, str]:
         """Returns the attempt, the offset of the new text, and the new text, which may be empty."""
@@ -268,12 +296,13 @@ class Flight:
         asked_ms: int,
         not_before_ms: int,
         require_wanted: Callable[[Flight], Awaitable[None]],
+        priority: Priority = Priority.USER,
     ) -> None:
         self.key = key
         self.generate = generate
         self.asked_ms = asked_ms
         self.not_before_ms = not_before_ms
-        self.buffer = AnswerBuffer(partial(require_wanted, self))
+        self.buffer = AnswerBuffer(partial(require_wanted, self), priority)
         self.subscribers = 0
         self.first: FlightReader | None = None
         self.leads = False
@@ -293,6 +322,11 @@ class Flight:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         return task
+
+    @property
+    def joining(self) -> tuple[FlightKey, int, int, Priority]:
+        """What the store needs to know of a worker that joins."""
+        return self.key, self.asked_ms, self.not_before_ms, self.buffer.place.priority
 
     def follow(self, place: str) -> None:
         """Notes that another worker leads. `place` is this worker's place among its followers."""

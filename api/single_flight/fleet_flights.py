@@ -22,7 +22,7 @@ from api.ports.telemetry import Telemetry
 from api.single_flight.buffer import AnswerBuffer, Flight, FlightReader, Tail
 from api.single_flight.flight import LEASE_MS, FlightMessage, FlightRole, FlightStore, FollowingFlight, Joined
 from api.single_flight.wire import FlightPayload, LeaderLeft, SourcesMessage, TextMessage, encode
-from api.values import CompletedAnswer, FlightKey, StoredElsewhere
+from api.values import CompletedAnswer, FlightKey, Priority, StoredElsewhere
 
 ALONE: Final = FlightKey("", "")
 """The key of a flight that no other caller can join."""
@@ -35,11 +35,12 @@ class OwnGeneration:
 
     led = True
 
-    def __init__(self, lead: GenerateAnswer) -> None:
+    def __init__(self, lead: GenerateAnswer, priority: Priority) -> None:
         self._lead = lead
+        self._priority = priority
 
     async def __anext__(self) -> CompletedAnswer:
-        return await self._lead(AnswerBuffer(), None)
+        return await self._lead(AnswerBuffer(priority=self._priority), None)
 
 
 class FleetFlights:
@@ -59,12 +60,20 @@ class FleetFlights:
 
     @asynccontextmanager
     async def join(
-        self, key: FlightKey, lead: GenerateAnswer, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
+        self,
+        key: FlightKey,
+        lead: GenerateAnswer,
+        *,
+        asked_ms: int,
+        buffered: bool,
+        not_before_ms: int = 0,
+        priority: Priority = Priority.USER,
     ) -> AsyncGenerator[FlightReader, None]:
         """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
 
         `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted;
-        flights that began earlier are not joined. `buffered`: this caller wants no tokens.
+        flights that began earlier are not joined. `buffered`: this caller wants no tokens. A user who joins a batch
+        flight promotes it.
         """
         flight = self._flights.get(key)
         ended = flight if flight is not None and flight.buffer.end is not None else None
@@ -74,7 +83,9 @@ class FleetFlights:
             flight = None  # its callers asked before, and get what they asked for
         first = flight is None
         if flight is None:
-            flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms, self._require_wanted)
+            flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms, self._require_wanted, priority)
+        elif priority is Priority.USER and flight.buffer.place.priority is not priority:
+            flight.buffer.place.promote()
         reader = FlightReader(flight, buffered=buffered, first=first)
         flight.subscribers += 1
         if first:
@@ -87,12 +98,14 @@ class FleetFlights:
             reader.close()
 
     @asynccontextmanager
-    async def alone(self, lead: GenerateAnswer, *, buffered: bool) -> AsyncGenerator[FlightSubscription, None]:
+    async def alone(
+        self, lead: GenerateAnswer, *, buffered: bool, priority: Priority = Priority.USER
+    ) -> AsyncGenerator[FlightSubscription, None]:
         """Generates for one caller without sharing. A buffered caller generates in its current task."""
         if buffered:
-            yield OwnGeneration(lead)
+            yield OwnGeneration(lead, priority)
             return
-        flight = Flight(ALONE, lead, 0, 0, self._require_wanted)
+        flight = Flight(ALONE, lead, 0, 0, self._require_wanted, priority)
         flight.subscribers = 1
         reader = FlightReader(flight, buffered=buffered, first=True)
         task = flight.begin(self._run_alone(flight), self._flying)
@@ -159,7 +172,7 @@ class FleetFlights:
 
     async def _join(self, flight: Flight) -> Joined | None:
         with suppress(StoreUnavailable):
-            return await self.store.join(flight.key, flight.asked_ms, flight.not_before_ms)
+            return await self.store.join(*flight.joining)
         return None
 
     async def _lead(self, flight: Flight, claim: Claim | None) -> None:
@@ -198,6 +211,8 @@ class FleetFlights:
             return
         if message.what == "followed":
             self._publish(flight)
+        elif message.what == "promoted":
+            flight.buffer.place.promote()
         elif message.what == "left":
             self._end_if_unwanted(flight)
         else:
@@ -214,6 +229,9 @@ class FleetFlights:
             while flight.buffer.end is None and flight.claim is claim:
                 sources = tail.take_sources()
                 if sources is not None and await self._tell(flight, claim, SourcesMessage(*sources)) is None:
+                    return
+                place = tail.take_place()
+                if place is not None and await self._tell(flight, claim, place) is None:
                     return
                 attempt, at, text = tail.take()
                 if text and await self._tell(flight, claim, TextMessage(attempt, at, text)) is None:

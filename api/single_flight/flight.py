@@ -18,7 +18,7 @@ from api.errors import RagherdError, StoreUnavailable
 from api.ports.answer_cache import Claim
 from api.single_flight.buffer import Flight
 from api.single_flight.wire import FlightPayload, LeaderLeft, SourcesMessage, TextMessage, decode
-from api.values import CompletedAnswer, FlightKey, StoredElsewhere
+from api.values import CompletedAnswer, FlightKey, Priority, Queued, StoredElsewhere
 
 LEASE_MS: Final = 5_000
 """Lease of a leader and of a follower's place, in milliseconds."""
@@ -49,7 +49,9 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class FlightMessage:
-    """A message to a worker. `followed`, `left`: the followers of its flight changed; `more`: there is new text."""
+    """A message to a worker. `followed`, `left`: the followers of its flight changed; `promoted`: a user follows a
+    batch flight; `more`: there is new text.
+    """
 
     what: str
     flight: str
@@ -74,8 +76,12 @@ class FlightStore(Protocol):
     def claim(self, key: FlightKey, fence: str) -> Claim:
         """Returns the claim with which the cache stores the leader's answer; no I/O."""
 
-    async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
+    async def join(
+        self, key: FlightKey, asked_ms: int, not_before_ms: int, priority: Priority = Priority.USER
+    ) -> Joined:
         """Takes the lead if nobody has it; otherwise takes or renews a place among the followers.
+
+        A user who follows a batch flight promotes it.
 
         A lead requested at `not_before_ms` or earlier is void, and one whose answer was stored at `asked_ms` or later
         has ended; 0 turns the second rule off.
@@ -181,7 +187,7 @@ class FollowingFlight:
             except TimeoutError:
                 pass
         self._left, self._joined = False, time.monotonic()
-        joined = await self._store.join(self._key, self._flight.asked_ms, self._flight.not_before_ms)
+        joined = await self._store.join(*self._flight.joining)
         if joined.role is FlightRole.FOLLOW:
             self._flight.place = joined.place
             self._follow(joined.fence)
@@ -209,6 +215,9 @@ class FollowingFlight:
             self._begin(said.attempt)
             if said.attempt == self._attempt and self._flight.buffer.sources is None:
                 self._flight.buffer.ground_in(said.sources)
+        elif isinstance(said, Queued):
+            self._heard = time.monotonic()
+            self._flight.buffer.place.move(said.position, said.seconds)
         elif isinstance(said, LeaderLeft):
             self._left = True
         elif said is not None:
@@ -241,5 +250,5 @@ def _said(record: Record) -> FlightPayload | None:
         said = decode(record.body)
     except (ValueError, KeyError, TypeError):
         return None  # written by a newer version; the end will come, or the lease will expire
-    assert isinstance(said, TextMessage | SourcesMessage | CompletedAnswer | RagherdError | LeaderLeft)
+    assert isinstance(said, TextMessage | SourcesMessage | Queued | CompletedAnswer | RagherdError | LeaderLeft)
     return said

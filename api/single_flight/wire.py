@@ -19,7 +19,7 @@ from api.errors import (
     UpstreamFault,
     UpstreamResponse,
 )
-from api.values import CompletedAnswer, Source, Usage, known
+from api.values import CompletedAnswer, Queued, Source, Usage, known
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class LeaderLeft:
     """The leader leaves, so a follower may take the lead."""
 
 
-FlightPayload = TextMessage | SourcesMessage | CompletedAnswer | RagherdError | LeaderLeft
+FlightPayload = TextMessage | SourcesMessage | Queued | CompletedAnswer | RagherdError | LeaderLeft
 
 
 def encode(said: FlightPayload) -> str:
@@ -65,6 +65,8 @@ def _plain(said: FlightPayload) -> dict[str, Any]:
         return {"is": "piece", **asdict(said)}
     if isinstance(said, SourcesMessage):
         return {"is": "sources", **asdict(said)}
+    if isinstance(said, Queued):
+        return {"is": "queued", **asdict(said)}
     if isinstance(said, CompletedAnswer):
         return {"is": "landed", **_landed(said)}
     if isinstance(said, LeaderLeft):
@@ -145,6 +147,7 @@ def _read_error(fields: Mapping[str, Any]) -> RagherdError:
 _READ: Final[Mapping[str, Callable[[dict[str, Any]], FlightPayload]]] = {
     "piece": lambda fields: known(TextMessage, fields),
     "sources": lambda fields: SourcesMessage(fields["attempt"], _read_sources(fields)),
+    "queued": lambda fields: known(Queued, fields),
     "landed": _read_landed,
     "handed_over": lambda _: LeaderLeft(),
     "error": _read_error,

@@ -278,7 +278,9 @@ def _bulkhead_policy(settings: Settings, name: str) -> BulkheadPolicy:
     """A bulkhead's limits. For embeddings, a quarter of the permits is reserved for questions."""
     bulkhead = settings.bulkhead
     if not name.endswith(EMBED):
-        return BulkheadPolicy(bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait)
+        return BulkheadPolicy(
+            bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait, batch_after=bulkhead.batch_after
+        )
     limit = bulkhead.embed_max_concurrent
     reserve = min(limit - 1, max(1, limit // 4))
     return BulkheadPolicy(limit, bulkhead.max_queue, bulkhead.max_wait, reserve=reserve)

@@ -256,12 +256,12 @@ class _Worker:
         registry: WorkerRegistry,
         history: HistoryReader | None,
     ) -> AppState:
-        client = redis.main.client
+        client, access = redis.main.client, self._settings.access
         return AppState(
             worker=self._id,
             version=__version__,
             default_model=self._settings.ollama.llm_model,
-            access=Access(self._settings.access.tenants_by_key(), self._settings.access.admins()),
+            access=Access(access.tenants_by_key(), access.admins(), access.batch()),
             streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
             queries=cache.queries,
             explainer=cache.explainer,

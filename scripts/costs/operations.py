@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from api.breaker.fleet_breaker import COALESCE_SECONDS, POLL_SECONDS
 from api.breaker.state import BreakerPolicy, CallOutcome
-from api.bulkhead.bulkhead_rules import BulkheadPolicy, PermitReturn, Priority
+from api.bulkhead.bulkhead_rules import BulkheadPolicy, PermitReturn
 from api.knowledge.ingestion_worker import LOOK_SECONDS as DOCUMENTS_SECONDS
 from api.query.warm_up import LOOK_SECONDS as WARM_UPS_SECONDS
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
@@ -46,7 +46,7 @@ from api.redis_store.stores.fleet import (
 )
 from api.redis_store.stores.flights import RedisFlightStore
 from api.settings import OllamaSettings
-from api.values import EmbedderIdentity, FlightKey
+from api.values import EmbedderIdentity, FlightKey, Priority
 from scripts.costs.server import Server, cost_of
 
 BACKEND: Final = "ollama"

@@ -18,6 +18,7 @@ from api.ports.telemetry import JudgeFailure, Telemetry
 from api.quality.answer_facts import AnswerText
 from api.quality.comparator import Comparator
 from api.query.judge import FORMAT, LONGEST, ModelJudge, messages, parse
+from api.values import Priority, QueuePlace
 from scripts.measure_comparator import LocalEmbedder
 from tests.stub_ollama import StubOllama, running_stub
 
@@ -50,9 +51,9 @@ class Gate:
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
+        self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
-        self.permits.append((tenant, background))
+        self.permits.append((tenant, place is not None and place.priority is Priority.BACKGROUND))
         if self.full:
             raise BulkheadFull("one", "queue_full", 1.0)
         yield

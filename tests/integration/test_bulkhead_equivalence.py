@@ -11,14 +11,25 @@ import pytest
 from redis.asyncio import Redis
 
 from api.bulkhead import bulkhead_rules as rules
-from api.bulkhead.bulkhead_rules import AcquireResult, BulkheadPolicy, PermitReturn, Priority, WaitQueue, local_ticket
+from api.bulkhead.bulkhead_rules import (
+    AcquireResult,
+    BatchShare,
+    BulkheadPolicy,
+    PermitReturn,
+    WaitQueue,
+    asked_us,
+    local_ticket,
+)
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
+from api.values import Priority
 from tests.support.replies import texts
 
 POLICY = BulkheadPolicy(limit=3, max_queue=6, lease_ms=60_000)
 RESERVES = [0, 1, 2]
+AFTER = [0.0, 0.001, 1000.0]
+"""Seconds after which a batch call goes first: never, at nearly every step, and not within the test."""
 TENANTS = ["a", "a-2", "ä b", "z"]
 WEIGHTS = [6, 2, 1, 1]
 
@@ -34,29 +45,40 @@ async def store_of(redis: Redis, policy: BulkheadPolicy) -> RedisBulkheadStore:
 
 
 class Both:
-    """The store and the rules, step by step."""
+    """The store and the rules, step by step. With `batch_after` (seconds), batch calls have a share."""
 
-    def __init__(self, store: RedisBulkheadStore, redis: Redis, reserve: int) -> None:
+    def __init__(self, store: RedisBulkheadStore, redis: Redis, reserve: int, batch_after: float) -> None:
         self.store = store
         self.reserve = reserve
         self.redis = redis
+        self.after_us = round(batch_after * 1e6)
         self.line = WaitQueue()
 
     async def take(self, priority: Priority, tenant: str, *, queues: bool) -> None:
         taken = await self.store.take(priority, tenant, queues=queues)
-        expected = rules.retry_after(self.line.service_ms, len(self.line.queue), POLICY.limit)
+        expected = rules.retry_after(self.line.service_ms, rules.ahead(self.line.queue, priority), POLICY.limit)
         ticket = taken.ticket or local_ticket(priority, tenant, "w")
+        max_queue = POLICY.max_queue if queues else rules.NO_QUEUE
         self.line, verdict, _ = rules.take(
-            self.line, POLICY.limit, POLICY.max_queue if queues else rules.NO_QUEUE, ticket, self.reserve
+            self.line, POLICY.limit, max_queue, ticket, self.reserve, now_us=asked_us(ticket)
         )
         assert taken.verdict is verdict
         if verdict is not AcquireResult.GRANTED:
             assert taken.retry_after == pytest.approx(expected, abs=0.002)
 
     async def give(self, ticket: str, held_ms: int) -> None:
+        seconds, micros = await self.redis.time()
+        last = await self.batch_us()
         granted = await self.store.give([PermitReturn(ticket, held_ms)])
-        self.line, expected = rules.give(self.line, POLICY.limit, ticket, held_ms, self.reserve)
+        started = await self.batch_us()
+        # Without a start, the script's time is known only to be later, and no batch call was due by then.
+        now_us = started if started != last else seconds * 1_000_000 + micros
+        share = BatchShare(now_us, self.after_us)
+        self.line, expected = rules.give(self.line, POLICY.limit, ticket, held_ms, self.reserve, share)
         assert granted == list(expected)
+
+    async def batch_us(self) -> int:
+        return int(await self.redis.hget("rag:bulkhead:{ollama}:stats", "batch_us") or 0)
 
     async def compare(self) -> None:
         reading = await self.store.read()
@@ -64,19 +86,24 @@ class Both:
         assert reading.queue == self.line.queue
         held = set(texts(await self.redis.zrange("rag:bulkhead:{ollama}", 0, -1)))
         assert held == self.line.held
+        renewed = await self.store.renew_leases((), self.line.queue)
+        assert (renewed.granted, renewed.positions) == ([], rules.positions(self.line))
 
 
 @pytest.mark.parametrize("seed", range(9))
 async def test_the_same_story_ends_the_same(redis: Redis, seed: int) -> None:
     chance = random.Random(seed)
     reserve = RESERVES[seed % len(RESERVES)]
-    both = Both(await store_of(redis, replace(POLICY, reserve=reserve)), redis, reserve)
+    batch_after = AFTER[seed // len(RESERVES)]
+    policy = replace(POLICY, reserve=reserve, batch_after=batch_after)
+    both = Both(await store_of(redis, policy), redis, reserve, batch_after)
+    kinds = [Priority.BACKGROUND, Priority.BATCH, Priority.USER]
     for _ in range(120):
         known = sorted(both.line.held) + list(both.line.queue)
         if known and chance.random() < 0.4:
             ticket = chance.choice(known)
             await both.give(ticket, chance.randrange(5_000) if ticket in both.line.held else -1)
         else:
-            priority = Priority.BACKGROUND if chance.random() < (0.5 if reserve else 0.2) else Priority.USER
+            (priority,) = chance.choices(kinds, [3, 2, 5] if reserve else [1, 2, 4])
             await both.take(priority, chance.choices(TENANTS, WEIGHTS)[0], queues=chance.random() < 0.8)
         await both.compare()

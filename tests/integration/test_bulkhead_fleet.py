@@ -222,7 +222,7 @@ async def test_background_work_waits_behind_every_user(redis: Redis, redis_url: 
         one, other = fleet.workers
         await one.ask("begin", name="first", tenant="first")
         await fleet.in_flight(1)
-        await one.ask("begin", name="warm-up", tenant="warm-up", background=True)
+        await one.ask("begin", name="warm-up", tenant="warm-up", priority="background")
         await fleet.in_line(1)
         for number in range(3):
             await other.ask("begin", name=f"u{number}", tenant="user")
@@ -231,6 +231,31 @@ async def test_background_work_waits_behind_every_user(redis: Redis, redis_url: 
             fleet.backend.release(1)
             await fleet.served(served + 1)
         assert fleet.backend.tenants == ["first", "user", "user", "user", "warm-up"]
+
+
+async def test_users_pass_a_flood_of_batch_calls_and_a_killed_worker_s_calls_vanish(
+    redis: Redis, redis_url: str
+) -> None:
+    async with fleet_of(3, redis, redis_url, limit=2, lease_ms=1_000) as fleet:
+        fleet.backend.held = True
+        flooding, killed, other = fleet.workers
+        for number in range(100):
+            await flooding.ask("begin", name=f"b{number}", tenant="flood", priority="batch")
+        await fleet.in_line(98)
+        for number in range(100):
+            await killed.ask("begin", name=f"k{number}", tenant="killed", priority="batch")
+        for number in range(20):
+            await other.ask("begin", name=f"u{number}", tenant="user")
+        await fleet.in_line(218)
+        await killed.kill()
+        await fleet.in_line(118)
+        for served in range(1, 21):
+            fleet.backend.release(1)
+            await fleet.served(served + 2)
+        assert fleet.backend.tenants[2:22] == ["user"] * 20
+        fleet.backend.release(100)
+        for number in range(100):
+            assert (await flooding.ask("end", name=f"b{number}"))["end"] == "ok"
 
 
 async def test_who_waited_too_long_is_told_and_leaves_the_line(redis: Redis, redis_url: str) -> None:

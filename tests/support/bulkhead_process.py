@@ -21,6 +21,7 @@ from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
+from api.values import Priority, QueuePlace
 from tests.support.breaker_process import BreakerProcess, Reply, obey
 
 
@@ -32,10 +33,11 @@ class Worker:
         self.backend = backend
         self.begun: dict[str, asyncio.Task[str]] = {}
 
-    async def call(self, tenant: str, background: bool) -> str:
+    async def call(self, tenant: str, priority: str) -> str:
         """Makes a call of the backend with a permit. Returns `ok`, `failed`, or the reason for no permit."""
         try:
-            async with self.bulkhead.permit(tenant, background=background):
+            place = QueuePlace(Priority(priority))
+            async with self.bulkhead.permit(tenant, place=place):
                 return await self._ask_backend(tenant)
         except BulkheadFull as full:
             return full.reason
@@ -48,7 +50,7 @@ class Worker:
         finally:
             writer.close()
 
-    async def calls(self, tenant: str, times: int, concurrency: int, background: bool = False) -> Reply:
+    async def calls(self, tenant: str, times: int, concurrency: int, priority: str = "user") -> Reply:
         """Makes calls, some in parallel. Returns their outcomes."""
         ends: dict[str, int] = {}
         left = times
@@ -57,15 +59,15 @@ class Worker:
             nonlocal left
             while left > 0:
                 left -= 1
-                end = await self.call(tenant, background)
+                end = await self.call(tenant, priority)
                 ends[end] = ends.get(end, 0) + 1
 
         await asyncio.gather(*(some() for _ in range(concurrency)))
         return {"ends": ends}
 
-    async def begin(self, name: str, tenant: str = "acme", background: bool = False) -> Reply:
+    async def begin(self, name: str, tenant: str = "acme", priority: str = "user") -> Reply:
         """Starts a call without waiting for it."""
-        self.begun[name] = asyncio.create_task(self.call(tenant, background))
+        self.begun[name] = asyncio.create_task(self.call(tenant, priority))
         return {}
 
     async def leave(self, name: str) -> Reply:

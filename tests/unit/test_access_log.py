@@ -76,6 +76,7 @@ def test_a_generated_answer_names_outcome_tokens_and_backend() -> None:
         "bytes": 512,
         "tenant_hash": owner_of("acme"),
         "model": "llama3.2",
+        "priority": "interactive",
         "cache": "miss",
         "kind": None,
         "prompt_tokens": 7,

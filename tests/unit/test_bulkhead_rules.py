@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.bulkhead import bulkhead_rules as rules
 from api.bulkhead.bulkhead_rules import (
     AcquireResult,
+    BatchShare,
     BulkheadReading,
-    Priority,
     WaitQueue,
     local_ticket,
     place,
+    promoted,
     tenant_field,
     tenant_of,
 )
+from api.values import Priority
 
 LIMIT, MAX_QUEUE = 2, 4
 
@@ -163,3 +165,74 @@ def test_the_limits_always_hold_and_nobody_waits_while_a_permit_is_free(
         assert Priority.USER not in waiting or len(line.held) == LIMIT
         assert not waiting or len(line.held) == LIMIT or len(behind) == LIMIT - reserve
         assert list(line.queue) == sorted(set(line.queue) - line.held)
+
+
+queues = st.lists(
+    st.tuples(st.sampled_from(list(Priority)), st.sampled_from(["a", "a-2", "ä b", "z"]), st.integers(0, 10**9)),
+    unique=True,
+    max_size=30,
+).map(lambda calls: [ticket(tenant, number, priority) for priority, tenant, number in calls])
+turns = st.dictionaries(st.sampled_from(list(Priority)), st.sampled_from(["a", "a-2", "m", "z"]))
+
+
+@given(queue=queues, turns=turns)
+def test_positions_are_the_order_in_which_permits_are_given(queue: list[str], turns: dict[Priority, str]) -> None:
+    line = line_of(*queue, held=0, turns=turns)
+    _, served = rules.hand_out(line, len(queue))
+    assert rules.positions(line) == {one: number for number, one in enumerate(served, start=1)}
+    assert [place(one)[0] for one in served] == sorted((place(one)[0] for one in queue), key=list(Priority).index)
+
+
+@given(queue=queues, turns=turns)
+def test_a_promoted_call_waits_behind_no_batch_call(queue: list[str], turns: dict[Priority, str]) -> None:
+    batch = [one for one in queue if place(one)[0] is Priority.BATCH]
+    for one in batch:
+        others = [other for other in queue if other != one]
+        line = line_of(*others, promoted(one), turns=turns)
+        users = [other for other in others if place(other)[0] is Priority.USER]
+        assert rules.positions(line)[promoted(one)] <= len(users) + 1
+
+
+def test_an_overdue_batch_call_goes_first_once_in_the_time() -> None:
+    second = 1_000_000
+    waiting = [ticket("a", 70 * second), ticket("b", 10 * second, "batch"), ticket("c", 11 * second, "batch")]
+    line = line_of(*waiting)
+    line, granted = rules.give(line, LIMIT, ticket("held", 0), 100, share=BatchShare(19 * second, 10 * second))
+    assert granted == (waiting[0],), "it has not waited for 10 s"
+    line = line_of(*waiting)
+    line, granted = rules.give(line, LIMIT, ticket("held", 0), 100, share=BatchShare(71 * second, 10 * second))
+    assert granted == (waiting[1],)
+    line, granted = rules.give(line, LIMIT, ticket("held", 1), 100, share=BatchShare(72 * second, 10 * second))
+    assert granted == (waiting[0],), "the next batch call has to wait, however old it is"
+    line, granted = rules.give(line, LIMIT, waiting[0], 100, share=BatchShare(73 * second, 10 * second))
+    assert granted == (waiting[2],), "without users batch calls wait for nothing"
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 3 * 10**6), min_size=50, max_size=100))
+def test_batch_calls_take_a_bounded_share_and_never_starve(gaps: list[int]) -> None:
+    """Under an endless load of users, one batch call starts every 10 s, and not more."""
+    after, now, started = 10_000_000, 0, [0]
+    line = line_of(*(ticket(f"t{number}", number, "batch") for number in range(60)), ticket("a", 1), held=1)
+    for number, gap in enumerate(gaps):
+        now += gap
+        line, granted = rules.give(line, 1, next(iter(line.held)), 100, share=BatchShare(now, after))
+        if place(granted[0])[0] is Priority.BATCH:
+            assert now - started[-1] >= after
+            started.append(now)
+        else:
+            line, _, _ = rules.take(line, 1, 1000, ticket("a", 2 + number))
+        assert now - started[-1] <= after + gap, "it starts with the first permit that is free after 10 s"
+
+
+def test_the_weakest_priority_gives_way_in_a_full_queue() -> None:
+    queue = [ticket("a", 1), ticket("b", 2, "batch"), ticket("b", 3, "batch"), ticket("c", 4, "background")]
+    assert rules.displaced(sorted(queue), ticket("d", 5)) == queue[3]
+    assert rules.displaced(sorted(queue), ticket("d", 5, "batch")) == queue[3]
+    assert rules.displaced(sorted(queue[:3]), ticket("d", 5)) == queue[2]
+    assert rules.displaced(sorted(queue), ticket("d", 5, "background")) is None
+
+
+def test_the_estimate_follows_the_measured_time_and_is_unknown_without_one() -> None:
+    assert rules.estimated_seconds(0.0, 3, 2) is None
+    assert rules.estimated_seconds(4_000, 3, 2) == 6.0

@@ -22,7 +22,7 @@ from api.backends.failover import (
 )
 from api.errors import BackendsDrained, BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 from api.ports.telemetry import Telemetry
-from api.values import BackendHealth
+from api.values import BackendHealth, QueuePlace
 
 MODEL = "m"
 
@@ -121,7 +121,7 @@ class Bulkhead:
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
+        self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
         self.fake.asked.append((self.name, queues))
         if self.name in self.fake.full and not queues:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from api import cancellation as background
-from api.bulkhead.bulkhead_rules import AcquireResult, BulkheadPolicy, Taken
+from api.bulkhead.bulkhead_rules import AcquireResult, BulkheadPolicy, RenewedLeases, Taken
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
 from api.single_flight import fleet_flights as flights_following
 from api.single_flight.fleet_flights import FleetFlights, running_flights
@@ -21,6 +21,7 @@ class FaultyStore:
 
     def __init__(self) -> None:
         self.begun = {"follow": 0, "tend": 0}
+        self.renewed: Any = {}
 
     def _begin(self, what: str) -> None:
         self.begun[what] += 1
@@ -36,7 +37,7 @@ class FaultyStore:
 
     async def renew_leases(self, *held: Any) -> Any:
         self._begin("tend")
-        return {}
+        return self.renewed
 
     async def take(self, *who: str, queues: bool = True) -> Taken:
         return Taken(AcquireResult.GRANTED, "user acme 1 w 1")
@@ -57,6 +58,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_of_a_bulkhead() -> None:
     store: Any = FaultyStore()
+    store.renewed = RenewedLeases()
     bulkhead = FleetBulkhead("ollama", BulkheadPolicy(lease_ms=40), store, "w")
     async with kept_alive(bulkhead), bulkhead.permit("acme"):
         await wait_until_async(store.goes_on)

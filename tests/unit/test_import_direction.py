@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "api.ports": {"api.errors", "api.values"},
     "api.cancellation": {"api.errors"},
     "api.breaker": {"api.cancellation", "api.errors", "api.values"},
-    "api.bulkhead": {"api.cancellation", "api.errors", "api.ports"},
+    "api.bulkhead": {"api.cancellation", "api.errors", "api.ports", "api.values"},
     "api.single_flight": {"api.cancellation", "api.ports", "api.values", "api.errors"},
     "api.unicode_text": set(),
     "api.backends": {"api.cancellation", "api.ports", "api.values", "api.errors"},

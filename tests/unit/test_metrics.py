@@ -103,9 +103,9 @@ def test_every_telemetry_method_updates_its_metric(registry: CollectorRegistry, 
     metrics.breakers.rates("ollama", failure=25.0, slow=50.0)
     metrics.breakers.lost_probes("ollama", 2)
     metrics.breakers.store("ollama", local=True)
-    metrics.bulkhead_is("ollama", in_use=2, waiting=5, local=True)
+    metrics.bulkhead_is("ollama", in_use=2, waiting={"user": 5}, local=True)
     metrics.bulkhead_admitted("ollama", "user", 0.5)
-    metrics.bulkhead_rejected("ollama", "deadline")
+    metrics.bulkhead_rejected("ollama", "deadline", "batch")
 
     expected: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
         ("ragherd_generation_tokens_total", (("direction", "prompt"),)): 7,
@@ -133,10 +133,10 @@ def test_every_telemetry_method_updates_its_metric(registry: CollectorRegistry, 
         ("ragherd_circuitbreaker_lost_probes_total", (("name", "ollama"),)): 2,
         ("ragherd_circuitbreaker_store_local", (("name", "ollama"),)): 1,
         ("ragherd_bulkhead_in_use", (("name", "ollama"),)): 2,
-        ("ragherd_bulkhead_waiting", (("name", "ollama"),)): 5,
+        ("ragherd_bulkhead_waiting", (("name", "ollama"), ("priority", "user"))): 5,
         ("ragherd_bulkhead_store_local", (("name", "ollama"),)): 1,
         ("ragherd_bulkhead_wait_seconds_sum", (("name", "ollama"), ("priority", "user"))): 0.5,
-        ("ragherd_bulkhead_rejected_total", (("name", "ollama"), ("reason", "deadline"))): 1,
+        ("ragherd_bulkhead_rejected_total", (("name", "ollama"), ("priority", "batch"), ("reason", "deadline"))): 1,
     }
     assert {key: registry.get_sample_value(key[0], dict(key[1])) for key in expected} == expected
 

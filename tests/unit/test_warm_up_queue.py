@@ -12,6 +12,7 @@ import pytest
 from api.errors import BulkheadFull
 from api.ollama import backend_health as module
 from api.ollama.backend_health import Load, WarmUp
+from api.values import Priority, QueuePlace
 
 LOADS = (Load("text", "/api/generate", b"{}"), Load("vectors", "/api/embed", b"{}", "-embed"))
 
@@ -42,9 +43,9 @@ class FakeBulkhead:
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
+        self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
-        self.asked.append((tenant, background))
+        self.asked.append((tenant, place is not None and place.priority is Priority.BACKGROUND))
         if self.full:
             raise BulkheadFull("ollama", "queue_full", 1)
         await self.turn.wait()

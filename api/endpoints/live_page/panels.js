@@ -159,6 +159,7 @@ export function bulkheads(report) {
     ["Backend", (row) => row.name],
     ["In use", (row) => `${row.in_use} of ${row.limit}`, true],
     ["Waiting", (row) => `${row.waiting} of ${row.max_queue}`, true],
+    ["Batch", (row) => `${row.waiting_by_priority.batch}`, true],
     ["By tenant", (row) => (row.waiting_by_tenant === null ? "admins only" : Object.entries(row.waiting_by_tenant).map(([tenant, count]) => `${tenant} ${count}`).join(", ") || "–")],
     ["Served", (row) => number(row.served), true],
     ["Rejected", (row) => number(Object.values(row.rejected).reduce((total, count) => total + count, 0)), true],

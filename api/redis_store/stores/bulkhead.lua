@@ -3,14 +3,16 @@
 -- KEYS[1] zset  rag:bulkhead:{name}          ticket -> end of its lease (ms): the permits
 -- KEYS[2] zset  rag:bulkhead:{name}:queue    ticket -> 0: the queue, in byte order
 -- KEYS[3] zset  rag:bulkhead:{name}:waiting  ticket -> end of its lease (ms): the tickets in the queue that are alive
--- KEYS[4] hash  rag:bulkhead:{name}:stats    service_ms, user_turn, background_turn, counts
--- ARGV[1] limit and reserve: '8 2'   ARGV[2] lease_ms   ARGV[3] prefix of the workers' channels
+-- KEYS[4] hash  rag:bulkhead:{name}:stats    service_ms, <priority>_turn, batch_us (when a batch call last got a
+--                                            permit), counts
+-- ARGV[1] limit, reserve and batch_after_ms: '8 2 10000'   ARGV[2] lease_ms   ARGV[3] prefix of the workers' channels
 -- PUBLISH <prefix><worker>: 'granted <ticket>' or 'displaced <ticket>'
 
 local STATS_MS = 30 * 24 * 3600 * 1000
 local SMOOTHING = 0.1
-local limit, reserve = ARGV[1]:match('^(%d+) (%d+)$')
-limit, reserve = tonumber(limit), tonumber(reserve)
+local PRIORITIES = {'user', 'batch', 'background'}
+local limit, reserve, batch_after = ARGV[1]:match('^(%d+) (%d+) (%d+)$')
+limit, reserve, batch_after = tonumber(limit), tonumber(reserve), tonumber(batch_after) * 1000
 local lease, channel = tonumber(ARGV[2]), ARGV[3]
 local micros = now_us()
 local now = math.floor(micros / 1000)
@@ -54,18 +56,24 @@ local function drop_expired()
   for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do dequeue(ticket) end
 end
 
--- Returns the next ticket and its priority. Users go first, then the tenant after the last one served, then the oldest
--- ticket.
-local function next_ticket()
-  for _, priority in ipairs({'user', 'background'}) do
-    local turn = redis.call('HGET', KEYS[4], priority .. '_turn')
-    local first, past = '[' .. priority .. ' ', '(' .. priority .. '!'
-    local found = {}
-    if turn then
-      found = redis.call('ZRANGEBYLEX', KEYS[2], first .. turn .. '!', past, 'LIMIT', 0, 1)
-    end
-    if not found[1] then found = redis.call('ZRANGEBYLEX', KEYS[2], first, past, 'LIMIT', 0, 1) end
-    if found[1] then return found[1], priority end
+-- Returns the next ticket of a priority: that of the tenant after the last one served, and its oldest.
+local function next_of(priority)
+  local turn = redis.call('HGET', KEYS[4], priority .. '_turn')
+  local first, past = '[' .. priority .. ' ', '(' .. priority .. '!'
+  local found = {}
+  if turn then
+    found = redis.call('ZRANGEBYLEX', KEYS[2], first .. turn .. '!', past, 'LIMIT', 0, 1)
+  end
+  if not found[1] then found = redis.call('ZRANGEBYLEX', KEYS[2], first, past, 'LIMIT', 0, 1) end
+  return found[1]
+end
+
+-- Returns how many tickets of this priority and of higher ones wait.
+local function ahead(priority)
+  local found = 0
+  for _, kind in ipairs(PRIORITIES) do
+    found = found + redis.call('ZLEXCOUNT', KEYS[2], '[' .. kind .. ' ', '(' .. kind .. '!')
+    if kind == priority then return found end
   end
 end
 
@@ -73,11 +81,35 @@ end
 local function is_free(priority)
   if redis.call('ZCARD', KEYS[1]) >= limit then return false end
   if priority == 'user' or reserve == 0 then return true end
-  local background = 0
+  local behind = 0
   for _, ticket in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-    if ticket:sub(1, 11) == 'background ' then background = background + 1 end
+    if ticket:sub(1, 5) ~= 'user ' then behind = behind + 1 end
   end
-  return background < limit - reserve
+  return behind < limit - reserve
+end
+
+-- Returns the batch ticket that goes before users now, if any: it and all batch calls have waited for `batch_after`.
+local function overdue()
+  local due = micros - batch_after
+  if batch_after == 0 or tonumber(redis.call('HGET', KEYS[4], 'batch_us') or 0) > due then return end
+  local ticket = next_of('batch')
+  if ticket and tonumber(ticket:match('^%S+ %S+ (%d+)')) <= due and is_free('batch') then return ticket end
+end
+
+-- Returns the next ticket and its priority: the overdue batch ticket, then users first.
+local function next_ticket()
+  local found = overdue()
+  if found then return found, 'batch' end
+  for _, priority in ipairs(PRIORITIES) do
+    found = next_of(priority)
+    if found then return found, priority end
+  end
+end
+
+-- Grants a permit.
+local function grant(ticket, priority)
+  set_lease(KEYS[1], ticket)
+  if priority == 'batch' then note('batch_us', int(micros)) end
 end
 
 -- Grants free permits to waiting tickets. Returns these tickets.
@@ -88,7 +120,7 @@ local function grant_free()
     local ticket, priority = next_ticket()
     if not ticket or not is_free(priority) then break end
     dequeue(ticket)
-    set_lease(KEYS[1], ticket)
+    grant(ticket, priority)
     note(priority .. '_turn', ticket:match('^%S+ (%S+)'))
     notify('granted', ticket)
     granted[#granted + 1] = ticket
@@ -96,10 +128,43 @@ local function grant_free()
   return granted
 end
 
--- Estimates how long a call that arrives now would wait (ms).
-local function retry_after()
-  local service = tonumber(redis.call('HGET', KEYS[4], 'service_ms') or 0)
-  return math.ceil(service * (redis.call('ZCARD', KEYS[2]) + 1) / limit)
+local function service_ms() return tonumber(redis.call('HGET', KEYS[4], 'service_ms') or 0) end
+
+-- Returns the queued tickets' positions, from 1: tenants take turns within each priority. Linear in the queue.
+local function positions()
+  local lines, order, found = {}, {}, {}
+  for _, ticket in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    local place, priority = ticket:match('^((%S+) %S+)')
+    if not lines[place] then
+      lines[place] = {}
+      order[priority] = order[priority] or {}
+      order[priority][#order[priority] + 1] = place
+    end
+    lines[place][#lines[place] + 1] = ticket
+  end
+  local before = 0
+  for _, priority in ipairs(PRIORITIES) do
+    local turn = redis.call('HGET', KEYS[4], priority .. '_turn')
+    local first, served, turns, passed = '[' .. priority .. ' ', 0, {}, {}
+    if turn then served = redis.call('ZLEXCOUNT', KEYS[2], first, '(' .. priority .. ' ' .. turn .. '!') end
+    for _, place in ipairs(order[priority] or {}) do  -- those up to the tenant served last come at the end
+      local into = served > 0 and passed or turns
+      into[#into + 1] = lines[place]
+      served = served - #lines[place]
+    end
+    for _, line in ipairs(passed) do turns[#turns + 1] = line end
+    local round = 1
+    while #turns > 0 do
+      local remaining = {}
+      for _, line in ipairs(turns) do
+        before = before + 1
+        found[line[round]] = before
+        if line[round + 1] then remaining[#remaining + 1] = line end
+      end
+      turns, round = remaining, round + 1
+    end
+  end
+  return found
 end
 
 -- name: take
@@ -110,8 +175,8 @@ end
 local priority, tenant, max_queue = ARGV[4], ARGV[5], tonumber(ARGV[8])
 local ticket = string.format('%s %s %s %s %s', priority, tenant, int(micros), ARGV[6], ARGV[7])
 
--- The ticket that this one may displace from a full queue: the newest of the tenant that has the most tickets,
--- background work first.
+-- The ticket that this one may displace from a full queue: the newest of the tenant that has the most tickets, of the
+-- weakest priority.
 local function displaced()
   local counts, newest, order = {}, {}, {}
   for _, waiting in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
@@ -130,35 +195,35 @@ local function displaced()
     end
     return found
   end
-  local background = priority == 'user' and longest('background')
-  if background then return newest[background] end
+  for i = #PRIORITIES, 1, -1 do
+    if PRIORITIES[i] == priority then break end
+    local weaker = longest(PRIORITIES[i])
+    if weaker then return newest[weaker] end
+  end
   local most = longest(priority)
   local own = counts[priority .. ' ' .. tenant] or 0
   if most and counts[most] > own + 1 then return newest[most] end
 end
 
--- Returns whether a ticket in the queue comes first. While a permit is free, only background work waits.
-local function is_behind()
-  if priority ~= 'user' then return redis.call('ZCARD', KEYS[2]) > 0 end
-  return #redis.call('ZRANGEBYLEX', KEYS[2], '[user ', '(user!', 'LIMIT', 0, 1) > 0
-end
-
 drop_expired()
 grant_free()
-if not is_behind() and is_free(priority) then
-  set_lease(KEYS[1], ticket)
+local before = ahead(priority)
+if before == 0 and is_free(priority) then
+  grant(ticket, priority)
   return {1, ticket, 0}
 end
-local wait = retry_after()
+local wait = math.ceil(service_ms() * (before + 1) / limit)
 if max_queue < 0 then return {0, '', wait} end
 if redis.call('ZCARD', KEYS[2]) >= max_queue then
   local victim = displaced()
   if not victim then
     count('rejected_queue_full', 1)
+    count('rejected_' .. priority, 1)
     return {0, '', wait}
   end
   dequeue(victim)
   count('rejected_displaced', 1)
+  count('rejected_' .. victim:match('^%S+'), 1)
   notify('displaced', victim)
 end
 enqueue(ticket)
@@ -174,19 +239,23 @@ for i = 4, #ARGV, 3 do
   redis.call('ZREM', KEYS[1], ticket)
   dequeue(ticket)
   if held >= 0 then
-    local service = tonumber(redis.call('HGET', KEYS[4], 'service_ms') or 0)
+    local service = service_ms()
     if service > 0 then held = service + (held - service) * SMOOTHING end
     note('service_ms', string.format('%.3f', held))
     count('served', 1)
   end
-  if reason ~= '' then count('rejected_' .. reason, 1) end
+  if reason ~= '' then
+    count('rejected_' .. reason, 1)
+    count('rejected_' .. ticket:match('^%S+'), 1)
+  end
 end
 return grant_free()
 
 -- name: renew
 -- Renews or restores the leases of one worker's tickets, then grants what expired leases left free.
 -- ARGV[4..]: number of its permits, their tickets, its tickets in the queue
--- Returns the tickets that now have a permit, including queued ones that already had one.
+-- Returns {tickets that now have a permit, including queued ones that already had one; service_ms; the positions of
+-- the tickets in the queue, 0 for one with a permit}
 local held = tonumber(ARGV[4])
 for i = 5, 4 + held do set_lease(KEYS[1], ARGV[i]) end
 local granted = {}
@@ -201,7 +270,12 @@ for i = 5 + held, #ARGV do
 end
 drop_expired()
 for _, ticket in ipairs(grant_free()) do granted[#granted + 1] = ticket end
-return granted
+local places = {}
+if #ARGV > 4 + held then
+  local found = positions()
+  for i = 5 + held, #ARGV do places[#places + 1] = found[ARGV[i]] or 0 end
+end
+return {granted, math.ceil(service_ms()), places}
 
 -- name: read
 -- Reads the whole bulkhead at one moment. Changes nothing.

@@ -18,7 +18,7 @@ from api.bulkhead.bulkhead_rules import (
     BulkheadPolicy,
     BulkheadReading,
     PermitReturn,
-    Priority,
+    RenewedLeases,
     Taken,
     Wake,
     tenant_field,
@@ -26,6 +26,7 @@ from api.bulkhead.bulkhead_rules import (
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import Reader, messages, script
+from api.values import Priority
 
 
 class RedisBulkheadStore:
@@ -50,7 +51,8 @@ class RedisBulkheadStore:
         self._max_queue = policy.max_queue
         channel = keys.bulkhead_channel(name, "")
         self._channel = channel + worker
-        self._common = (f"{policy.limit} {policy.reserve}", policy.lease_ms, channel)
+        limits = f"{policy.limit} {policy.reserve} {round(policy.batch_after * 1000)}"
+        self._common = (limits, policy.lease_ms, channel)
         self._take = self._script("take")
         self._give = self._script("give")
         self._renew = self._script("renew")
@@ -75,13 +77,12 @@ class RedisBulkheadStore:
         items = (field for item in returns for field in (item.ticket, item.held_ms, item.reason or ""))
         return _texts(await self._run(self._give, *items))
 
-    async def renew_leases(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
-        """Renews this worker's tickets: those with a permit, and those in the queue.
-
-        Returns the tickets that now have a permit.
-        """
-        own = list(held)
-        return _texts(await self._run(self._renew, len(own), *own, *waiting))
+    async def renew_leases(self, held: Iterable[str], waiting: Iterable[str]) -> RenewedLeases:
+        """Renews this worker's tickets: those with a permit, and those in the queue."""
+        own, queued = list(held), list(waiting)
+        granted, service_ms, places = await self._run(self._renew, len(own), *own, *queued)
+        positions = {ticket: number for ticket, number in zip(queued, places, strict=True) if number}
+        return RenewedLeases(_texts(granted), positions, service_ms)
 
     async def read(self) -> BulkheadReading:
         """Reads the permits in use, the queue and the statistics at one moment."""

@@ -1,12 +1,13 @@
 -- Single flight: one worker generates an answer (the leader), others receive it through Redis (the followers).
 -- A scope and a digest identify a flight:
---   hash    rag:flight:{<scope>:<digest>}          leader, fence, began_ms, asked_ms;
+--   hash    rag:flight:{<scope>:<digest>}          leader, fence, began_ms, asked_ms, priority;
 --                                                  follower:<worker> -> end of its lease (ms)
 --   stream  rag:flight:{<scope>:<digest>}:words    what the leader has published: fence, body
 --   hash    rag:flight:{<scope>:<digest>}:refresh  leader, fence, began_ms: the exclusive lead of a refresh
 --   hash    rag:cache:<scope>:<digest>             the stored answer; this feature only reads it
 -- A lead's fence is unique: the time it began (us) and the worker.
--- PUBLISH <prefix><worker>: 'more <flight>' to a follower; 'followed <flight>' or 'left <flight>' to the leader
+-- PUBLISH <prefix><worker>: 'more <flight>' to a follower; 'followed <flight>', 'left <flight>' or 'promoted <flight>'
+-- (a user follows a batch flight) to the leader
 
 local micros = now_us()
 local now = math.floor(micros / 1000)
@@ -43,22 +44,25 @@ end
 -- Takes the lead of a flight that has no leader; otherwise becomes a follower, or renews that.
 -- KEYS[1] hash the flight   KEYS[2] hash the stored answer
 -- ARGV: worker, lease_ms, channel prefix, <scope>:<digest>, asked_ms (0: ignore the stored answer),
---       not_before_ms: ignore a leader that asked then or earlier, since its answer has been invalidated
+--       not_before_ms: ignore a leader that asked then or earlier, since its answer has been invalidated,
+--       priority
 -- Returns {'lead' | 'follow' | 'stored', fence, and for a follower the end of its lease, different each time}
 local flight, worker, lease = KEYS[1], ARGV[1], tonumber(ARGV[2])
-local asked, not_before = tonumber(ARGV[5]), tonumber(ARGV[6])
+local asked, not_before, priority = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 if asked > 0 and tonumber(redis.call('HGET', KEYS[2], 'created_ms') or 0) >= asked then return {'stored', ''} end
-local leader, fence, begun = unpack(redis.call('HMGET', flight, 'leader', 'fence', 'asked_ms'))
+local leader, fence, begun, led_as = unpack(redis.call('HMGET', flight, 'leader', 'fence', 'asked_ms', 'priority'))
 local outdated = not_before > 0 and tonumber(begun or 0) <= not_before
 if leader and leader ~= worker and not outdated then
   local last = tonumber(redis.call('HGET', flight, FOLLOWER .. worker) or 0)
   local lease_end = int(math.max(now + lease, last + 1))
   redis.call('HSET', flight, FOLLOWER .. worker, lease_end)
   redis.call('PUBLISH', ARGV[3] .. leader, 'followed ' .. ARGV[4])
+  if priority == 'user' and led_as == 'batch' then redis.call('PUBLISH', ARGV[3] .. leader, 'promoted ' .. ARGV[4]) end
   return {'follow', fence, lease_end}
 end
 fence = int(micros) .. '-' .. worker
-redis.call('HSET', flight, 'leader', worker, 'fence', fence, 'began_ms', int(now), 'asked_ms', int(asked))
+redis.call('HSET', flight, 'leader', worker, 'fence', fence, 'began_ms', int(now), 'asked_ms', int(asked),
+  'priority', priority)
 redis.call('HDEL', flight, FOLLOWER .. worker)
 redis.call('PEXPIRE', flight, lease)
 return {'lead', fence}

@@ -18,7 +18,7 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import Reader, Signals, messages, script
 from api.single_flight.flight import KEPT_MS, LEASE_MS, FlightMessage, FlightRole, Joined, Record, RenewableClaim
-from api.values import FlightKey
+from api.values import FlightKey, Priority
 
 
 class RedisFlightStore:
@@ -61,15 +61,17 @@ class RedisFlightStore:
         """The claim under which the cache stores the leader's answer; no I/O."""
         return Claim(self._keys.flight(*key)[0], fence)
 
-    async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
+    async def join(
+        self, key: FlightKey, asked_ms: int, not_before_ms: int, priority: Priority = Priority.USER
+    ) -> Joined:
         """Takes the lead of a flight, becomes a follower, or finds the answer already stored.
 
         `asked_ms`: when the cache had no answer (0: ignore stored answers). A leader that asked at `not_before_ms` or
-        earlier is replaced: its answer has been invalidated since.
+        earlier is replaced: its answer has been invalidated since. A user who follows a batch flight promotes it.
         """
         keys = [self._keys.flight(*key)[0], self._keys.cache_entry(*key)]
-        moments = (asked_ms, not_before_ms)
-        reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, ":".join(key), *moments)
+        asks = (asked_ms, not_before_ms, priority)
+        reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, ":".join(key), *asks)
         assert isinstance(reply, list)
         verdict, fence, *place = (part.decode() for part in reply)
         return Joined(FlightRole(verdict), fence, *place)
