@@ -127,6 +127,15 @@ async def test_a_limit_on_latency_is_a_criterion(serve: Service) -> None:
     assert "60 requests in" in result.stdout
 
 
+async def test_a_load_can_wait_behind_interactive_questions(serve: Service) -> None:
+    client = await serve(access={"api_keys": "jobs=key-of-the-jobs", "batch_keys": "key-of-the-jobs"})
+    load = ("--requests", "2", "--top-k", "0", "--priority")
+    assert (await run(client, *load, "batch", key="key-of-the-jobs")).exit_code == 0
+    refused = await run(client, *load, "interactive", key="key-of-the-jobs")
+    assert refused.exit_code == 1
+    assert "The key is limited to batch priority." in refused.output
+
+
 async def test_a_request_that_takes_too_long_is_a_timeout(serve: Service, stub: StubOllama) -> None:
     client = await serve()
     stub.behaviour(delay=30.0, path="/api/chat")

@@ -96,6 +96,28 @@ async def test_ask_takes_the_question_from_standard_input_and_prints_json(serve:
     assert afresh["cache"]["status"] == "bypass"
 
 
+async def test_a_batch_question_shows_its_place_while_it_waits(serve: Service, stub: StubOllama) -> None:
+    client = await serve(bulkhead={"max_concurrent": 1})
+    stub.behaviour(mode="hang", path="/api/chat")
+    holding = asyncio.create_task(client.post("/query", json={"question": "Who has the permit?"}))
+    command = asyncio.create_task(run(client, "ask", "Who waits?", "--priority", "batch"))
+
+    async def waits() -> bool:
+        figures = (await client.get("/api/bulkhead/metrics")).json()
+        return bool(figures["waiting_by_priority"]["batch"])
+
+    await wait_until_async(waits)
+    body, batch = {"question": "Who waits longer?", "stream": True}, {"X-Ragherd-Priority": "batch"}
+    async with client.stream("POST", "/query", json=body, headers=batch) as stream:  # begins when both know their place
+        stub.behaviour("ok")
+        stub.break_connections()
+        await stream.aread()
+    await holding
+    result = await command
+    assert (result.exit_code, result.stdout) == (0, "echo: Who waits?\n")
+    assert result.stderr.startswith("waiting: position 1\n")
+
+
 async def test_a_failed_answer_exits_with_1_and_its_reason(serve: Service, stub: StubOllama) -> None:
     client = await serve()
     nothing = await run(client, "ask", "Who?", "--cache", "only-if-cached")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +14,7 @@ from api.bulkhead import bulkhead_rules as rules
 from api.bulkhead.bulkhead_rules import (
     AcquireResult,
     BatchShare,
+    BulkheadPolicy,
     BulkheadReading,
     WaitQueue,
     local_ticket,
@@ -18,7 +23,10 @@ from api.bulkhead.bulkhead_rules import (
     tenant_field,
     tenant_of,
 )
-from api.values import Priority
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.errors import StoreUnavailable
+from api.values import Priority, QueuePlace
+from tests.support.waiting import wait_until_async
 
 LIMIT, MAX_QUEUE = 2, 4
 
@@ -236,3 +244,42 @@ def test_the_weakest_priority_gives_way_in_a_full_queue() -> None:
 def test_the_estimate_follows_the_measured_time_and_is_unknown_without_one() -> None:
     assert rules.estimated_seconds(0.0, 3, 2) is None
     assert rules.estimated_seconds(4_000, 3, 2) == 6.0
+
+
+class NoRedis:
+    """A store that cannot be reached."""
+
+    async def take(self, *_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("no Redis here")
+
+    give = renew_leases = read = take
+
+
+async def called(bulkhead: FleetBulkhead, name: str, place: QueuePlace, served: list[str]) -> None:
+    async with bulkhead.permit("acme", place=place):
+        served.append(name)
+
+
+async def test_without_redis_the_same_order_positions_and_promotion_hold() -> None:
+    bulkhead = FleetBulkhead("ollama", BulkheadPolicy(limit=1), NoRedis(), "w")  # type: ignore[arg-type]
+    places = [QueuePlace(kind) for kind in (Priority.BATCH, Priority.BATCH, Priority.USER)]
+    served: list[str] = []
+    async with bulkhead.permit("acme"):
+        calls = []
+        for name, place_in_queue in zip(("first", "second", "user"), places, strict=True):
+            calls.append(asyncio.create_task(called(bulkhead, name, place_in_queue, served)))
+            await wait_until_async(partial(is_waiting, bulkhead, len(calls)))
+        await bulkhead.renew_leases()
+        assert [one.position for one in places] == [2, 3, 1]
+        places[1].promote()
+        await bulkhead.renew_leases()
+        assert bulkhead.waiting_by_priority == {"user": 2, "batch": 1, "background": 0}
+        assert [one.position for one in places] == [3, 1, 2], "it asked before the user"
+    await asyncio.gather(*calls)
+    assert served == ["second", "user", "first"]
+    assert (bulkhead.in_use, bulkhead.waiting) == (0, 0)
+    await bulkhead.aclose()
+
+
+async def is_waiting(bulkhead: FleetBulkhead, calls: int) -> bool:
+    return bulkhead.waiting == calls
