@@ -379,7 +379,11 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self._local = None
         self.view.adopt(reading.position, ticket)
         self.view.reading = reading
-        self._adopt_drain(reading.breaker.drained)
+        if self.drained and reading.breaker.drained is None:  # Redis lost its data (FLUSHALL)
+            with suppress(StoreUnavailable):
+                await self.store.drain(self._address, self._worker, restores=True)
+            return
+        self._adopt_drain(reading.breaker.drained or "")
 
     def _adopt_drain(self, address: str) -> None:
         """A drain counts only for the URL that was drained: a changed OLLAMA_BASE_URL may give the name to another."""

@@ -93,8 +93,8 @@ class BreakerState:
     reason: str = ""
     by: str = ""
     last_failure_ms: int = 0
-    drained: str = ""
-    """URL of the backend if an admin has drained it, else empty."""
+    drained: str | None = None
+    """URL of the backend if an admin has drained it, empty once it is resumed. None if nothing is known of a drain."""
     drained_ms: int = 0
     totals: Totals = field(default_factory=Totals)
     window: Mapping[tuple[int, CallOutcome], int] = field(default_factory=dict)
@@ -215,8 +215,11 @@ class BreakerStore(Protocol):
     async def override(self, action: Override, by: str) -> Position:
         """Starts or ends an operator's override."""
 
-    async def drain(self, address: str, by: str) -> None:
-        """Stores that the backend at `address` is drained; empty: that it is not. Repeating it changes nothing."""
+    async def drain(self, address: str, by: str, *, restores: bool = False) -> None:
+        """Stores that the backend at `address` is drained; empty: that it is not. Repeating it changes nothing.
+
+        `restores`: only if the store lost what it knew.
+        """
 
     async def history(self, limit: int, since_ms: int = 0) -> list[Transition]:
         """Transitions, newest first."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import orjson
 import structlog
@@ -24,6 +24,16 @@ from api.ollama.models import KnownDigests, OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
 from api.ports.coordination import Bulkhead, HealthStore, LeaderLease
 from api.values import BackendHealth, Priority, QueuePlace
+
+
+class SharedSpeeds(Protocol):
+    """How fast one backend reads prompts, as far as this worker knows: seconds per token by model."""
+
+    def take_unsent(self) -> Mapping[str, float]:
+        """What was learned since the last call."""
+
+    def adopt(self, shared: Mapping[str, float]) -> None:
+        """Takes over what other workers know."""
 
 
 class BackendWatch:
@@ -50,6 +60,8 @@ class BackendWatch:
         self.digests = digests
         self.known: dict[str, BackendHealth] = {}
         """The last known health of each backend."""
+        self.speeds: Mapping[str, SharedSpeeds] = {}
+        """How fast each backend reads prompts. The fleet shares them."""
         self._left = False
 
     async def look(self) -> None:
@@ -65,6 +77,8 @@ class BackendWatch:
             with suppress(StoreUnavailable):  # keep what is known
                 self._learn(await self._board.read())
                 await self._read_digests()
+        with suppress(StoreUnavailable):
+            await self._share_speeds()
 
     async def begin(self) -> None:
         """Learns the digests of the models' weights from the backends or, if one does not answer, from the fleet.
@@ -73,6 +87,7 @@ class BackendWatch:
         """
         with suppress(StoreUnavailable):
             await self._read_digests()
+            await self._share_speeds()
         found = await asyncio.gather(*(models.health() for models in self._models.values()))
         for name, health in zip(self._models, found, strict=True):
             if health.reachable:
@@ -87,6 +102,11 @@ class BackendWatch:
     async def _read_digests(self, *, early: bool = False) -> None:
         for name in self._models:
             self.digests.learn(name, await self._board.digests(name, early=early))
+
+    async def _share_speeds(self) -> None:
+        shared = await self._board.share_speeds({name: one.take_unsent() for name, one in self.speeds.items()})
+        for name, speeds in self.speeds.items():
+            speeds.adopt(shared.get(name, {}))
 
     async def leave(self) -> None:
         """Stops probing and releases the lease, so that another worker probes."""

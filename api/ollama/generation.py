@@ -151,10 +151,14 @@ MODELS: Final = 64
 
 
 class ReadingSpeeds:
-    """How long one backend takes to read prompts, by model: the slowest of the latest readings that it reported."""
+    """How long one backend takes to read prompts, by model: the slowest of the latest readings that it reported.
+
+    The fleet shares them, so that a new worker knows how long a long prompt may take.
+    """
 
     def __init__(self) -> None:
         self._seconds_per_token: dict[str, float] = {}
+        self._unsent: set[str] = set()
 
     def learn(self, model: str, end: GenerationEnd) -> None:
         """Notes what Ollama reports about one prompt."""
@@ -164,8 +168,20 @@ class ReadingSpeeds:
         measured = end.prompt_eval_duration / tokens
         known = self._seconds_per_token.pop(model, 0.0)
         self._seconds_per_token[model] = max(measured, known + (measured - known) * FADING)
+        self._unsent.add(model)
         while len(self._seconds_per_token) > MODELS:
             del self._seconds_per_token[next(iter(self._seconds_per_token))]
+
+    def take_unsent(self) -> dict[str, float]:
+        """Returns what was learned since the last call of this method, in seconds per token by model."""
+        unsent, self._unsent = self._unsent, set()
+        return {model: self._seconds_per_token[model] for model in unsent if model in self._seconds_per_token}
+
+    def adopt(self, shared: Mapping[str, float]) -> None:
+        """Takes over what other workers know of models that this one has not asked yet."""
+        for model, seconds in shared.items():
+            if model not in self._seconds_per_token and len(self._seconds_per_token) < MODELS:
+                self._seconds_per_token[model] = seconds
 
     def seconds(self, model: str, tokens: int) -> float:
         """Returns the seconds to allow for a prompt of so many tokens; 0 if it takes less than a second."""
@@ -242,13 +258,19 @@ DRAIN: Final = 0.25
 class OllamaModel:
     """Implements `ports.LanguageModel` over one Ollama."""
 
-    def __init__(self, pool: OllamaPool, deadlines: Deadlines, pinned: Pinned | None = None) -> None:
+    def __init__(
+        self,
+        pool: OllamaPool,
+        deadlines: Deadlines,
+        pinned: Pinned | None = None,
+        speeds: ReadingSpeeds | None = None,
+    ) -> None:
         self._pool = pool
         self._deadlines = deadlines
         pinned = pinned or Pinned()
         self._options, self._keep_alive = pinned.options, pinned.keep_alive_field
         self._models = OllamaModels(pool)
-        self._speeds = ReadingSpeeds()
+        self._speeds = speeds or ReadingSpeeds()
 
     def reading_seconds(self, request: GenerationRequest) -> float:
         """Returns the seconds to allow for reading the prompt, at the speed that this backend has reported."""

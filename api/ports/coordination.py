@@ -119,6 +119,9 @@ class HealthStore(Protocol):
 
     async def digests(self, name: str, *, early: bool = False) -> Mapping[str, str]: ...
 
+    async def share_speeds(self, learned: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
+        """Publishes the seconds per prompt token by backend and model, and returns what the fleet knows."""
+
 
 class Attempt(Protocol):
     """One admitted call. The caller reports its outcome exactly once."""

@@ -302,6 +302,10 @@ class Keys:
         """The lease to probe the backends."""
         return f"{self.prefix}prober"
 
+    def speeds(self, backend: str) -> str:
+        """How fast a backend reads prompts, by model."""
+        return f"{self._tagged('speeds', FLEET)}{backend}"
+
     def backend(self, name: str) -> str:
         """The result of the last probe of a backend."""
         return f"{self._tagged('backend', FLEET)}{name}"

@@ -20,7 +20,7 @@ from api.observability.metrics import Metrics
 from api.observability.worker_facts import BackendFacts
 from api.ollama.backend_health import BackendWatch, WarmUp, load_embedder, load_llm
 from api.ollama.embedding import OllamaEmbedder, OllamaEmbeddingModel
-from api.ollama.generation import Deadlines, OllamaModel
+from api.ollama.generation import Deadlines, OllamaModel, ReadingSpeeds
 from api.ollama.models import KnownDigests, OllamaCatalog, OllamaModels, Pinned
 from api.ollama.pool import OllamaPools, PoolLimits, open_pools
 from api.ports.coordination import Bulkhead
@@ -86,6 +86,7 @@ class WorkerBackends:
         )
         self.fleet_retries = FleetRetries(client, self._keys, pools.retries)
         self.facts = BackendFacts(pools, self.watch.known.get, metrics, self._places, self.is_drained)
+        self.watch.speeds = self._speeds = {name: ReadingSpeeds() for name in pools}
 
     async def reachable(self) -> bool:
         """Returns whether any backend answers now."""
@@ -151,7 +152,7 @@ class WorkerBackends:
         )
         members: list[Backend[LanguageModel]] = []
         for name, pool in self._pools.items():
-            model = OllamaModel(pool, deadlines, self._pinned)
+            model = OllamaModel(pool, deadlines, self._pinned, self._speeds[name])
             member = self._member(name, name, self._tracing.language_model(model, pool.base_url))
             member.overdue = OverdueCalls(name, model, self.breakers[name], deadlines.first_token, telemetry)
             members.append(member)

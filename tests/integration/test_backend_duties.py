@@ -13,7 +13,7 @@ from api.ollama.pool import RESERVE, RetryBudget
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.fleet import FleetRetries, RedisLeaderLease
+from api.redis_store.stores.fleet import MAX_SPEEDS, BackendHealthStore, FleetRetries, RedisLeaderLease
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, make_settings, running_service
 from tests.support.waiting import wait_until_async
@@ -150,3 +150,35 @@ async def _loaded(stub: StubOllama) -> bool:
 async def _is_another(redis: Redis, first: bytes | str | None) -> bool:
     now = await redis.get("rag:prober")
     return now is not None and now != first
+
+
+async def test_the_reading_speed_is_shared_bounded_and_of_one_machine(redis: Redis, redis_url: str) -> None:
+    async with short_commands(RedisAddress(redis_url, 1.0, 1.0, 4)) as client:
+        gate = HealthGatedRedis(client, 4)
+        await gate.check()
+        urls = {"ollama": "http://a:1", "ollama-2": "http://b:1"}
+        first, second = (BackendHealthStore(gate, Keys(), urls, worker) for worker in ("one", "two"))
+        assert await first.share_speeds({"ollama": {"m:7b": 0.02}, "ollama-2": {}}) == {"ollama": {"m:7b": 0.02}}
+        assert await second.share_speeds({"ollama": {}, "ollama-2": {}}) == {"ollama": {"m:7b": 0.02}}
+        assert 0 < await redis.pttl("rag:speeds:ollama") <= 24 * 3600 * 1000
+        moved = BackendHealthStore(gate, Keys(), {"ollama": "http://c:1"}, "three")
+        assert await moved.share_speeds({"ollama": {}}) == {}
+        many = {f"m{number}": 1.0 for number in range(MAX_SPEEDS + 1)}
+        await first.share_speeds({"ollama": many})
+        assert await second.share_speeds({"ollama": {}, "ollama-2": {}}) == {}
+
+
+async def test_a_new_worker_knows_how_fast_a_backend_reads(serve: Service, stub: StubOllama, redis: Redis) -> None:
+    stub.behaviour(read_pace=0.02)
+    question = {"question": " ".join(["word"] * 60)}
+    impatient = {**QUICK, "ollama_first_token_timeout": 0.5}
+    patient = await serve(ollama=QUICK)
+    assert (await patient.post("/query", json=question)).status_code == 200
+
+    async def is_shared() -> bool:
+        return bool(await redis.hget("rag:speeds:ollama", "model:llama3.2"))
+
+    await wait_until_async(is_shared)
+    no_cache = {"Cache-Control": "no-cache"}
+    knows = await serve(ollama=impatient)
+    assert (await knows.post("/query", json=question, headers=no_cache)).status_code == 200

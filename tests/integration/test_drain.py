@@ -225,6 +225,28 @@ async def without_redis(client: httpx.AsyncClient) -> bool:
     return not (await client.get("/health")).json()["database"]
 
 
+async def test_a_drain_survives_flushall_and_a_resume_does_not_come_undone(
+    serve: Service, both: dict[str, Any], redis: Redis
+) -> None:
+    workers = [await serve(ollama=both), await serve(ollama=both)]
+    await post(workers[0], "ollama-2")
+    await until_drained(workers[1], "ollama-2")
+    await redis.flushall()
+
+    async def is_restored() -> bool:
+        return bool(await redis.hget("rag:cb:{ollama-2}", "drained"))
+
+    await wait_until_async(is_restored)
+    for worker in (*workers, await serve(ollama=both)):
+        await until_drained(worker, "ollama-2")
+    await post(workers[1], "ollama-2", "resume")
+    for worker in workers:
+        await until_drained(worker)
+    await redis.flushall()
+    await asyncio.gather(*(asked(worker, range(2)) for worker in workers))
+    assert [await drained(worker) for worker in workers] == [[], []]
+
+
 async def test_a_name_that_has_another_url_now_is_not_drained(
     redis: Redis, redis_url: str, stub: StubOllama, other: StubOllama
 ) -> None:

@@ -98,7 +98,7 @@ async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
         r"|[0-9a-f]{32}|(vote|label):[0-9a-f]{16}"  # request IDs, voters
         r"|(queries|hits|latency|errors|tokens|rejected|pool|bulkhead|variants):.+|\d\d"  # of a minute, its number
         r"|at:trial|(control|other):(queries|hits|latency|tokens|group):.+"  # of an experiment
-        r"|(tenant|question|source|corpus|error|follower|last_evicted|(rag|mine):cache):.+|[^ ]+:latest"
+        r"|(tenant|question|source|corpus|error|follower|last_evicted|model|(rag|mine):cache):.+|[^ ]+:latest"
     )
     assert [name for name in unlisted if not re.fullmatch(made_up, name)] == [], key
 
@@ -166,6 +166,7 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
         "rag:stats:retries",
         "rag:warmup:ollama",
         "rag:prober",
+        "rag:speeds:ollama",
     )
     for key in (*written_soon, "rag:backend:ollama"):
         await wait_until_async(partial(redis.exists, key))

@@ -47,7 +47,7 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
         [keys.verifier, keys.verifier_model("e"), keys.upload("token")],
         keys.cache_warm_up("job"),
         [keys.worker("one"), keys.worker("other"), keys.workers, keys.corpus_schema],
-        [keys.backend("ollama"), keys.backend("ollama-2"), keys.digests("ollama")],
+        [keys.backend("ollama"), keys.backend("ollama-2"), keys.digests("ollama"), keys.speeds("ollama")],
         keys.breaker("ollama"),
         keys.bulkhead("ollama"),
         [keys.labels, keys.labels_of(scope), keys.labelled_pairs],

@@ -182,6 +182,7 @@ def key_patterns() -> set[str]:
         *(keys.experiments, *keys.experiment("<experiment>")),
         keys.embedder("<model>"),
         keys.prober,
+        keys.speeds("<name>"),
         keys.backend("<name>"),
         keys.digests("<name>"),
         keys.warm_up("<name>"),
@@ -234,6 +235,7 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         ),
         *(part.invalidated, part.index_uses, part.index("<embedder>", "<algorithm>")),
         *(keys.document("<document>"), keys.chunk("<embedder>", "<document>", "<revision>", "<number>")),  # type: ignore[arg-type]
+        keys.speeds("<name>"),
         *(keys.chunk_index("<embedder>"), keys.corpus("<owner>"), keys.corpus_documents("<owner>")),
         *(keys.corpus_work, keys.corpus_state, keys.upload("<token>"), *keys.cache_warm_up("<job>")),
         *(keys.corpus_embedders, keys.embedding_lease("<embedder>"), keys.corpus_schema),
@@ -267,7 +269,7 @@ def test_key_patterns_covers_every_key_method() -> None:
         *("embedding_lease", "upload", "corpus_schema", "corpus_embedders", "cache_deleted"),
         "chunk_indexes",  # what the names of the indexes over chunks begin with
         "probe",  # never exists
-        *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
+        *("flight", "condensed", "digests", "speeds", "flight_channel", "bulkhead_channel"),
         *("served", "recent", "served_count"),
     }
     assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {

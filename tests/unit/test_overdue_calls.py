@@ -49,6 +49,20 @@ def test_a_prompt_whose_beginning_ollama_has_kept_does_not_make_the_backend_look
     assert speeds.seconds("m", 1000) == pytest.approx(2.0, rel=0.01)
 
 
+def test_another_worker_adopts_what_this_one_has_learned() -> None:
+    speeds, new = ReadingSpeeds(), ReadingSpeeds()
+    speeds.learn("m", read(100, 2.0))
+    assert speeds.take_unsent() == {"m": 0.02}
+    assert speeds.take_unsent() == {}
+    new.learn("known", read(100, 1.0))
+    new.adopt({"m": 0.02, "known": 5.0})
+    assert new.seconds("m", 1000) == pytest.approx(20.0)
+    assert new.seconds("known", 1000) == pytest.approx(10.0), "what it measured itself counts"
+    assert new.take_unsent() == {"known": 0.01}, "what others know is not sent again"
+    new.adopt({str(number): 1.0 for number in range(2 * MODELS)})
+    assert new.seconds(str(2 * MODELS - 1), 1000) == 0.0, "bounded"
+
+
 def test_what_says_nothing_about_the_speed_is_ignored_and_few_models_are_remembered() -> None:
     speeds = ReadingSpeeds()
     speeds.learn("m", read(15, 60.0))

@@ -242,19 +242,18 @@ end
 return {position(s, now)}
 
 -- name: drain
--- Marks the backend as drained, or no longer. The state, the epoch and the counts stay as they are.
--- ARGV: address of the backend, or '' to resume it; who
+-- Marks the backend as drained, or no longer. The state, the epoch and the counts stay as they are. Once a backend has
+-- been drained the field `drained` stays, so that its absence means lost data (FLUSHALL): then a worker that knows of
+-- the drain restores it.
+-- ARGV: address of the backend, or '' to resume it; who; 1 to restore a drain that was lost, else 0
 -- Returns 1 if that changed something, else 0.
 local address, by = ARGV[1], ARGV[2]
 local now = now_ms()
 local s = load_state(now)
-local before = redis.call('HGET', KEYS[1], 'drained') or ''
-if before == address then return 0 end
-if address == '' then
-  redis.call('HDEL', KEYS[1], 'drained', 'drained_ms')
-else
-  redis.call('HSET', KEYS[1], 'drained', address, 'drained_ms', int(now))
-end
+local before = redis.call('HGET', KEYS[1], 'drained')
+if before == address or (ARGV[3] == '1' and before) then return 0 end
+redis.call('HSET', KEYS[1], 'drained', address, 'drained_ms', address == '' and '0' or int(now))
+if not before and address == '' then return 0 end
 redis.call('XADD', KEYS[4], 'MAXLEN', '~', LOG_LENGTH, '*', 'from', s.state, 'to', s.state,
   'reason', address == '' and 'resumed' or 'drained', 'by', by, 'epoch', int(s.epoch), 'wait_ms', '0',
   'at_ms', int(now))

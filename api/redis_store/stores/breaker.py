@@ -102,9 +102,9 @@ class RedisBreakerStore:
         """Starts or ends an operator's override. `by` is noted in the log."""
         return _position(await self._run(self._override, action, by))
 
-    async def drain(self, address: str, by: str) -> None:
-        """Stores that the backend at `address` is drained; empty: that it is not."""
-        await self._run(self._drain, address, by)
+    async def drain(self, address: str, by: str, *, restores: bool = False) -> None:
+        """Stores that the backend at `address` is drained; empty: that it is not. `restores`: only if Redis lost it."""
+        await self._run(self._drain, address, by, int(restores))
 
     async def history(self, limit: int, since_ms: int = 0) -> list[Transition]:
         """Returns transitions, newest first, at most `limit` and none older than `since_ms`."""
@@ -212,7 +212,7 @@ def _state(fields: dict[str, str]) -> BreakerState:
         reason=fields.get("reason", ""),
         by=fields.get("by", ""),
         last_failure_ms=number("last_failure_ms"),
-        drained=fields.get("drained", ""),
+        drained=fields.get("drained"),
         drained_ms=number("drained_ms"),
         totals=Totals(
             successful=number("successful_calls"),

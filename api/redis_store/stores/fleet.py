@@ -32,6 +32,11 @@ from api.values import BackendHealth
 
 BACKEND_LIFETIME_MS: Final = 60_000
 DIGESTS_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
+SPEEDS_LIFETIME_MS: Final = 24 * 3600 * 1000
+MAX_SPEEDS: Final = 64
+"""Models of a backend whose reading speed is kept."""
+MODEL: Final = "model:"
+"""Begins the name of a field that has the speed of a model."""
 
 
 class BackendHealthStore:
@@ -112,6 +117,30 @@ class BackendHealthStore:
 
         return _texts(await (ask(self._redis.client) if early else self._redis.run("backends", ask)))
 
+    async def share_speeds(self, learned: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
+        """Publishes the seconds per prompt token by backend and model. Returns those of the fleet.
+
+        Ignores those of a backend whose URL has changed.
+        """
+
+        async def exchange(client: Redis) -> list[dict[bytes, bytes]]:
+            async with client.pipeline(transaction=False) as pipe:
+                for name, speeds in learned.items():
+                    if speeds:
+                        fields: dict[Any, Any] = {f"{MODEL}{model}": f"{speed:.9f}" for model, speed in speeds.items()}
+                        pipe.hset(self._keys.speeds(name), mapping={"url": self._urls[name], **fields})
+                        pipe.pexpire(self._keys.speeds(name), SPEEDS_LIFETIME_MS)
+                    pipe.hgetall(self._keys.speeds(name))
+                replies = [reply for reply in await pipe.execute() if isinstance(reply, dict)]
+            for name, reply in zip(learned, replies, strict=True):
+                if len(reply) > MAX_SPEEDS + 1:
+                    await client.delete(self._keys.speeds(name))
+            return replies
+
+        replies = await self._redis.run("backends", exchange)
+        read = {name: _texts(fields) for name, fields in zip(learned, replies, strict=True)}
+        return {name: _speeds(fields) for name, fields in read.items() if fields.get("url") == self._urls[name]}
+
     def _fields(self, name: str, health: BackendHealth, checked_ms: int) -> dict[Any, Any]:
         return {
             "url": self._urls[name],
@@ -125,6 +154,10 @@ class BackendHealthStore:
 
 def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in fields.items()}
+
+
+def _speeds(fields: Mapping[str, str]) -> dict[str, float]:
+    return {name.removeprefix(MODEL): float(value) for name, value in fields.items() if name.startswith(MODEL)}
 
 
 def _health(fields: Mapping[str, str]) -> BackendHealth:
