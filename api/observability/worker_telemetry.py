@@ -217,7 +217,7 @@ class WorkerTelemetry(Telemetry):
         self._metrics.shadow_called(outcome)
 
     def _facts(self, query: Query) -> dict[str, Any]:
-        facts: dict[str, Any] = {"tenant": query.tenant, "model": query.model}
+        facts: dict[str, Any] = {"tenant_hash": owner_of(query.tenant), "model": query.model}
         if query.variant is not None:
             facts["variant"] = query.variant.label
         if self._log_questions:
@@ -288,8 +288,9 @@ class WorkerTelemetry(Telemetry):
         """Counts the deleted entries. The log does not contain the question: it may be private."""
         self._counters.add("invalidations", swept.deleted)
         self._metrics.cache_invalidated(asked.kind, swept.deleted)
-        names = ("entry", "source", "tenant", "model", "release", "since")
+        names = ("entry", "source", "model", "release", "since")
         facts = {name: getattr(asked, name) for name in names}
+        facts["tenant_hash"] = owner_of(asked.tenant) if asked.tenant is not None else None
         given = {name: value for name, value in facts.items() if value is not None}
         self._cache.warning("cache_invalidated", by=asked.kind, matched=swept.matched, deleted=swept.deleted, **given)
 
@@ -303,7 +304,12 @@ class WorkerTelemetry(Telemetry):
         served = voted.served
         if served.variant:
             self._variants.voted(served, vote.verdict, voted.former)
-        facts = {"tenant": served.tenant, "kind": served.status, "similarity": served.similarity, "by": vote.voter}
+        facts = {
+            "tenant_hash": owner_of(served.tenant),
+            "kind": served.status,
+            "similarity": served.similarity,
+            "by": vote.voter,
+        }
         self._queries.info("feedback", verdict=vote.verdict, former=voted.former, judged=vote.request_id, **facts)
         if voted.moved:
             change: QuarantineChange = "quarantined" if vote.verdict == "bad" else "released"

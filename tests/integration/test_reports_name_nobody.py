@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import pytest
 
+from api.values import owner_of
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
@@ -73,3 +74,22 @@ async def test_without_keys_this_machine_sees_names_and_a_web_page_does_not(serv
     assert (await client.get("/api/bulkhead/metrics")).json()["waiting_by_tenant"] == {}
     page = {"Host": "evil.example"}
     assert (await client.get("/api/bulkhead/metrics", headers=page)).json()["waiting_by_tenant"] is None
+
+
+async def test_the_log_names_tenants_by_a_digest_only(
+    serve: Service, stub: StubOllama, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = await serve(access=KEYS)
+    acme, admin = bearer("a-key-of-acme"), bearer("the-admin-key")
+    answer = await ask(client, "When is the zebrafish fed?", headers=acme)
+    vote = {"request_id": answer["request_id"], "verdict": "bad"}
+    assert (await client.post("/feedback", json=vote, headers=acme)).status_code == 202
+    deleted = await client.delete("/api/semantic-cache", params={"tenant": "tenant-acme"}, headers=admin)
+    assert deleted.status_code == 200
+    stub.behaviour("status", status=500)
+    assert (await client.post("/query", json={"question": "Is the quokka fed?"}, headers=acme)).status_code == 502
+    log = capfd.readouterr().err
+    for event in ("feedback", "cache_invalidated", "query_failed"):
+        [line] = [line for line in log.splitlines() if f'"event":"{event}"' in line]
+        assert f'"tenant_hash":"{owner_of("tenant-acme")}"' in line
+    assert [secret for secret in SECRETS if secret in log] == []

@@ -238,6 +238,51 @@ def litellm_tools(url: str) -> None:
 
 Check = Callable[[str], None]
 
+
+def ollama_with_key(url: str, key: str) -> None:
+    import ollama
+
+    client = ollama.Client(url, headers={"Authorization": f"Bearer {key}"})
+    assert client.chat(MODEL, [TURN]).message.content == ECHO
+
+
+def langchain_with_key(url: str, key: str) -> None:
+    from langchain_ollama import ChatOllama
+
+    model = ChatOllama(model=MODEL, base_url=url, client_kwargs={"headers": {"Authorization": f"Bearer {key}"}})
+    assert model.invoke(QUESTION).content == ECHO
+
+
+def llama_index_with_key(url: str, key: str) -> None:
+    from llama_index.llms.ollama import Ollama
+
+    model = Ollama(model=MODEL, base_url=url, headers={"Authorization": f"Bearer {key}"})
+    assert model.complete(QUESTION).text == ECHO
+
+
+def litellm_with_key(url: str, key: str) -> None:
+    from litellm import completion
+
+    answer = completion(f"ollama_chat/{MODEL}", [TURN], api_base=url, api_key=key, num_retries=0)
+    assert answer.choices[0].message.content == ECHO
+
+
+def claude_code_with_key(url: str, key: str) -> None:
+    import anthropic
+
+    client: Any = anthropic.Anthropic(base_url=url, auth_token=key, max_retries=0)
+    assert client.messages.create(model=MODEL, max_tokens=100, messages=[TURN]).content[0].text == ECHO
+
+
+RECIPES: Final[Mapping[str, Callable[[str, str], None]]] = {
+    "ollama": ollama_with_key,
+    "langchain": langchain_with_key,
+    "llama-index": llama_index_with_key,
+    "litellm": litellm_with_key,
+    "claude code": claude_code_with_key,
+}
+"""The recipes of docs/clients.md that are Python, with a key."""
+
 FEATURES: Final = ("chat", "stream", "tools", "structured output", "embeddings", "models", "other")
 """The columns of the page."""
 
