@@ -25,6 +25,13 @@ VOLATILE: Final = frozenset(
 )
 """Fields that differ between two calls of the same Ollama."""
 IMAGE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+ONE_FORM: Final = frozenset({"/api/show", "/api/embed", "/api/embeddings", "/v1/embeddings"})
+"""Paths that never stream."""
+SILENCE: Final = (
+    b"RIFF\x24\x7d\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x80\x3e\x00\x00\x00\x7d\x00\x00\x02\x00\x10\x00data"
+    b"\x00\x7d\x00\x00"
+) + bytes(32_000)
+"""A second of silence: 16,000 samples of 16 bits."""
 TURN: Final = {"role": "user", "content": "Name three colours."}
 PARAMETERS: Final = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL: Final = {"type": "function", "function": {"name": "weather", "description": "Weather", "parameters": PARAMETERS}}
@@ -33,13 +40,14 @@ SCHEMA: Final = {"type": "object", "properties": {"answer": {"type": "string"}},
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request. `streams`: it is also sent with `stream: true`."""
+    """A request. `streams`: it is also sent with `stream: true`. `file`: the body is a form with this file."""
 
     name: str
     path: str
     body: Mapping[str, Any] = field(default_factory=dict)
     method: str = "POST"
     streams: bool = False
+    file: bytes | None = None
 
 
 def cases(model: str, embedder: str) -> Iterator[Case]:
@@ -68,11 +76,18 @@ def cases(model: str, embedder: str) -> Iterator[Case]:
         {**chat, "messages": [{**TURN, "content": "word " * 9000}], "truncate": False},
     )
     yield Case("generate", "/api/generate", prompt, streams=True)
+    yield Case("a context", "/api/generate", {**prompt, "context": []}, streams=True)
     yield Case("raw", "/api/generate", {**prompt, "raw": True}, streams=True)
     yield Case("a suffix", "/api/generate", {**prompt, "suffix": "."})
     yield Case("load", "/api/generate", {"model": model})
     yield Case("embed", "/api/embed", {"model": embedder, "input": ["one", "two"]})
     yield Case("embed nothing", "/api/embed", {"model": embedder, "input": ""})
+    yield Case(
+        "embed with options",
+        "/api/embed",
+        {"model": embedder, "input": "one", "truncate": False, "options": {"seed": 1}},
+    )
+    yield Case("embed the older way", "/api/embeddings", {"model": embedder, "prompt": "one"})
     yield Case("openai models", "/v1/models", method="GET")
     yield Case("openai chat", "/v1/chat/completions", openai, streams=True)
     yield Case("openai tools", "/v1/chat/completions", {**openai, "tools": [TOOL]}, streams=True)
@@ -82,12 +97,15 @@ def cases(model: str, embedder: str) -> Iterator[Case]:
     )
     yield Case("openai responses", "/v1/responses", {"model": model, "input": "Hi.", "temperature": 0}, streams=True)
     yield Case("openai embeddings", "/v1/embeddings", {"model": embedder, "input": "one"})
+    yield Case("openai embeddings of nothing", "/v1/embeddings", {"model": embedder, "input": []})
+    yield Case("openai transcription", "/v1/audio/transcriptions", {"model": model}, file=SILENCE)
+    yield Case("an unknown model to unload", "/api/generate", {"model": "no-such-model", "keep_alive": 0})
     yield Case("anthropic", "/v1/messages", {"model": model, "messages": [TURN], "max_tokens": 16}, streams=True)
 
 
 def variants(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the names and bodies with which a case is sent: whole, and as a stream."""
-    if case.method == "GET" or case.path in {"/api/show", "/api/embed", "/v1/embeddings"}:
+    if case.method == "GET" or case.file is not None or case.path in ONE_FORM:
         yield case.name, dict(case.body)
         return
     yield case.name, {**case.body, "stream": False}
@@ -99,6 +117,9 @@ def send(client: httpx.Client, case: Case, body: Mapping[str, Any]) -> httpx.Res
     """Sends one request, past the cache."""
     content = orjson.dumps(body) if case.method != "GET" else None
     headers = {"Cache-Control": "no-cache", "Content-Type": "application/json"}
+    if case.file is not None:
+        files = {"file": ("speech.wav", case.file, "audio/wav")}
+        return client.post(case.path, data=dict(body), files=files, headers={"Cache-Control": "no-cache"})
     return client.request(case.method, case.path, content=content, headers=headers)
 
 

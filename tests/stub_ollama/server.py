@@ -278,6 +278,11 @@ def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], 
     match request.path:
         case "/api/embed":
             return answers.embed_answer(request.body, behaviour), 200
+        case "/api/embeddings":
+            (one,) = answers.embed_answer({**request.body, "input": [request.body["prompt"]]}, behaviour)["embeddings"]
+            return {"embedding": one}, 200
+        case "/v1/embeddings" if request.body.get("input") in ([], None):
+            return forms.error(request.path, "invalid input"), 400
         case "/v1/embeddings":
             return answers.openai_embeddings(request.body, behaviour), 200
         case "/v1/models":
