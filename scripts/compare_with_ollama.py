@@ -13,12 +13,13 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 import orjson
 
 TIMEOUT: Final = 300.0
+NO_CONTEXT: Final = "no `context`; send `context: []` to get one"
 VOLATILE: Final = frozenset(
     {"created_at", "created", "id", "total_duration", "load_duration", "prompt_eval_duration", "eval_duration"}
     | {"modified_at", "expires_at", "request_id", "item_id", "call_id", "context"}
@@ -40,7 +41,11 @@ SCHEMA: Final = {"type": "object", "properties": {"answer": {"type": "string"}},
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request. `streams`: it is also sent with `stream: true`. `file`: the body is a form with this file."""
+    """A request. `streams`: it is also sent with `stream: true`. `file`: the body is a form with this file.
+
+    `cached`: which later requests find the answer in Ragherd's cache: one that means the same, only the same to the
+    letter, or none. `differs`: how Ragherd's answer differs, and why.
+    """
 
     name: str
     path: str
@@ -48,6 +53,8 @@ class Case:
     method: str = "POST"
     streams: bool = False
     file: bytes | None = None
+    cached: Literal["meaning", "letter", ""] = ""
+    differs: str = ""
 
 
 def cases(model: str, embedder: str) -> Iterator[Case]:
@@ -61,24 +68,29 @@ def cases(model: str, embedder: str) -> Iterator[Case]:
     yield Case("models", "/api/tags", method="GET")
     yield Case("a model", "/api/show", {"model": model})
     yield Case("an unknown model", "/api/chat", {**chat, "model": "no-such-model", "stream": False})
-    yield Case("chat", "/api/chat", chat, streams=True)
-    yield Case("a system message", "/api/chat", {**chat, "messages": [{"role": "system", "content": "Rhyme."}, TURN]})
-    yield Case("tools", "/api/chat", {**chat, "tools": [TOOL]}, streams=True)
-    yield Case("a schema", "/api/chat", {**chat, "format": SCHEMA}, streams=True)
-    yield Case("an image", "/api/chat", {**chat, "messages": [{**TURN, "images": [IMAGE]}]})
-    yield Case("thinking", "/api/chat", {**chat, "think": True}, streams=True)
-    yield Case("no thinking", "/api/chat", {**chat, "think": False})
-    yield Case("log probabilities", "/api/chat", {**chat, "logprobs": True})
-    yield Case("a context length", "/api/chat", {**chat, "options": {**steady, "num_ctx": 2048}})
+    yield Case("chat", "/api/chat", chat, streams=True, cached="meaning")
+    yield Case(
+        "a system message",
+        "/api/chat",
+        {**chat, "messages": [{"role": "system", "content": "Rhyme."}, TURN]},
+        cached="meaning",
+    )
+    yield Case("tools", "/api/chat", {**chat, "tools": [TOOL]}, streams=True, cached="letter")
+    yield Case("a schema", "/api/chat", {**chat, "format": SCHEMA}, streams=True, cached="letter")
+    yield Case("an image", "/api/chat", {**chat, "messages": [{**TURN, "images": [IMAGE]}]}, cached="letter")
+    yield Case("thinking", "/api/chat", {**chat, "think": True}, streams=True, cached="letter")
+    yield Case("no thinking", "/api/chat", {**chat, "think": False}, cached="meaning")
+    yield Case("log probabilities", "/api/chat", {**chat, "logprobs": True}, cached="letter")
+    yield Case("a context length", "/api/chat", {**chat, "options": {**steady, "num_ctx": 2048}}, cached="meaning")
     yield Case(
         "a long prompt, uncut",
         "/api/chat",
         {**chat, "messages": [{**TURN, "content": "word " * 9000}], "truncate": False},
     )
-    yield Case("generate", "/api/generate", prompt, streams=True)
-    yield Case("a context", "/api/generate", {**prompt, "context": []}, streams=True)
-    yield Case("raw", "/api/generate", {**prompt, "raw": True}, streams=True)
-    yield Case("a suffix", "/api/generate", {**prompt, "suffix": "."})
+    yield Case("generate", "/api/generate", prompt, streams=True, cached="meaning", differs=NO_CONTEXT)
+    yield Case("a context", "/api/generate", {**prompt, "context": []}, streams=True, cached="letter")
+    yield Case("raw", "/api/generate", {**prompt, "raw": True}, streams=True, cached="letter")
+    yield Case("a suffix", "/api/generate", {**prompt, "suffix": "."}, cached="letter")
     yield Case("load", "/api/generate", {"model": model})
     yield Case("embed", "/api/embed", {"model": embedder, "input": ["one", "two"]})
     yield Case("embed nothing", "/api/embed", {"model": embedder, "input": ""})
@@ -89,18 +101,35 @@ def cases(model: str, embedder: str) -> Iterator[Case]:
     )
     yield Case("embed the older way", "/api/embeddings", {"model": embedder, "prompt": "one"})
     yield Case("openai models", "/v1/models", method="GET")
-    yield Case("openai chat", "/v1/chat/completions", openai, streams=True)
-    yield Case("openai tools", "/v1/chat/completions", {**openai, "tools": [TOOL]}, streams=True)
-    yield Case("openai json", "/v1/chat/completions", {**openai, "response_format": {"type": "json_object"}})
+    yield Case("openai chat", "/v1/chat/completions", openai, streams=True, cached="meaning")
+    yield Case("openai tools", "/v1/chat/completions", {**openai, "tools": [TOOL]}, streams=True, cached="letter")
     yield Case(
-        "openai completions", "/v1/completions", {"model": model, "prompt": "One, two,", "temperature": 0, "seed": 7}
+        "openai json", "/v1/chat/completions", {**openai, "response_format": {"type": "json_object"}}, cached="letter"
     )
-    yield Case("openai responses", "/v1/responses", {"model": model, "input": "Hi.", "temperature": 0}, streams=True)
+    yield Case(
+        "openai completions",
+        "/v1/completions",
+        {"model": model, "prompt": "One, two,", "temperature": 0, "seed": 7},
+        cached="letter",
+    )
+    yield Case(
+        "openai responses",
+        "/v1/responses",
+        {"model": model, "input": "Hi.", "temperature": 0},
+        streams=True,
+        cached="letter",
+    )
     yield Case("openai embeddings", "/v1/embeddings", {"model": embedder, "input": "one"})
     yield Case("openai embeddings of nothing", "/v1/embeddings", {"model": embedder, "input": []})
     yield Case("openai transcription", "/v1/audio/transcriptions", {"model": model}, file=SILENCE)
     yield Case("an unknown model to unload", "/api/generate", {"model": "no-such-model", "keep_alive": 0})
-    yield Case("anthropic", "/v1/messages", {"model": model, "messages": [TURN], "max_tokens": 16}, streams=True)
+    yield Case(
+        "anthropic",
+        "/v1/messages",
+        {"model": model, "messages": [TURN], "max_tokens": 16},
+        streams=True,
+        cached="letter",
+    )
 
 
 def variants(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:

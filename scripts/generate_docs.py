@@ -30,6 +30,7 @@ from api.settings import Settings
 from api.settings.answers import SettingsGroup
 from ragherd.commands import find
 from scripts import measure_quality
+from scripts.compare_with_ollama import cases
 from tests.support.client_features import CLIENTS, FEATURES
 
 ROOT: Final = Path(__file__).parents[1]
@@ -71,7 +72,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs" / "configuration.md": lambda name: settings_table(name.removeprefix("settings ")),
         ROOT / "docs" / "metrics.md": lambda _: metric_table(),
         ROOT / "docs" / "quality.md": measure_quality.part,
-        ROOT / "docs" / "clients.md": lambda _: client_table(),
+        ROOT / "docs" / "clients.md": lambda name: client_table() if name == "clients" else request_table(),
         ROOT / "docs" / "command-line.md": lambda name: command_table(name.removeprefix("command ")),
     }
     texts = {path: _filled(path.read_text(), part) for path, part in pages.items()}
@@ -86,6 +87,16 @@ def client_table() -> str:
         for name, features in CLIENTS.items()
     ]
     return "\n".join((head, *rows))
+
+
+def request_table() -> str:
+    """Returns the table of requests that the tests compare with Ollama's answers."""
+    cached = {"meaning": "by meaning", "letter": "to the letter", "": "no"}
+    rows = [
+        (case.name, f"`{case.method} {case.path}`", cached[case.cached], case.differs or "as from Ollama")
+        for case in cases("", "")
+    ]
+    return _table(("request", "path", "cached", "answer"), rows)
 
 
 def _filled(page: str, part: Callable[[str], str]) -> str:

@@ -113,11 +113,14 @@ class OllamaSettings(SettingsGroup):
     ollama_admin_passthrough: bool = False
     """Lets admins pull, push, create and delete models."""
     ollama_max_num_ctx: Positive = 32_768
-    """Largest `num_ctx` and `num_batch` that a client may ask for. Each reloads the model."""
+    """Largest `num_ctx` and `num_batch` of a client. Each reloads the model."""
     ollama_pin_options: bool = False
-    """Refuse all options that make Ollama load a model again: `num_ctx`, `num_gpu`, ..."""
+    """Refuse options that reload a model, such as `num_gpu`."""
     ollama_generate_context: bool = False
-    """Return `context` from every `/api/generate`, which then shares no answers by meaning."""
+    """Forward every `/api/generate`, for its `context`.
+
+    These requests then find answers to the letter only.
+    """
 
     @property
     def base_urls(self) -> tuple[str, ...]:
