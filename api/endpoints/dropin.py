@@ -169,6 +169,8 @@ def forwarded_query(request: Request, fields: Mapping[str, Any], path: Forwarded
     The caller should drop `fields` before it waits for the answer: they take many times the memory of the body.
     """
     check_runner_options(request, fields.get("options"))
+    if fields.get("shift") is False and worker_state(request).pins_options:
+        raise refused("shift", _RELOADS)
     return query_of(request, fields, forwarded_request(fields, path))
 
 
@@ -199,6 +201,7 @@ async def forward(request: Request, query: Query, path: ForwardedPath) -> Respon
 
 RUNNER_OPTIONS: Final = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
 """Options with which Ollama loads a model. Another value makes it load the model again."""
+_RELOADS: Final = "may not be set, because it reloads the model (OLLAMA_PIN_OPTIONS)"
 SIZES: Final = frozenset({"num_ctx", "num_batch"})
 """Those that cost memory."""
 
@@ -214,7 +217,7 @@ def check_runner_options(request: Request, options: Any) -> None:
         if name == "num_ctx" and state.num_ctx is not None and given != state.num_ctx:
             raise refused("options.num_ctx", f"is fixed at {state.num_ctx} (OLLAMA_NUM_CTX)")
         if state.pins_options and not (name == "num_ctx" and given == state.num_ctx):
-            raise refused(f"options.{name}", "may not be set, because it reloads the model (OLLAMA_PIN_OPTIONS)")
+            raise refused(f"options.{name}", _RELOADS)
         if name in SIZES and isinstance(given, int | float) and given > state.max_num_ctx:
             raise refused(f"options.{name}", f"is over {state.max_num_ctx} (OLLAMA_MAX_NUM_CTX)")
 

@@ -66,7 +66,7 @@ class ResponsesBody(ForwardedBody):
 @needs("user")
 async def completions(request: Request) -> Response:
     """As Ollama does. Only the same request finds the answer in the cache."""
-    return await forward(request, forwarded_query(request, await read_fields(request), _COMPLETIONS), _COMPLETIONS)
+    return await _passed_on(request, _COMPLETIONS)
 
 
 @openai_router.post(
@@ -99,7 +99,7 @@ async def responses(request: Request) -> Response:
 @needs("user")
 async def messages(request: Request) -> Response:
     """As Ollama does. Only the same request finds the answer in the cache."""
-    return await forward(request, forwarded_query(request, await read_fields(request), _MESSAGES), _MESSAGES)
+    return await _passed_on(request, _MESSAGES)
 
 
 @anthropic_router.post(
@@ -108,7 +108,11 @@ async def messages(request: Request) -> Response:
 @needs("user")
 async def count_tokens(request: Request) -> Response:
     """As Ollama does, where it has this path."""
-    return await forward(request, forwarded_query(request, await read_fields(request), _COUNT), _COUNT)
+    return await _passed_on(request, _COUNT)
+
+
+async def _passed_on(request: Request, path: ForwardedPath) -> Response:
+    return await forward(request, forwarded_query(request, await read_fields(request), path), path)
 
 
 WAIT_FOR_ROOM: Final = 15.0

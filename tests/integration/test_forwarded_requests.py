@@ -518,8 +518,8 @@ async def test_options_that_reload_a_model_are_bounded_and_can_be_pinned(serve: 
     large = await free.post("/api/chat", json={**body, "options": {"num_batch": 8193}})
     assert large.json() == {"error": "options.num_batch: is over 8192 (OLLAMA_MAX_NUM_CTX)"}
     pinned = await serve(ollama={"ollama_pin_options": True, "ollama_num_ctx": 2048})
-    for options in ({"num_gpu": 0}, {"num_thread": 1}, {"use_mmap": False}):
-        refused = await pinned.post("/api/chat", json={**body, "options": options})
+    for fields in ({"options": {"num_gpu": 0}}, {"options": {"use_mmap": False}}, {"shift": False}):
+        refused = await pinned.post("/api/chat", json={**body, **fields})
         assert refused.status_code == 400
         assert "OLLAMA_PIN_OPTIONS" in refused.json()["error"]
     assert (await pinned.post("/api/chat", json={**body, "options": {"num_ctx": 2048}})).status_code == 200
