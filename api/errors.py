@@ -431,6 +431,10 @@ class VerifierUnavailable(Exception):
     """The verifier cannot score candidates now. One that needs a score is not served."""
 
 
+class ComparingUnavailable(Exception):
+    """The comparator's model cannot score a pair of answers now. The rules decide alone."""
+
+
 def retry_after_seconds(seconds: float) -> str:
     """Returns the value of `Retry-After` (RFC 9110): whole seconds, rounded up, at least 1."""
     return str(max(1, math.ceil(seconds)))

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from api.embedders.answer_model import AnswerScorer
 from api.embedders.minilm import MiniLM, model_files
 from api.embedders.onnx import identity_of
 from api.embedders.verifier import prior_of
@@ -285,7 +286,8 @@ def _measured_stream(
 def _truth(samples: Samples, product: Product) -> tuple[Truth, Flags]:
     """Returns whether two questions share an answer, and which could have been answered from an earlier one."""
     if samples.answers:
-        return AnswersAgree(samples.asked, samples.answers, OwnEmbedder(product.model)), np.array([], bool)
+        embedder = OwnEmbedder(product.model)
+        return AnswersAgree(samples.asked, samples.answers, embedder, AnswerScorer()), np.array([], bool)
     if not samples.intents:
         return lambda asked, stored: None, np.array([], bool)
     _, first, intents = np.unique(np.array(samples.intents), return_index=True, return_inverse=True)

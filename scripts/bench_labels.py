@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 
 from api.cancellation import Background
 from api.embedded.redis_server import embedded_redis
+from api.embedders.answer_model import AnswerModel
 from api.embedders.onnx import open_onnx
 from api.ports.answer_cache import FeedbackVerdict, Vote
 from api.ports.answer_quality import QualityState
@@ -147,16 +148,17 @@ async def comparing() -> None:
     rows = [json.loads(line) for line in PAIRS.read_text().splitlines() if line.strip()]
     texts = [(str(row["one"]), str(row["other"])) for row in rows]
     print("\nA worker, milliseconds of a comparison    process    its event loop    longest without a break")
-    async with open_onnx(None, 60.0) as onnx:
+    async with open_onnx(None, 60.0) as onnx, AnswerModel.open() as model:
+        await model.score("What?", "This.", "That.")  # loads it
         for length in LENGTHS:
-            comparator = Comparator(onnx.documents, Telemetry())
+            comparator = Comparator(onnx.documents, Telemetry(), model=model)
             process, loop = time.process_time(), time.thread_time()
             await several(comparator, texts, length)
             used = [time.process_time() - process, time.thread_time() - loop]
             breaks: list[float] = []
             async with Background() as background:
                 background.start(watch, breaks)
-                await several(Comparator(onnx.documents, Telemetry()), texts, length)
+                await several(Comparator(onnx.documents, Telemetry(), model=model), texts, length)
             shown = [one / COMPARISONS * 1000 for one in used]
             print(f"  {length:5,} characters {shown[0]:32.1f} {shown[1]:17.1f} {max(breaks) * 1000:26.1f}")
 

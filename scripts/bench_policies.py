@@ -30,7 +30,7 @@ from api.guards.agreement import Features, disagreement, read
 from api.ports.answer_quality import Confusion, Label, PolicyName, PolicyOutcome, PooledLabel, Verdict, Versions
 from api.quality.assessment import assess
 from api.quality.calibration import Model
-from api.quality.comparator import CONFUSION, MEASURED
+from api.quality.comparator import MEASURED_WITH_MODEL
 from api.quality.evidence import (
     FRESH,
     NEAR,
@@ -95,7 +95,7 @@ class Stream:
     @property
     def confusion(self) -> Confusion:
         """What is known about the comparator."""
-        return Confusion() if self.noise is Noise.NONE else CONFUSION
+        return Confusion() if self.noise is Noise.NONE else MEASURED_WITH_MODEL.confusion
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Simulation:
         self._published = Published()
         self._models: dict[str, Model] = {}
         self._hear = NoisyVerdicts(
-            MEASURED, list(map(int, questions.intents)), seed, repeated=stream.noise is Noise.REPEATED
+            MEASURED_WITH_MODEL, list(map(int, questions.intents)), seed, repeated=stream.noise is Noise.REPEATED
         )
         self._settings = QualitySettings(stream.policy, stream.threshold, stream.target, VERSIONS, stream.confusion)
         self._places: dict[int, int] = {}

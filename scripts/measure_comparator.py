@@ -1,32 +1,36 @@
 """Measures the comparator of answers on labeled pairs of answers.
 
-    .venv/bin/python -m scripts.measure_comparator [--write | --fit | --confirm | --blind | -v]
+    .venv/bin/python -m scripts.measure_comparator [--write | --fit | --confirm | --last | --blind | -v]
 
-Prints the tables of docs/measurements.md. --write updates them, and the counts in api/quality/comparator.py. --fit fits
-the weights on the half `tune` of tests/quality/answer_pairs.jsonl and prints them; its half `held-out` was written
-afterwards, in other words, and is only measured. --confirm fits those of the second score, on longer answers of
-training/answers.txt and the halves `groups` and `tune`. -v prints the pairs of `tune` that are judged wrongly.
+Prints the tables of docs/measurements.md. --write updates them, and the counts in api/quality/comparator.py.
+tests/quality/answer_pairs_unseen.jsonl looks like the answers of a RAG service, and was written before its author saw
+the comparator: --blind measures only it, with 95 % intervals. Never read its pairs to improve the comparator. -v prints
+the pairs of the half `tune` that are judged wrongly. Needs the extra `onnx`.
 
-tests/quality/answer_pairs_test.jsonl is harder, and was written without knowledge of the rules: do not tune to it. Tune
-to the half `groups` of the other file, which is as hard. tests/quality/answer_pairs_blind.jsonl looks like the answers
-of a RAG service, and its authors never saw the comparator: --blind measures it, with 95 % intervals. Never read its
-pairs to improve the comparator. Needs the extra `onnx`.
+Weights are fitted and printed:
+- --fit: those of the first score, on the half `tune` of tests/quality/answer_pairs.jsonl. Its half `held-out` was
+  written afterwards, in other words, and is only measured.
+- --confirm: those of the second score, on longer answers of training/answers.txt and the halves `groups` and `tune`.
+- --last: those of the last score with its thresholds, on answer_pairs_blind.jsonl, which was blind before, and on pairs
+  that the model was not trained on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from random import Random
 
 import numpy as np
 
+from api.embedders.answer_model import AnswerScorer
 from api.embedders.minilm import MiniLM, model_files
 from api.errors import EmbeddingUnavailable
 from api.ports.answer_quality import Verdict
@@ -34,30 +38,44 @@ from api.ports.inference import CurrentIdentity
 from api.ports.telemetry import Telemetry
 from api.quality.answer_agreement import Agreement, Pairing
 from api.quality.answer_facts import AnswerText, read_answer
-from api.quality.comparator import (
-    SHORT,
-    Comparator,
-    Comparison,
-    VerdictCounts,
-    at_once,
-    confirming_rows,
-    counted,
-    features,
-)
+from api.quality.answer_scores import SHORT, confirming_rows, features, voices
+from api.quality.comparator import Comparator, Comparison, Thresholds, VerdictCounts, at_once, counted
 from api.quality.measurement import wilson
 from api.values import EmbedderIdentity, Embedding, Source
+from training.answers import AnswerPair as WrittenPair
 from training.answers import answer_sets
+from training.comparing import HELD_OUT_FOLD, fold_of
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ROOT / "tests/quality/answer_pairs.jsonl"
 TEST_PAIRS = ROOT / "tests/quality/answer_pairs_test.jsonl"
 BLIND_PAIRS = ROOT / "tests/quality/answer_pairs_blind.jsonl"
+UNSEEN_PAIRS = ROOT / "tests/quality/answer_pairs_unseen.jsonl"
 PAGE = ROOT / "docs/measurements.md"
 CODE = ROOT / "api/quality/comparator.py"
 BEGIN, END = "<!-- comparator: begin -->", "<!-- comparator: end -->"
-RIDGE, CONFIRMING_RIDGE = 0.25, 1.0
-WRITTEN_EACH = 2
-"""Pairs of each truth from one question of training/answers.txt."""
+BARE, ALONE, WHOLE = "text and facts", "with the embedder", "with the model"
+HARDER, EARLIER = "the same, harder pairs", "the same, earlier blind pairs"
+UNSEEN_ALONE, UNSEEN = "blind pairs, without the model", "the same, blind pairs"
+"""The rows of the first table."""
+CONSTANTS = {
+    "MEASURED": ALONE,
+    "MEASURED_WITH_MODEL": WHOLE,
+    "BLIND": EARLIER,
+    "UNSEEN": UNSEEN,
+    "UNSEEN_ALONE": UNSEEN_ALONE,
+}
+"""The counts in the code, and their rows."""
+RIDGE, CONFIRMING_RIDGE, LAST_RIDGE = 0.25, 1.0, 10.0
+WEIGHT_OF_OTHERS = 0.5
+"""Of a pair in the fit of the last score that does not look like a service's answers."""
+SHARE_OF_ERRORS = {Verdict.SAME: 0.012, Verdict.DIFFERENT: 0.02}
+"""The thresholds of the last score allow these shares of wrong verdicts in cross-validation: less than the aims, as the
+texts and the facts alone decide some pairs wrongly."""
+WRITTEN_EACH, LAST_EACH = 2, 5
+"""Pairs of each truth from one question of training/answers.txt, for the second and the last score."""
+CROSS = 5
+"""The parts of a cross-validation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +88,15 @@ class AnswerPair:
     one: AnswerText
     other: AnswerText
 
+    @property
+    def family(self) -> str:
+        """Pairs of one family speak of the same facts."""
+        return WrittenPair(self.one.question, "", "", same=True).family
+
 
 def pairs_of(half: str) -> list[AnswerPair]:
     """Returns the pairs of one half."""
-    file = {"test": TEST_PAIRS, "blind": BLIND_PAIRS}.get(half, PAIRS)
+    file = {"test": TEST_PAIRS, "blind": BLIND_PAIRS, "unseen": UNSEEN_PAIRS}.get(half, PAIRS)
     rows = map(json.loads, file.read_text("utf-8").splitlines())
     return [_pair(row) for row in rows if row["half"] == half]
 
@@ -116,9 +139,11 @@ class LocalEmbedder:
         return [self._known[text] for text in texts]
 
 
-async def compare_all(pairs: Sequence[AnswerPair], embedder: LocalEmbedder) -> list[Comparison]:
+async def compare_all(
+    pairs: Sequence[AnswerPair], embedder: LocalEmbedder, model: AnswerScorer | None = None
+) -> list[Comparison]:
     """Compares every pair, without a judge."""
-    comparator = Comparator(embedder, Telemetry())
+    comparator = Comparator(embedder, Telemetry(), model=model)
     return [await comparator.compare(pair.one, pair.other) for pair in pairs]
 
 
@@ -133,18 +158,13 @@ def counts_of(pairs: Sequence[AnswerPair], verdicts: Sequence[Comparison]) -> Ve
 def table(
     pairs: Sequence[AnswerPair],
     verdicts: Sequence[Comparison],
-    bare: Sequence[Comparison],
-    harder: VerdictCounts,
-    blind: VerdictCounts,
+    counts: Mapping[str, VerdictCounts],
 ) -> str:
-    """Returns the tables of docs/measurements.md. `harder`, `blind`: the counts on these pairs."""
+    """Returns the tables of docs/measurements.md. `counts`: by the name of the row."""
     lines = [
         "| stages | truth | pairs | same | different | unsure |",
         "|---|---|---|---|---|---|",
-        *rows_of("text and facts", counts_of(pairs, bare)),
-        *rows_of("with the embedder", counts_of(pairs, verdicts)),
-        *rows_of("the same, harder pairs", harder),
-        *rows_of("the same, blind pairs", blind),
+        *(row for name, one in counts.items() for row in rows_of(name, one)),
         "",
         *kind_rows(pairs, verdicts),
     ]
@@ -185,16 +205,17 @@ def _percent(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def write(text: str, counts: VerdictCounts, blind: VerdictCounts) -> None:
-    """Puts the tables on the page and the counts into the code."""
+def write(text: str, counts: Mapping[str, VerdictCounts]) -> None:
+    """Puts the tables on the page and the counts into the code. `counts`: by the name of the row."""
     page = PAGE.read_text("utf-8")
     before, rest = page.split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", "utf-8")
     code = CODE.read_text("utf-8")
-    for name, found in (("MEASURED", counts), ("BLIND", blind)):
+    for name, row in CONSTANTS.items():
+        found = counts[row]
         given = ", ".join(f"{one.name}={getattr(found, one.name)}" for one in fields(found))
         made = f"{name}: Final = VerdictCounts(\n    {given}\n)"
-        code = re.sub(rf"{name}: Final = VerdictCounts\([^)]*\)", made, code)
+        code = re.sub(rf"^{name}: Final = VerdictCounts\([^)]*\)", made, code, flags=re.MULTILINE)
     CODE.write_text(code, "utf-8")
 
 
@@ -241,20 +262,68 @@ def fit_confirming(pairs: Sequence[AnswerPair], embedder: LocalEmbedder, rounds:
 
 
 def longer_pairs() -> list[AnswerPair]:
-    """Returns the pairs that the second score is fitted on. None is about a question of a blind pair."""
+    """Returns the pairs that the second score is fitted on. None is about a question of answer_pairs_blind.jsonl."""
     random, written = Random(1), []
     for one in answer_sets():
         for same in (True, False):
             found = [pair for pair in one.pairs() if pair.same is same]
             written += random.sample(found, min(WRITTEN_EACH, len(found)))
-    truth = {True: Verdict.SAME, False: Verdict.DIFFERENT}
-    own = [
-        AnswerPair("sets", "", truth[one.same], AnswerText(one.question, one.one), AnswerText(one.question, one.other))
-        for one in written
-    ]
     measured = {pair.one.question.lower() for pair in pairs_of("blind")}
-    pairs = [*own, *pairs_of("groups"), *pairs_of("tune")[::3]]
+    pairs = [*map(_of_set, written), *pairs_of("groups"), *pairs_of("tune")[::3]]
     return [pair for pair in pairs if pair.one.question.lower() not in measured]
+
+
+def fit_last(embedder: LocalEmbedder, model: AnswerScorer) -> tuple[dict[str, float], Thresholds]:
+    """Fits the weights of the last score, and its thresholds on the pairs that look like a service's answers."""
+    held_out = [pair for pair in written_pairs() if fold_of(pair.family) == HELD_OUT_FOLD]
+    pairs = [*pairs_of("blind"), *held_out]
+    rows, labels, ours, folds = [], [], [], []
+    for pair in pairs:
+        agreement = agreement_of(pair, embedder)
+        logit = asyncio.run(model.score(pair.one.question, pair.one.text, pair.other.text))
+        if agreement is not None and logit is not None:
+            rows.append(voices(agreement, logit))
+            labels.append(float(pair.truth is Verdict.SAME))
+            ours.append(pair.half == "blind")
+            folds.append(int.from_bytes(hashlib.sha256(pair.family.encode()).digest()[4:]) % CROSS)
+    names = list(rows[0])
+    matrix, same = np.array([[row[name] for name in names] for row in rows]), np.array(labels)
+    scale = np.where(matrix.std(axis=0) > 0, matrix.std(axis=0), 1.0)
+    shares = np.where(ours, 1.0, WEIGHT_OF_OTHERS)
+
+    def fitted(chosen: np.ndarray) -> np.ndarray:
+        return _logistic(matrix[chosen] / scale, same[chosen], shrink=LAST_RIDGE, shares=shares[chosen]) / scale
+
+    held = np.zeros(len(rows))
+    for fold in range(CROSS):
+        own = np.array(folds) == fold
+        held[own] = 1 / (1 + np.exp(-matrix[own] @ fitted(~own)))
+    weights = dict(zip(names, map(float, fitted(np.ones(len(rows), bool))), strict=True))
+    return weights, _limits(held[np.array(ours)], same[np.array(ours)] > 0)
+
+
+def _limits(scores: np.ndarray, same: np.ndarray) -> Thresholds:
+    """Returns thresholds that these scores pass wrongly as often as `SHARE_OF_ERRORS` allows."""
+    apart, equal = np.sort(scores[~same])[::-1], np.sort(scores[same])
+    above = apart[int(SHARE_OF_ERRORS[Verdict.SAME] * len(apart))]
+    below = equal[int(SHARE_OF_ERRORS[Verdict.DIFFERENT] * len(equal))]
+    print(f"cross-validated: {(equal > above).mean():.3f} of the same, {(apart < below).mean():.3f} of the others")
+    return Thresholds(float(above), float(below))
+
+
+def written_pairs() -> list[AnswerPair]:
+    """Returns the pairs of training/answers.txt, a few of each question, and the halves that train the model."""
+    random, written = Random(0), []
+    for one in answer_sets():
+        for same in (True, False):
+            found = [pair for pair in one.pairs() if pair.same is same]
+            written += random.sample(found, min(LAST_EACH, len(found)))
+    return [*map(_of_set, written), *pairs_of("groups"), *pairs_of("tune"), *pairs_of("test")]
+
+
+def _of_set(one: WrittenPair) -> AnswerPair:
+    truth = Verdict.SAME if one.same else Verdict.DIFFERENT
+    return AnswerPair("sets", "", truth, AnswerText(one.question, one.one), AnswerText(one.question, one.other))
 
 
 def agreement_of(pair: AnswerPair, embedder: LocalEmbedder) -> Agreement | None:
@@ -269,15 +338,20 @@ def agreement_of(pair: AnswerPair, embedder: LocalEmbedder) -> Agreement | None:
     )
 
 
-def _logistic(rows: np.ndarray, labels: np.ndarray, steps: int = 40, shrink: float = RIDGE) -> np.ndarray:
-    """Fits a logistic regression with a ridge on all weights but the first, by Newton's method."""
+def _logistic(
+    rows: np.ndarray, labels: np.ndarray, steps: int = 40, shrink: float = RIDGE, shares: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """Fits a logistic regression with a ridge on all weights but the first, by Newton's method. `shares`: the weight of
+    each row.
+    """
     ridge = shrink * np.eye(rows.shape[1])
     ridge[0, 0] = 1e-3
     weights = np.zeros(rows.shape[1])
     for _ in range(steps):
         p = 1 / (1 + np.exp(-np.clip(rows @ weights, -30, 30)))
-        gradient = rows.T @ (labels - p) - ridge @ weights
-        weights = weights + np.linalg.solve((rows * (p * (1 - p) + 1e-6)[:, None]).T @ rows + ridge, gradient)
+        gradient = rows.T @ (shares * (labels - p)) - ridge @ weights
+        bent = shares * (p * (1 - p) + 1e-6)
+        weights = weights + np.linalg.solve((rows * bent[:, None]).T @ rows + ridge, gradient)
     return weights
 
 
@@ -292,27 +366,49 @@ def main(arguments: Sequence[str]) -> None:
         for name, weight in fit_confirming(longer_pairs(), embedder).items():
             print(f'    "{name}": {weight:.2f},')
         return
+    model = AnswerScorer()
+    if "--last" in arguments:
+        weights, limits = fit_last(embedder, model)
+        for name, weight in weights.items():
+            print(f'    "{name}": {weight:.2f},')
+        print(limits)
+        return
     if "--blind" in arguments:
-        pairs = pairs_of("blind")
-        verdicts = asyncio.run(compare_all(pairs, embedder))
+        pairs = pairs_of("unseen")
+        verdicts = asyncio.run(compare_all(pairs, embedder, model))
         print("\n".join([*interval_rows(counts_of(pairs, verdicts)), "", *kind_rows(pairs, verdicts)]))
         return
     if "-v" in arguments:
         pairs = pairs_of("tune")
-        for pair, found in zip(pairs, asyncio.run(compare_all(pairs, embedder)), strict=True):
+        for pair, found in zip(pairs, asyncio.run(compare_all(pairs, embedder, model)), strict=True):
             if found.verdict not in (pair.truth, Verdict.UNSURE):
                 print(f"{pair.kind}: {found.verdict}, {found.reasons}\n  {pair.one.text!r}\n  {pair.other.text!r}")
         return
-    pairs = pairs_of("held-out")
-    verdicts = asyncio.run(compare_all(pairs, embedder))
-    test = pairs_of("test")
-    harder = counts_of(test, asyncio.run(compare_all(test, embedder)))
-    unseen = pairs_of("blind")
-    blind = counts_of(unseen, asyncio.run(compare_all(unseen, embedder)))
-    text = table(pairs, verdicts, asyncio.run(compare_all(pairs, LocalEmbedder(None))), harder, blind)
+    pairs, harder, unseen = pairs_of("held-out"), harder_pairs(), pairs_of("unseen")
+    verdicts = asyncio.run(compare_all(pairs, embedder, model))
+    counts = {
+        BARE: measured(pairs, LocalEmbedder(None)),
+        ALONE: measured(pairs, embedder),
+        WHOLE: counts_of(pairs, verdicts),
+        HARDER: measured(harder, embedder, model),
+        EARLIER: measured(pairs_of("blind"), embedder, model),
+        UNSEEN_ALONE: measured(unseen, embedder),
+        UNSEEN: measured(unseen, embedder, model),
+    }
+    text = table(pairs, verdicts, counts)
     print(text)
     if "--write" in arguments:
-        write(text, counts_of(pairs, verdicts), blind)
+        write(text, counts)
+
+
+def measured(pairs: Sequence[AnswerPair], embedder: LocalEmbedder, model: AnswerScorer | None = None) -> VerdictCounts:
+    """Compares pairs and counts the verdicts."""
+    return counts_of(pairs, asyncio.run(compare_all(pairs, embedder, model)))
+
+
+def harder_pairs() -> list[AnswerPair]:
+    """Returns the harder pairs that the model was not trained on."""
+    return [pair for pair in pairs_of("test") if fold_of(pair.family) == HELD_OUT_FOLD]
 
 
 if __name__ == "__main__":

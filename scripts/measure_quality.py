@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from api.embedders.minilm import MiniLM, ModelFiles, model_files
-from api.quality.comparator import BLIND, CONFUSION, MEASURED
+from api.quality.comparator import MEASURED_WITH_MODEL, UNSEEN
 from api.quality.measurement import figures, outcomes_of_stream
 from api.quality.replay import WRONG, Ints, Near, Stream, replay
 from api.quality.replayed_policies import Verified
@@ -131,10 +131,12 @@ def over_orders(samples: Samples, product: Product) -> list[Document]:
             return objection(int(order[asked]), int(order[near.place]))
 
         kinds = list(map(int, of))
-        noisy = [NoisyVerdicts(MEASURED, kinds, seed, repeated=one) for one in (False, True)]
-        noisy.append(NoisyVerdicts(BLIND, kinds, seed))
+        noisy = [NoisyVerdicts(MEASURED_WITH_MODEL, kinds, seed, repeated=one) for one in (False, True)]
+        noisy.append(NoisyVerdicts(UNSEEN, kinds, seed))
         policies = [Verified(TARGET, DEFAULT[1], seed)]
-        policies += [Verified(TARGET, DEFAULT[1], seed, hear=one, confusion=CONFUSION) for one in noisy]
+        policies += [
+            Verified(TARGET, DEFAULT[1], seed, hear=one, confusion=MEASURED_WITH_MODEL.confusion) for one in noisy
+        ]
         runs = replay(stream, policies, judge, truth, lambda done, total: None)
         for run, labels in zip(runs, LABELS, strict=True):
             outcomes = outcomes_of_stream(run, truth, np.array([], bool))

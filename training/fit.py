@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 MAX_TOKENS: Final = 40
 """Of each question in training. The trained model reads longer ones."""
 LENGTHS: Final = (16, 24, 32, 40, 48, 64, 88)
-"""Batches are padded to these, because each length is compiled once (about 8 s)."""
+FROZEN: Final = ("embed.words", "embed.positions")
+"""Half of the network's numbers. Few words of a data set move them, and those would move away from all others."""
 BATCH: Final = 32
 SORTED_BATCHES: Final = 40
 """The number of batches that are sorted by length at a time, so that few tokens are padding."""
 SMOOTHING: Final = 0.02
 """Labels are 0.02 and 0.98: some are wrong."""
 REPORT_EVERY: Final = 50
+KEEP_EVERY: Final = 100
 WARM_UP: Final = 0.05
 PACE_AFTER: Final = 20
 """Steps. Earlier ones also compile, and say little about how long all will take."""
@@ -48,6 +50,12 @@ class TrainingPlan:
     averaged: float = 0.998
     """The share of the averaged weights that stays at a step."""
     seed: int = 0
+    lengths: tuple[int, ...] = LENGTHS
+    """Batches are padded to these, because each length is compiled once."""
+    either_order: bool = True
+    """Whether the two texts of a pair are of one kind, so that either may come first."""
+    frozen: tuple[str, ...] = FROZEN
+    """The starts of the names of weights that are not trained."""
 
 
 class Progress(NamedTuple):
@@ -101,13 +109,18 @@ def tokenize(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Example]:
     ]
 
 
-def to_tokens(examples: Sequence[Example], ends: tuple[int, int], random: Random | None = None) -> Tokens:
-    """Pads a batch. With `random` each pair is in either order, because sameness has no direction."""
+def to_tokens(
+    examples: Sequence[Example],
+    ends: tuple[int, int],
+    random: Random | None = None,
+    lengths: Sequence[int] = LENGTHS,
+) -> Tokens:
+    """Pads a batch to one of `lengths`. With `random` each pair is in either order: sameness has no direction."""
     from training.network import Tokens
 
     start, separator = ends
     longest = max(len(one.first) + len(one.second) for one in examples) + 3
-    length = next((limit for limit in LENGTHS if limit >= longest), longest)
+    length = next((limit for limit in lengths if limit >= longest), longest)
     ids, types, mask = (np.zeros((len(examples), length), np.int32) for _ in range(3))
     for row, one in enumerate(examples):
         first, second = one.first, one.second
@@ -127,16 +140,18 @@ def fit(
     plan: TrainingPlan,
     report: Callable[[Progress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
+    keep: Callable[[Weights], None] = lambda _: None,
 ) -> Weights:
-    """Returns the averaged trained weights. `ends` are the IDs of the tokens [CLS] and [SEP]."""
-    import jax
+    """Returns the averaged trained weights. `ends` are the IDs of the tokens [CLS] and [SEP].
 
-    from training.network import FROZEN
+    `keep` gets the averaged weights of every `KEEP_EVERY` steps: a long training that is stopped leaves them.
+    """
+    import jax
 
     jax.config.update("jax_default_prng_impl", "unsafe_rbg")
     random = Random(plan.seed)
-    frozen = {name: jax.numpy.asarray(weights[name]) for name in FROZEN}
-    trained = {name: jax.numpy.asarray(one) for name, one in weights.items() if name not in FROZEN}
+    frozen = {name: jax.numpy.asarray(one) for name, one in weights.items() if name.startswith(plan.frozen)}
+    trained = {name: jax.numpy.asarray(one) for name, one in weights.items() if name not in frozen}
     averaged = jax.tree.map(jax.numpy.copy, trained)
     optimizer, step = _step(frozen, plan)
     state = optimizer.init(trained)
@@ -149,16 +164,23 @@ def fit(
         rate = min(1.0, done / WARM_UP + 1e-3) * max(0.02, 1 - done)
         labels = np.array([SMOOTHING if not one.same else 1 - SMOOTHING for one in batch], np.float32)
         shares = np.array([one.weight for one in batch], np.float32)
-        keep = np.float32(min(plan.averaged, (1 + number) / (10 + number)))
+        share = np.float32(min(plan.averaged, (1 + number) / (10 + number)))
         key, drop = jax.random.split(key)
+        tokens = to_tokens(batch, ends, random if plan.either_order else None, plan.lengths)
         trained, averaged, state, loss = step(
-            trained, averaged, state, to_tokens(batch, ends, random), labels, shares, np.float32(rate), keep, drop
+            trained, averaged, state, tokens, labels, shares, np.float32(rate), share, drop
         )
         losses.append(float(loss))
         seen += len(batch)
         if (number + 1) % REPORT_EVERY == 0:
             report(Progress(number + 1, seen, float(np.mean(losses[-REPORT_EVERY:])), clock() - began))
-    return {name: np.asarray(one) for name, one in (averaged | frozen).items()}
+        if (number + 1) % KEEP_EVERY == 0:
+            keep(_arrays(averaged | frozen))
+    return _arrays(averaged | frozen)
+
+
+def _arrays(weights: Weights) -> Weights:
+    return {name: np.asarray(one) for name, one in weights.items()}
 
 
 def _done(number: int, elapsed: float, plan: TrainingPlan) -> float:

@@ -20,8 +20,6 @@ HEAD: Final = 128
 EPSILON: Final = 1e-12
 MASKED: Final = -1e4
 """Added to the attention of padding."""
-FROZEN: Final = ("embed.words", "embed.positions")
-"""Half of the network's numbers. Few words of a data set move them, and those would move away from all others."""
 LAYERS: Final[Mapping[int, tuple[int, ...]]] = {3: (0, 2, 4), 6: (0, 1, 2, 3, 4, 5)}
 """The layers of a network of six that one of each size starts from."""
 

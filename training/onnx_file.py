@@ -27,10 +27,15 @@ POSITIONS: Final = "embed.positions"
 MAX_TOKENS: Final = 128
 """Of both questions. The longer one is cut first, and positions after these are not stored."""
 SCALE: Final = ".scale"
+SHARED_BYTES: Final = 65_536
+"""Smaller weights are in each model's own file. So are floats, because a place in another file may not be aligned."""
 
 
-def quantized(weights: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns the weights with int8 matrices, each with its scales under the name plus `.scale`."""
+def quantized(weights: Mapping[str, Array], tokens: int = MAX_TOKENS) -> dict[str, Array]:
+    """Returns the weights with int8 matrices, each with its scales under the name plus `.scale`.
+
+    `tokens`: how many a pair may have.
+    """
     found: dict[str, Array] = {}
     for name, array in weights.items():
         if name == WORDS:
@@ -39,7 +44,7 @@ def quantized(weights: Mapping[str, Array]) -> dict[str, Array]:
             size = np.abs(array)
             scale = np.maximum(size.max(axis=0), (size[0::2] + size[1::2]).max(axis=0)) / 127
         else:
-            found[name] = (array[:MAX_TOKENS] if name == POSITIONS else array).astype(np.float32)
+            found[name] = (array[:tokens] if name == POSITIONS else array).astype(np.float32)
             continue
         scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
         found[name] = np.rint(array / scale).astype(np.int8)
@@ -61,6 +66,30 @@ def write(weights: Mapping[str, Array], path: Path) -> None:
     import onnx
 
     onnx.save(build(quantized(weights)), path)
+
+
+def write_upper(weights: Mapping[str, Array], path: Path, lower: Path, shared: tuple[str, ...], tokens: int) -> None:
+    """Writes a model that takes the large int8 weights whose names start with `shared` from the file `lower`.
+
+    Both files must be in one folder. The runtime maps them into memory once for all models of a machine.
+    """
+    import onnx
+
+    found = {one.name: one for one in onnx.load(lower).graph.initializer}
+    content = lower.read_bytes()
+    own = quantized(weights, tokens)
+    kept = {name: onnx.numpy_helper.to_array(one) for name, one in found.items() if name.startswith(shared)}
+    model = build(own | {name: one for name, one in kept.items() if name != POSITIONS and name in own})
+    for tensor in model.graph.initializer:
+        size = len(tensor.raw_data)
+        is_large = tensor.data_type == onnx.TensorProto.INT8 and size >= SHARED_BYTES
+        if is_large and tensor.name in kept and tensor.raw_data == found[tensor.name].raw_data:
+            place = content.index(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", lower.name), ("offset", place), ("length", size)):
+                tensor.external_data.add(key=key, value=str(value))
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def read(path: Path) -> dict[str, Array]:

@@ -3,36 +3,39 @@
 The stages, cheapest first; each later one is asked only while the verdict is unsure:
 - equal texts, refusals, yes against no;
 - facts: figures, names, negations, conditions and the order of steps, statement by statement, with the embedder;
+- a small model that reads both answers, where its packages are installed;
 - a judge model, if SEMANTIC_CACHE_JUDGE_MODEL is set.
 
-Long texts are read in a thread. If the embedder or the judge fails, the verdict is only unsure.
+Long texts are read in a thread. If the embedder or the judge fails, the verdict is only unsure. If the small model
+fails, the facts decide alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
 import orjson
 
-from api.errors import EmbeddingUnavailable
+from api.errors import ComparingUnavailable, EmbeddingUnavailable
 from api.ports.answer_quality import Confusion, Verdict
 from api.ports.inference import Embedder
 from api.ports.telemetry import Telemetry
-from api.quality.answer_agreement import Agreement, Pairing, StatementPair
+from api.quality.answer_agreement import Agreement, Pairing
 from api.quality.answer_conflicts import Vector, Vectors
-from api.quality.answer_facts import AXES, AnswerFacts, AnswerText, read_answer, same_text
+from api.quality.answer_facts import AnswerFacts, AnswerText, read_answer, same_text
+from api.quality.answer_scores import CONFIRMING, LAST, SHORT, WEIGHTS, first_score, is_open, last_score, second_score
 from api.values import NO_TENANT, EmbedderIdentity
 
 T = TypeVar("T")
 
-RULES: Final = "answers-2"
+RULES: Final = "answers-3"
 """Changes with the rules, like `MEASURED`. Labels of other rules are not mixed."""
 LONG: Final = 300
 """Characters of both answers above which they are read in a thread. Shorter ones take about 2 ms."""
@@ -55,162 +58,17 @@ class Comparison:
 class Thresholds:
     """Scores from which two answers are the same, and up to which they are different."""
 
-    same: float = 0.88
-    different: float = 0.45
+    same: float
+    different: float
 
 
-THRESHOLDS: Final = Thresholds()
-WEIGHTS: Final[dict[str, float]] = {
-    "bias": -1.90,
-    "likeness": 5.43,
-    "core": 2.39,
-    "overlap": -3.40,
-    "replaced": -0.62,
-    "replaced like": -0.18,
-    "slot": -2.31,
-    "displaced": -0.76,
-    "surplus": -0.53,
-    "turned": -2.94,
-    "added": 0.78,
-    "shared": -0.76,
-    "shared any": 2.17,
-    "lead": 1.02,
-    "missing": -1.56,
-    "missing any": -0.31,
-    "uncovered": -0.36,
-    "citations": 0.67,
-    "fact": -4.75,
-    "fact?": -2.27,
-    "negation": -1.07,
-    "negation?": -0.01,
-    "opposites": -4.25,
-    "opposites?": -1.82,
-    "condition": 0.00,
-    "condition?": -1.45,
-    "axis": -1.01,
-    "axis?": -3.63,
-}
-"""Of the features in the logit of the score, fitted on the half `tune` of tests/quality/answer_pairs.jsonl."""
-SHORT: Final = 10
-"""Words of the longer answer up to which this score decides alone."""
-CONFIRMING: Final[dict[str, float]] = {
-    "bias": -2.63,
-    "likeness": -2.06,
-    "core": 1.25,
-    "overlap": -2.49,
-    "replaced": 0.41,
-    "replaced like": 0.24,
-    "slot": -0.33,
-    "displaced": -0.31,
-    "surplus": 0.58,
-    "turned": -0.22,
-    "added": 0.53,
-    "shared": -0.03,
-    "shared any": 0.64,
-    "lead": 0.30,
-    "missing": -0.26,
-    "missing any": -0.56,
-    "uncovered": 0.13,
-    "citations": 0.09,
-    "fact": -2.01,
-    "fact?": -0.42,
-    "negation": -0.43,
-    "negation?": -0.15,
-    "opposites": -0.71,
-    "opposites?": -0.57,
-    "condition": 0.00,
-    "condition?": 0.00,
-    "axis": -0.27,
-    "axis?": -0.70,
-    "whole likeness": 1.96,
-    "covered": 1.41,
-    "most covered": 0.38,
-    "extra": -0.17,
-    "unpaired": 0.31,
-    "length": 0.63,
-    "ratio of lengths": -0.62,
-    "other number of statements": 0.61,
-    "no pair": -1.60,
-}
-"""Of the features in the logit of a second score, for longer answers: those that say the same often do so in quite
-other words. Fitted by scripts/measure_comparator.py."""
+FIRST: Final = Thresholds(same=0.88, different=0.45)
 CONFIRMED: Final = Thresholds(same=0.33, different=0.17)
-"""A verdict on longer answers needs both scores."""
+"""Of the second score. Without the model a verdict on longer answers needs both."""
+DECISIVE: Final = Thresholds(same=0.82, different=0.14)
+"""Of the last score, which needs the model."""
 CLEAR: Final = frozenset(("figures", "order", "steps", "code", "terms"))
 """Conflicts that need no vectors to be certain."""
-EQUAL_FRAME: Final = 0.7
-"""Share of common words from which every difference is one of fact."""
-FEATURES_OF_CONFLICTS: Final = tuple(
-    f"{kind}{doubt}" for kind in ("fact", "negation", "opposites", "condition", "axis") for doubt in ("", "?")
-)
-
-
-def features(pair: StatementPair, agreement: Agreement) -> dict[str, float]:
-    """Returns what the score of two statements is made of."""
-    found = dict.fromkeys(FEATURES_OF_CONFLICTS, 0.0)
-    for conflict in (*pair.conflicts, *agreement.conflicts):
-        name = "axis" if conflict.kind in AXES else conflict.kind if conflict.kind in found else "fact"
-        if conflict.certain and pair.overlap >= EQUAL_FRAME:
-            name = "fact"
-        found[name if conflict.certain else f"{name}?"] += 1
-    return {
-        "bias": 1.0,
-        "likeness": pair.likeness,
-        "core": pair.core,
-        "overlap": pair.overlap,
-        "replaced": pair.replaced,
-        "replaced like": pair.replaced * (1 - pair.likeness),
-        "slot": pair.replaced if pair.slot else 0.0,
-        "displaced": float(pair.displaced),
-        "surplus": min(pair.surplus, 4) / 4,
-        "turned": float(pair.turned),
-        "added": float(pair.added),
-        "shared": min(pair.shared, 2),
-        "shared any": float(pair.shared > 0),
-        "lead": agreement.lead,
-        "missing": min(len(agreement.missing), 3),
-        "missing any": float(bool(agreement.missing)),
-        "uncovered": 1 - agreement.covered,
-        "citations": 0.0 if agreement.citations is None else agreement.citations - 0.5,
-        **found,
-    }
-
-
-def features_of_answers(agreement: Agreement) -> dict[str, float]:
-    """Returns what only the second score is made of: how the answers compare as a whole."""
-    short, long = sorted(agreement.words)
-    return {
-        "whole likeness": agreement.likeness,
-        "covered": agreement.covered,
-        "most covered": agreement.most_covered,
-        "extra": min(agreement.extra, 4),
-        "unpaired": min(agreement.unpaired, 3),
-        "length": math.log(1 + long),
-        "ratio of lengths": math.log((1 + long) / (1 + short)),
-        "other number of statements": float(agreement.statements[0] != agreement.statements[1]),
-        "no pair": float(not agreement.pairs),
-    }
-
-
-def confirming_rows(agreement: Agreement) -> list[dict[str, float]]:
-    """Returns the features of the second score, one row for each pair of statements; at least one."""
-    of_answers = features_of_answers(agreement)
-    rows = [features(pair, agreement) | of_answers for pair in agreement.pairs]
-    return rows or [{"bias": 1.0} | of_answers]
-
-
-def is_confirmed(verdict: Verdict, agreement: Agreement) -> bool:
-    """Returns whether a second score agrees. It is asked about longer answers."""
-    if max(agreement.words) <= SHORT:
-        return True
-    score = _least(CONFIRMING, confirming_rows(agreement))
-    return score >= CONFIRMED.same if verdict is Verdict.SAME else score <= CONFIRMED.different
-
-
-def _least(weights: Mapping[str, float], rows: Iterable[Mapping[str, float]]) -> float:
-    """Returns the lowest probability of the rows."""
-    totals = [sum(weights.get(name, 0.0) * value for name, value in row.items()) for row in rows]
-    return 1 / (1 + math.exp(-max(-30.0, min(30.0, min(totals, default=-3.0)))))
 
 
 def at_once(one: AnswerFacts, other: AnswerFacts) -> Comparison | None:
@@ -228,36 +86,42 @@ def at_once(one: AnswerFacts, other: AnswerFacts) -> Comparison | None:
     return None
 
 
-def decide(agreement: Agreement, thresholds: Thresholds = THRESHOLDS) -> Comparison:
-    """Returns the verdict on how two answers compare: as the statements that agree least.
+def decide(agreement: Agreement, logit: float | None = None) -> Comparison:
+    """Returns the verdict on how two answers compare. `logit`: the model's, if it was asked.
 
-    A second score confirms verdicts on longer answers. Without vectors only a clear contradiction is certain.
+    Without vectors only a clear contradiction is certain.
     """
-    score = _least(WEIGHTS, [features(pair, agreement) for pair in agreement.pairs])
     conflicts = [*agreement.conflicts, *(conflict for pair in agreement.pairs for conflict in pair.conflicts)]
     reasons = (*map(str, conflicts), *(f"only one: {fact}" for fact in agreement.missing[:3]))
     if not agreement.embedded:
         contradicts = any(conflict.certain and conflict.kind in CLEAR for conflict in conflicts)
-        return Comparison(Verdict.DIFFERENT if contradicts else Verdict.UNSURE, reasons, score)
-    verdict, reason = Verdict.UNSURE, ""
-    if score >= thresholds.same and not _is_open(agreement):
-        verdict, reason = Verdict.SAME, "the same statements"
-    elif score <= thresholds.different:
-        verdict, reason = Verdict.DIFFERENT, "other statements"
-    if verdict is Verdict.UNSURE or not is_confirmed(verdict, agreement):
-        return Comparison(Verdict.UNSURE, reasons, score)
-    return Comparison(verdict, (*reasons, reason), score)
+        verdict = Verdict.DIFFERENT if contradicts else Verdict.UNSURE
+        return Comparison(verdict, reasons, first_score(agreement))
+    if logit is None:
+        verdict, score, stage = _of_facts(agreement), first_score(agreement), "facts"
+    else:
+        score, stage = last_score(agreement, logit), "model"
+        verdict = _between(score, DECISIVE)
+        if verdict is Verdict.SAME and _of_facts(agreement) is Verdict.DIFFERENT:
+            verdict = Verdict.UNSURE
+    reason = {Verdict.SAME: ("the same statements",), Verdict.DIFFERENT: ("other statements",)}.get(verdict, ())
+    return Comparison(verdict, (*reasons, *reason), score, stage)
 
 
-def _is_open(agreement: Agreement) -> bool:
-    """Returns whether something speaks against the same answer: a doubt, a fact that is missing, or too little in
-    common.
-    """
-    pairs = agreement.pairs
-    thin = all(pair.likeness < 0.5 and not pair.shared for pair in pairs)
-    doubts = any(pair.conflicts or pair.displaced or pair.turned for pair in pairs)
-    partial = agreement.unpaired > 0 or (agreement.extra > 1 and agreement.covered < 0.6)
-    return bool(thin or doubts or partial or agreement.conflicts or agreement.missing)
+def _of_facts(agreement: Agreement) -> Verdict:
+    """Returns the verdict without the model: that of the first score. On longer answers the second one must agree."""
+    verdict = _between(first_score(agreement), FIRST)
+    if verdict is Verdict.SAME and is_open(agreement):
+        return Verdict.UNSURE
+    if max(agreement.words) > SHORT and _between(second_score(agreement), CONFIRMED) is not verdict:
+        return Verdict.UNSURE
+    return verdict
+
+
+def _between(score: float, limits: Thresholds) -> Verdict:
+    if score >= limits.same:
+        return Verdict.SAME
+    return Verdict.DIFFERENT if score <= limits.different else Verdict.UNSURE
 
 
 def _same(reason: str, score: float = 1.0) -> Comparison:
@@ -319,14 +183,26 @@ def counted(pairs: Iterable[tuple[Verdict, Verdict]]) -> VerdictCounts:
 MEASURED: Final = VerdictCounts(
     same_same=110, same_different=4, same_unsure=44, different_same=6, different_different=128, different_unsure=25
 )
-"""Measured on the part `held-out` of tests/quality/answer_pairs.jsonl by scripts/measure_comparator.py; no judge."""
-CONFUSION: Final = MEASURED.confusion
-"""What decisions assume: the errors on short answers. They are fewer than on long ones, so the fleet is careful."""
-BLIND: Final = VerdictCounts(
-    same_same=64, same_different=49, same_unsure=187, different_same=9, different_different=210, different_unsure=81
+"""Measured on the part `held-out` of tests/quality/answer_pairs.jsonl by scripts/measure_comparator.py: without the
+model and without a judge."""
+MEASURED_WITH_MODEL: Final = VerdictCounts(
+    same_same=110, same_different=2, same_unsure=46, different_same=7, different_different=102, different_unsure=50
 )
-"""The same of tests/quality/answer_pairs_blind.jsonl, which look like a service's answers. The figures that are shown
-are corrected for these errors."""
+BLIND: Final = VerdictCounts(
+    same_same=134, same_different=13, same_unsure=153, different_same=5, different_different=207, different_unsure=88
+)
+"""With the model, of tests/quality/answer_pairs_blind.jsonl, on which the last score is fitted."""
+UNSEEN: Final = VerdictCounts(
+    same_same=84, same_different=13, same_unsure=110, different_same=10, different_different=97, different_unsure=100
+)
+"""With the model, of tests/quality/answer_pairs_unseen.jsonl, which look like a service's answers and were blind."""
+UNSEEN_ALONE: Final = VerdictCounts(
+    same_same=44, same_different=24, same_unsure=139, different_same=19, different_different=110, different_unsure=78
+)
+"""The same without the model."""
+CONFUSION: Final = MEASURED.confusion
+"""What decisions assume without the model: the errors on short answers. They are fewer than on long ones, so the fleet
+is careful."""
 
 
 class Judge(Protocol):
@@ -337,6 +213,20 @@ class Judge(Protocol):
 
     async def verdict(self, one: AnswerText, other: AnswerText, tenant: str) -> Verdict:
         """Returns the judge's verdict; unsure after any failure. Raises nothing."""
+
+
+class AnswerScores(Protocol):
+    """A cross-encoder that reads a question and two answers. `version`: a digest of the model."""
+
+    @property
+    def version(self) -> str: ...
+
+    async def score(self, question: str, one: str, other: str) -> float | None:
+        """Returns a logit: above 0 the answers probably say the same. None if they are too long.
+
+        Raises `ComparingUnavailable`.
+        """
+        ...
 
 
 _MEASURED: Final = ("minilm-l6", "all-minilm")
@@ -354,17 +244,34 @@ def is_measured(identity: EmbedderIdentity) -> bool:
 class Comparator:
     """Compares answers in the background. `tenant` owns both answers.
 
-    `name`: its stages. `version`: a digest of its rules, its thresholds and its judge. Labels of another version are
-    not mixed with its own.
+    `name`: its stages. `version`: a digest of its rules, its thresholds, its model and its judge. Labels of another
+    version are not mixed with its own.
     """
 
-    def __init__(self, embedder: Embedder, telemetry: Telemetry, judge: Judge | None = None) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        telemetry: Telemetry,
+        judge: Judge | None = None,
+        model: AnswerScores | None = None,
+    ) -> None:
         self._embedder = embedder
         self._telemetry = telemetry
         self._judge = judge
+        self._model = model
         self._remembered: dict[tuple[str, str], Vector] = {}
         self.name = "facts" if judge is None else f"facts+judge {judge.version}"
-        self.version = _digest(self.name)
+        self.version = _digest(self.name, "" if model is None else model.version)
+
+    @property
+    def assumed(self) -> Confusion:
+        """The errors that decisions assume: those on short answers. They are fewer, so the fleet is careful."""
+        return (MEASURED if self._model is None else MEASURED_WITH_MODEL).confusion
+
+    @property
+    def shown(self) -> Confusion:
+        """The errors that the figures which are shown are corrected for: those on answers like a service's."""
+        return (UNSEEN_ALONE if self._model is None else UNSEEN).confusion
 
     async def compare(self, one: AnswerText, other: AnswerText, *, tenant: str = NO_TENANT) -> Comparison:
         """Returns whether both answers say the same. Raises nothing of the models that it asks."""
@@ -387,11 +294,20 @@ class Comparator:
             comparison = await _run(long, lambda: decide(pairing.agreement(None)))
         if comparison.verdict is Verdict.UNSURE and pairing.is_english:
             vectors = await self._vectors(pairing.texts(), tenant)
-            comparison = await _run(long, lambda: decide(pairing.agreement(vectors)))
+            logit = await self._logit(one, other) if vectors is not None else None
+            comparison = await _run(long, lambda: decide(pairing.agreement(vectors), logit))
         cut = pairing.one.cut or pairing.other.cut
         if cut and comparison.verdict is Verdict.SAME:
             return Comparison(Verdict.UNSURE, (*comparison.reasons, "too long to read whole"), comparison.score)
         return comparison
+
+    async def _logit(self, one: AnswerText, other: AnswerText) -> float | None:
+        """Returns the model's score; None without one, for long answers, and after any failure."""
+        if self._model is None:
+            return None
+        with suppress(ComparingUnavailable):
+            return await self._model.score(one.question, one.text, other.text)
+        return None
 
     async def _vectors(self, texts: Sequence[str], tenant: str) -> Vectors | None:
         """Returns the vectors of texts; None if the embedder fails, cannot read them, or was not measured."""
@@ -419,7 +335,8 @@ async def _run(in_thread: bool, work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work) if in_thread else work()
 
 
-def _digest(name: str) -> str:
-    second = [SHORT, astuple(CONFIRMED), sorted(CONFIRMING.items())]
-    facts = [RULES, name, astuple(THRESHOLDS), sorted(WEIGHTS.items()), second, astuple(MEASURED), astuple(BLIND)]
-    return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:10]
+def _digest(name: str, model: str) -> str:
+    limits = [SHORT, *map(astuple, (FIRST, CONFIRMED, DECISIVE))]
+    weights = [sorted(one.items()) for one in (WEIGHTS, CONFIRMING, LAST)]
+    counts = [astuple(one) for one in (MEASURED, MEASURED_WITH_MODEL, UNSEEN, UNSEEN_ALONE)]
+    return hashlib.sha256(orjson.dumps([RULES, name, model, limits, weights, counts])).hexdigest()[:10]

@@ -18,7 +18,7 @@ from api.ports.answer_quality import Verdict
 from api.ports.inference import Embedder
 from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
-from api.quality.comparator import Comparator
+from api.quality.comparator import AnswerScores, Comparator
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -222,10 +222,16 @@ def best_scores(stream: Stream, policy: Policy, judge: Judge, truth: Truth) -> t
 class AnswersAgree:
     """A truth for a log: compares the answers of two questions as the service does. Unsure verdicts are None."""
 
-    def __init__(self, questions: Sequence[str], answers: Sequence[str], embedder: Embedder) -> None:
+    def __init__(
+        self,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        embedder: Embedder,
+        model: AnswerScores | None = None,
+    ) -> None:
         self._questions = questions
         self._answers = answers
-        self._comparator = Comparator(embedder, Telemetry())
+        self._comparator = Comparator(embedder, Telemetry(), model=model)
         self._known: dict[tuple[int, int], bool | None] = {}
 
     def __call__(self, asked: int, stored: int) -> bool | None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from api import __version__
 from api.backends.failover import Generations
 from api.cancellation import Background
+from api.embedders.answer_model import AnswerModel, is_installed
 from api.embedders.verifier import PRIOR, SETTING, OnnxVerifier, prior_of
 from api.errors import EmbeddingUnavailable, SettingsError, StoreUnavailable
 from api.knowledge.retrieval import Retriever
@@ -25,7 +26,7 @@ from api.ports.inference import Embedder, ModelDigests
 from api.ports.telemetry import Telemetry
 from api.ports.tracing import Tracing
 from api.quality.calibration import Prior, read_prior
-from api.quality.comparator import BLIND, CONFUSION, Comparator
+from api.quality.comparator import Comparator
 from api.quality.keeper import QualityKeeper, QualityView
 from api.quality.policies import QualitySettings
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
@@ -278,7 +279,8 @@ async def open_cache(
         stack.push_async_callback(budget.aclose)
         flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.telemetry)
         await stack.enter_async_context(running_flights(flights))
-        comparator = _comparator(parts, background_embedder, generations, spare)
+        model = await stack.enter_async_context(AnswerModel.open()) if is_installed() else None
+        comparator = _comparator(parts, background_embedder, generations, spare, model)
         answering = _Answering(parts, embedder, digests, generations, flights, retriever, budget, comparator)
         cache = WorkerCache(parts, embedder, answering, flights, comparator, spare)
         with suppress(StoreUnavailable):
@@ -296,12 +298,14 @@ async def open_cache(
         yield cache
 
 
-def _comparator(parts: CacheParts, embedder: Embedder, generations: Generations, spare: SpareTime) -> Comparator:
+def _comparator(
+    parts: CacheParts, embedder: Embedder, generations: Generations, spare: SpareTime, model: AnswerModel | None
+) -> Comparator:
     cache = parts.settings.cache
     judge = None
     if cache.judge_model is not None:
         judge = ModelJudge(generations, cache.judge_model, cache.judge_timeout, parts.telemetry, spare.is_closed)
-    return Comparator(embedder, parts.telemetry, judge)
+    return Comparator(embedder, parts.telemetry, judge, model)
 
 
 def _labelling(
@@ -407,9 +411,9 @@ def _quality_settings(settings: Settings, comparator: Comparator, verifier: Veri
         cache.similarity_threshold,
         cache.max_error_rate,
         versions,
-        CONFUSION,
+        comparator.assumed,
         prior,
-        BLIND.confusion,
+        comparator.shown,
         __version__,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.measure_comparator import longer_pairs, pairs_of
+from scripts.measure_comparator import longer_pairs, pairs_of, written_pairs
 from training.answers import InvalidAnswers, answer_sets
 
 BLOCK = """? How long is it?
@@ -73,3 +73,5 @@ def test_the_written_answers_are_many_and_of_both_labels() -> None:
 def test_no_question_is_trained_on_and_measured() -> None:
     measured = {pair.one.question.lower() for half in ("held-out", "test", "blind") for pair in pairs_of(half)}
     assert not measured & {pair.one.question.lower() for pair in longer_pairs()}
+    learned = [*longer_pairs(), *written_pairs(), *pairs_of("blind")]
+    assert not {pair.one.question.lower() for pair in pairs_of("unseen")} & {pair.family for pair in learned}
