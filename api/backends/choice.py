@@ -1,4 +1,4 @@
-"""The backends: which of them may take a call, in which order they are tried, and what abandoned calls leave behind.
+"""The backends: which of them may take a call, in which order, after which faults, and what lost calls leave.
 
 A drained backend gets no calls. Tiers and weights come from OLLAMA_BASE_URL. Health only orders the backends: whether
 one may be called is up to its breaker.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
@@ -32,7 +32,8 @@ from api.values import BackendHealth, GenerationRequest, Retry, model_key
 class BackendState:
     """The state of one backend. None: unknown (not probed yet), which does not count against it.
 
-    `rejects`: its breaker admits no call. `outstanding`: this worker's calls to it that have not ended.
+    `rejects`: its breaker admits no call. `outstanding`: calls to it that have not ended, this worker's or the fleet's.
+    `preference`: what the fleet knows about it and the prompt.
     """
 
     name: str
@@ -43,14 +44,32 @@ class BackendState:
     outstanding: int = 0
     tier: int = 1
     weight: int = 1
+    preference: Preference | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """How well a backend suits a prompt.
+
+    `worth`: how many calls busier it may be, because it has read the beginning of the prompt. `crowded`: how much of
+    its room for prompts is in use, 0 to 1. `calls`: the fleet's calls to it. `limit`: its permits; None: unknown.
+    """
+
+    worth: float = 0.0
+    crowded: float = 0.0
+    calls: int = 0
+    limit: int | None = None
+
+
+NO_PREFERENCE: Final = Preference()
 
 
 def in_order(candidates: Sequence[BackendState], turn: int) -> list[str]:
     """Returns the names, best first.
 
     One whose breaker rejects comes after all others, then one that did not answer, then one of a higher tier, then one
-    without the model in memory, then the one that is busier for its weight. Equals take turns, by weight. One without
-    the model is left out, unless all are.
+    without the model in memory, then one without a free permit, then the one that is busier for its weight, less what
+    it knows of the prompt. Equals take turns, by weight. One without the model is left out, unless all are.
     """
     holders = [candidate for candidate in candidates if candidate.has_model is not False] or list(candidates)
     return [candidate.name for candidate in sorted(_taking_turns(holders, turn), key=_reasons_against)]
@@ -64,14 +83,58 @@ def _taking_turns(holders: Sequence[BackendState], turn: int) -> list[BackendSta
     return list(dict.fromkeys(turns[shift:] + turns[:shift]))
 
 
-def _reasons_against(candidate: BackendState) -> tuple[bool, bool, int, bool, float]:
+def _reasons_against(candidate: BackendState) -> tuple[bool, bool, int, bool, bool, float, float]:
+    preference = candidate.preference or NO_PREFERENCE
     return (
         candidate.rejects,
         candidate.reachable is False,
         candidate.tier,
         candidate.resident is False,
-        candidate.outstanding / candidate.weight,
+        preference.limit is not None and candidate.outstanding >= preference.limit,
+        candidate.outstanding / candidate.weight - preference.worth,
+        preference.crowded,
     )
+
+
+FREE: Final = frozenset(
+    {
+        UpstreamFault.CONNECT_FAILED,
+        UpstreamFault.CONNECT_TIMEOUT,
+        UpstreamFault.CONNECTION_STALE,
+        UpstreamFault.POOL_TIMEOUT,
+        UpstreamFault.MODEL_NOT_FOUND,
+        UpstreamFault.PATH_NOT_FOUND,
+    }
+)
+CHARGED: Final = frozenset(
+    {
+        UpstreamFault.CONNECTION_LOST,
+        UpstreamFault.FIRST_TOKEN_TIMEOUT,
+        UpstreamFault.SERVER_ERROR,
+        UpstreamFault.BUSY,
+        UpstreamFault.STREAM_TRUNCATED,
+    }
+)
+UNREACHABLE: Final = frozenset({UpstreamFault.CONNECT_FAILED, UpstreamFault.CONNECT_TIMEOUT})
+EMBEDDING_CHARGED: Final = CHARGED | {
+    UpstreamFault.EMBED_FAILED,
+    UpstreamFault.INVALID_RESPONSE,
+    UpstreamFault.UNAUTHORIZED,
+}
+"""Charged faults of embeddings. They have no side effect and no first token, so more faults allow a retry."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverPolicy:
+    """A caller's limits. `total`: seconds for the whole call, including queueing and all attempts.
+
+    `charged`: the faults that allow one further attempt, besides those in `FREE`. `waits_again`: whether a call that
+    waited in one line for as long as it may joins the line of another backend.
+    """
+
+    total: float
+    charged: frozenset[UpstreamFault] = CHARGED
+    waits_again: bool = False
 
 
 LONG_READING: Final = 1.0
@@ -261,10 +324,18 @@ class Backends(Generic[T]):
         self._lowest = min((member.tier for member in members), default=1)
         self.has_tiers = len({member.tier for member in members}) > 1
 
-    def candidates(self, model: str, *, even_drained: bool = False) -> list[Backend[T]]:
+    @property
+    def has_choice(self) -> bool:
+        """True if there are several backends that are not drained."""
+        return sum(not member.drain.drained for member in self._members.values()) > 1
+
+    def candidates(
+        self, model: str, preferences: Mapping[str, Preference] | None = None, *, even_drained: bool = False
+    ) -> list[Backend[T]]:
         """Returns the backends that may have `model`, best first; never empty.
 
-        If all are drained, returns them with `even_drained`, else raises `BackendsDrained`.
+        `preferences` are by backend. If all are drained, returns them with `even_drained`, else raises
+        `BackendsDrained`.
         """
         members = [member for member in self._members.values() if not member.drain.drained]
         if not members:
@@ -274,7 +345,8 @@ class Backends(Generic[T]):
         if len(members) == 1:
             return members
         key = model_key(model)
-        candidates = [self._candidate(member, key) for member in members]
+        wanted = preferences or {}
+        candidates = [self._candidate(member, key, wanted.get(member.name)) for member in members]
         return [self._members[name] for name in in_order(candidates, next(self._turns))]
 
     @property
@@ -291,7 +363,7 @@ class Backends(Generic[T]):
         """Returns whether a backend had a model when it last answered."""
         return self._had(backend, model_key(model))
 
-    def _candidate(self, member: Backend[T], key: str) -> BackendState:
+    def _candidate(self, member: Backend[T], key: str, preference: Preference | None) -> BackendState:
         health = self._health(member.name)
         answers = health is not None and health.reachable
         return BackendState(
@@ -300,7 +372,8 @@ class Backends(Generic[T]):
             reachable=None if health is None else health.reachable,
             has_model=key in health.models if health is not None and answers else None,
             resident=key in health.resident if health is not None and answers else None,
-            outstanding=member.outstanding,
+            outstanding=member.outstanding if preference is None else max(member.outstanding, preference.calls),
             tier=self._lowest if self.has_tiers and member.wants_probe() else member.tier,
             weight=member.weight,
+            preference=preference,
         )

@@ -20,13 +20,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
-from api.backends.choice import Backend, Backends, Terms
-from api.backends.failover import (
-    EMBEDDING_CHARGED,
-    Failover,
-    FailoverPolicy,
-    admitted,
-)
+from api.backends.choice import EMBEDDING_CHARGED, Backend, Backends, FailoverPolicy, Terms
+from api.backends.failover import Failover, admitted
 from api.cancellation import CancelScope
 from api.errors import (
     BreakerOpen,

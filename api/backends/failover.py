@@ -15,13 +15,24 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from api.backends.choice import LONG_READING, Backend, Backends, Clock, Terms
+from api.backends.affinity import PrefixAffinity
+from api.backends.choice import (
+    FREE,
+    LONG_READING,
+    UNREACHABLE,
+    Backend,
+    Backends,
+    Clock,
+    FailoverPolicy,
+    Preference,
+    Terms,
+)
 from api.errors import (
     BackendsDrained,
     BreakerOpen,
@@ -125,47 +136,6 @@ class Thinking:
 S = TypeVar("S")
 R = TypeVar("R")
 
-FREE: Final = frozenset(
-    {
-        UpstreamFault.CONNECT_FAILED,
-        UpstreamFault.CONNECT_TIMEOUT,
-        UpstreamFault.CONNECTION_STALE,
-        UpstreamFault.POOL_TIMEOUT,
-        UpstreamFault.MODEL_NOT_FOUND,
-        UpstreamFault.PATH_NOT_FOUND,
-    }
-)
-CHARGED: Final = frozenset(
-    {
-        UpstreamFault.CONNECTION_LOST,
-        UpstreamFault.FIRST_TOKEN_TIMEOUT,
-        UpstreamFault.SERVER_ERROR,
-        UpstreamFault.BUSY,
-        UpstreamFault.STREAM_TRUNCATED,
-    }
-)
-UNREACHABLE: Final = frozenset({UpstreamFault.CONNECT_FAILED, UpstreamFault.CONNECT_TIMEOUT})
-EMBEDDING_CHARGED: Final = CHARGED | {
-    UpstreamFault.EMBED_FAILED,
-    UpstreamFault.INVALID_RESPONSE,
-    UpstreamFault.UNAUTHORIZED,
-}
-"""Charged faults of embeddings. They have no side effect and no first token, so more faults allow a retry."""
-
-
-@dataclass(frozen=True, slots=True)
-class FailoverPolicy:
-    """A caller's limits. `total`: seconds for the whole call, including queueing and all attempts.
-
-    `charged`: the faults that allow one further attempt, besides those in `FREE`. `waits_again`: whether a call that
-    waited in one line for as long as it may joins the line of another backend.
-    """
-
-    total: float
-    charged: frozenset[UpstreamFault] = CHARGED
-    waits_again: bool = False
-
-
 Attempting = Callable[[Backend[S], Terms], Awaitable[R]]
 """One attempt on one backend. Raises `BreakerOpen`, `BulkheadFull`, `UpstreamError`."""
 
@@ -196,17 +166,18 @@ class Failover(Generic[S]):
         retry: Retry = "here",
         output: TextOutput | None = None,
         restarts: bool = False,
+        preferences: Mapping[str, Preference] | None = None,
     ) -> R:
         """Returns the result of the first successful attempt. `retry` applies if there is no other backend.
 
         `output`: where attempts write. One that fails after its first word is not repeated, since somebody may have
-        read it; but with `restarts` nobody reads along, and the output is restarted.
+        read it; but with `restarts` nobody reads along, and the output is restarted. `preferences`: by backend.
         Raises `BreakerOpen` or `BulkheadFull` when no backend admits the call, with the shortest wait.
         """
         total = self._policy.total if timeout is None else min(timeout, self._policy.total)
         terms = Terms(self._clock() + total, total, retry, self._clock, queues=not self._backends.has_tiers)
         course: _Attempts[S] = _Attempts(terms)
-        candidates = self._backends.candidates(model)
+        candidates = self._backends.candidates(model, preferences)
         while candidates or (candidates := self._once_more(model, course)):
             backend = candidates.pop(0)
             if course.has_failed and backend.breaker.rejects:
@@ -431,7 +402,7 @@ class Unread:
 class Generations:
     """Generations with failover. `total`: seconds for an answer, including queueing and all attempts.
 
-    `max_prompt`: the most tokens of a prompt, as estimated.
+    `max_prompt`: the most tokens of a prompt, as estimated. `affinity`: prefers backends that know a prompt.
     """
 
     def __init__(
@@ -441,8 +412,11 @@ class Generations:
         total: float,
         events: Telemetry,
         max_prompt: int | None = None,
+        affinity: PrefixAffinity | None = None,
     ) -> None:
         self._max_prompt = max_prompt
+        self._affinity = affinity
+        self._backends = backends
         self._failover = Failover(backends, FailoverPolicy(total), retries, events)
 
     async def generate(self, request: GenerationRequest, output: TextOutput) -> Generation:
@@ -453,14 +427,20 @@ class Generations:
         """
         if self._max_prompt is not None and request.prompt_tokens > self._max_prompt:
             raise PromptTooLong(request.prompt_tokens, self._max_prompt)
-        return await self._failover.call(
+        affinity = self._affinity
+        prompt = await affinity.look_up(request) if affinity is not None and self._backends.has_choice else None
+        generation = await self._failover.call(
             request.model,
             partial(_attempt, request, output),
             timeout=request.timeout,
             retry=request.retry,
             output=output,
             restarts=request.buffered,
+            preferences=prompt.preferences if prompt is not None else None,
         )
+        if affinity is not None and prompt is not None:
+            affinity.answered(prompt, request, generation)
+        return generation
 
 
 @contextmanager

@@ -97,6 +97,7 @@ class AppState:
     experiments: ExperimentView
     experiment_control: ExperimentControl
     live_workers: Callable[[], Awaitable[list[dict[str, str]]]]
+    remembered_prompts: Callable[[], Awaitable[Mapping[str, int]]]
     history: Callable[[int | None, int | None, int | None, bool], Awaitable[bytes]] | None
     recent: Callable[[], Awaitable[list[dict[str, Any]]]]
     price_per_million_tokens: float | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, get_args
@@ -241,7 +242,8 @@ async def backends(request: Request) -> dict[str, Any]:
     """`tokens_per_second` is measured by the worker that answers. All else is the same from every worker."""
     state = worker_state(request)
     bulkhead = await bulkhead_report(state, named=False)
-    return {"backends": backend_reports(state, await breaker_report(state), bulkhead)}
+    prompts = await state.remembered_prompts()
+    return {"backends": backend_reports(state, await breaker_report(state), bulkhead, prompts)}
 
 
 @backends_router.post("/{name}/drain", summary="Send a backend no more calls")
@@ -297,11 +299,17 @@ async def _need_another(state: AppState, name: str) -> None:
         raise LastBackend(f"'{name}' is the last backend in use. With force=true it is drained all the same.")
 
 
-def backend_reports(state: AppState, breaker: dict[str, Any], bulkhead: dict[str, Any]) -> list[dict[str, Any]]:
-    """Joins what is known about each backend. `breaker` and `bulkhead` are their reports."""
+def backend_reports(
+    state: AppState, breaker: dict[str, Any], bulkhead: dict[str, Any], prompts: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """Joins what is known about each backend. `breaker` and `bulkhead` are their reports.
+
+    `prompts`: how many prompts the fleet remembers of each; None leaves the field out.
+    """
+    remembered = [{} if prompts is None else {"remembered_prompts": prompts.get(name)} for name in _backends(state)]
     return [
-        _backend_report(name, pool, state.breakers[name], breaker["breakers"], bulkhead["bulkheads"])
-        for name, pool in _backends(state).items()
+        {**_backend_report(name, pool, state.breakers[name], breaker["breakers"], bulkhead["bulkheads"]), **more}
+        for (name, pool), more in zip(_backends(state).items(), remembered, strict=True)
     ]
 
 

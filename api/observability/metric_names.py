@@ -290,6 +290,18 @@ FAILOVERS = MetricSpec(
     "Failed calls that moved to another backend.",
     ("backend", "fault"),
 )
+PREFIX_CHOICES = MetricSpec(
+    "ragherd_prefix_choices_total",
+    "counter",
+    "Choices by reason (prefix, load, unknown, unavailable).",
+    ("reason",),
+)
+PREFIX_BYTES = MetricSpec(
+    "ragherd_prefix_bytes_total",
+    "counter",
+    "Bytes of prompts that the backend knew (matched) or not (new).",
+    ("result",),
+)
 RETRIES = MetricSpec("ragherd_retries_total", "counter", "Retries charged to the retry budget.")
 BACKEND_UP = MetricSpec(
     "ragherd_backend_up",

@@ -341,6 +341,12 @@ class Metrics:
         """Counts a call that moved from `backend` to another."""
         self._families[names.FAILOVERS][backend, fault.value].inc()
 
+    def prefix_chosen(self, reason: str, matched: int, size: int) -> None:
+        """Counts a choice by prefix affinity, and the bytes of the prompt that the backend knew or not."""
+        self._families[names.PREFIX_CHOICES][(reason,)].inc()
+        self._families[names.PREFIX_BYTES][("matched",)].inc(matched)
+        self._families[names.PREFIX_BYTES][("new",)].inc(size - matched)
+
     def retried(self, count: int) -> None:
         """Counts retries."""
         self._families[names.RETRIES][()].inc(count)

@@ -28,6 +28,7 @@ from api.ports.telemetry import (
     GroundingOutcome,
     JudgeFailure,
     LabelLoss,
+    PrefixChoice,
     RefreshOutcome,
     ShadowOutcome,
     Telemetry,
@@ -247,6 +248,10 @@ class WorkerTelemetry(Telemetry):
         """Counts and logs the hang."""
         self._metrics.backend_hangs(backend)
         self._queries.warning("backend_hangs", backend=backend)
+
+    def prefix_chosen(self, reason: PrefixChoice, matched: int, size: int) -> None:
+        """Counts the choice and the bytes."""
+        self._metrics.prefix_chosen(reason, matched, size)
 
     def bulkhead_admitted(self, bulkhead: str, priority: str, seconds: float) -> None:
         """Observes the wait."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -39,8 +39,9 @@ class SharedSpeeds(Protocol):
 class BackendWatch:
     """One worker's knowledge of the backends' health.
 
-    `interval`: seconds between two probes. `on_return` is called with the name of a backend that answers again. The
-    health only orders the backends; a backend's breaker decides whether it may be called.
+    `interval`: seconds between two probes. `on_return` is called with the name of a backend that answers again,
+    `on_probe` with what a probe of this worker found. The health only orders the backends; a backend's breaker decides
+    whether it may be called.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class BackendWatch:
         interval: float,
         on_return: Callable[[str], None],
         digests: KnownDigests,
+        on_probe: Callable[[Mapping[str, BackendHealth]], Awaitable[None]] | None = None,
     ) -> None:
         self._models = models
         self._lease = lease
         self._board = board
         self._interval = interval
         self._on_return = on_return
+        self._on_probe = on_probe
         self.digests = digests
         self.known: dict[str, BackendHealth] = {}
         """The last known health of each backend."""
@@ -73,6 +76,8 @@ class BackendWatch:
             self._learn(dict(zip(self._models, found, strict=True)))
             with suppress(StoreUnavailable):  # then every worker probes for itself
                 await self._board.publish(self.known)
+            if self._on_probe is not None:
+                await self._on_probe(self.known)
         else:
             with suppress(StoreUnavailable):  # keep what is known
                 self._learn(await self._board.read())

@@ -1,9 +1,10 @@
-"""Protocols for single flight, leader lease, backend health, breaker, bulkhead and retry budget."""
+"""Protocols for single flight, leader lease, backend health, breaker, bulkhead, retry budget and prefix affinity."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from api.ports.answer_cache import Claim
@@ -172,3 +173,34 @@ class Retries(Protocol):
 
     def spend(self) -> bool:
         """Returns whether a retry is allowed now; if so, charges it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the fleet knows about one backend and a prompt.
+
+    `blocks`: how many blocks of the prompt the backend has read. `continues`: they include a whole earlier prompt.
+    `crowded`: the share of its room for prompts that was used within the last minute, 0 to 1. `calls`: the fleet's
+    calls to it, running and waiting.
+    """
+
+    blocks: int = 0
+    continues: bool = False
+    crowded: float = 0.0
+    calls: int = 0
+
+
+class PrefixStore(Protocol):
+    """The prompts that the backends have read last. Every method raises `StoreUnavailable`."""
+
+    async def agree(self, key: str) -> str:
+        """Returns the fleet's key of digests: `key`, unless there is one."""
+
+    async def look_up(self, chain: str) -> Mapping[str, Known]:
+        """Returns what is known about each backend, by name, in one round trip."""
+
+    async def record(self, backend: str, model: str, chain: str, prompt_blocks: int, *, key: str, alone: bool) -> str:
+        """Notes that a backend has read a prompt, unless `key` is not the fleet's. Returns the fleet's key.
+
+        `prompt_blocks`: those before the answer's. `alone`: it has forgotten all earlier prompts of the model.
+        """

@@ -47,6 +47,12 @@ off, or its passages could not be searched.
 """
 
 
+PrefixChoice = Literal["prefix", "load", "unknown", "unavailable"]
+"""The reason why a backend took a call: it knows most of the prompt; another does, but is busier; none knows it; Redis
+is down.
+"""
+
+
 class Telemetry:
     """One worker's telemetry. This base does nothing; `observability.worker_telemetry` counts and logs.
 
@@ -137,6 +143,9 @@ class Telemetry:
 
     def backend_hangs(self, backend: str) -> None:
         """The backend gave no token within two first-token deadlines."""
+
+    def prefix_chosen(self, reason: PrefixChoice, matched: int, size: int) -> None:
+        """A backend was chosen that has read `matched` bytes of a prompt before. `size`: all that were compared."""
 
     def bulkhead_admitted(self, bulkhead: str, priority: str, seconds: float) -> None:
         """A call got its permit after waiting `seconds`."""

@@ -314,6 +314,15 @@ class Keys:
         """The digests of a backend's models as of its last answer."""
         return f"{self._tagged('digests', FLEET)}{backend}"
 
+    @property
+    def prefix_key(self) -> str:
+        """The key of the digests of prompts."""
+        return f"{self.prefix}prefix:{{{FLEET}}}" if self.cluster else f"{self.prefix}prefix"
+
+    def prefixes(self, backend: str) -> str:
+        """The digests of the prompts that a backend has read last."""
+        return f"{self._tagged('prefix', FLEET)}{backend}"
+
     def warm_up(self, backend: str) -> str:
         """The lease to load the models of a backend."""
         return f"{self.prefix}warmup:{backend}"

@@ -108,6 +108,17 @@ class OllamaSettings(SettingsGroup):
 
     Ollama reads a prompt to its end even if its caller leaves, so on a slow machine a long one blocks all others.
     """
+    ollama_prefix_affinity: Annotated[float, Field(ge=0, le=100, title="calls")] = 2.0
+    """Calls that a backend may be busier if it knows a prompt.
+
+    A backend keeps the state of the last prompts. A call goes to one that has read the beginning of its prompt, unless
+    that is busier by more than this, times the share of the prompt that it knows. 0: only the load counts.
+    """
+    ollama_prefix_prompts: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Prompts whose state a backend keeps. Default: `BULKHEAD_MAX_CONCURRENT`.
+
+    Ollama keeps `OLLAMA_NUM_PARALLEL` per model, a llama.cpp server with `--cache-ram` more.
+    """
     ollama_num_ctx: Positive | None = None
     """Context of every generation in tokens. Default: the model's, or the client's."""
     ollama_admin_passthrough: bool = False

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from api.backends.choice import Backend, Backends, OverdueCalls
+from api.backends.affinity import PrefixAffinity
+from api.backends.choice import EMBEDDING_CHARGED, Backend, Backends, FailoverPolicy, OverdueCalls
 from api.backends.embedder import AgreedIdentity, EmbeddingCalls, FailoverEmbedder
-from api.backends.failover import EMBEDDING_CHARGED, FailoverPolicy, Generations
+from api.backends.failover import Generations
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerPolicy, State
 from api.bulkhead.bulkhead_rules import BulkheadPolicy
@@ -33,7 +34,9 @@ from api.redis_store.stores.breaker import RedisBreakerStore
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
 from api.redis_store.stores.documents.embeddings import EmbedderRegistry
 from api.redis_store.stores.fleet import BackendHealthStore, FleetRetries, RedisLeaderLease
+from api.redis_store.stores.prefixes import RedisPrefixStore
 from api.settings import BreakerSettings, Settings
+from api.values import BackendHealth
 
 T = TypeVar("T")
 
@@ -81,8 +84,17 @@ class WorkerBackends:
         urls = {name: pool.base_url for name, pool in pools.items()}
         board = BackendHealthStore(client, self._keys, urls, worker)
         self.digests = KnownDigests(ollama.ollama_num_ctx)
+        self.prefixes = self._prefix_store()
+        self._affinities: list[PrefixAffinity] = []
+        self._in_memory: dict[str, frozenset[str]] = {}
         self.watch = BackendWatch(
-            self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start, self.digests
+            self._models,
+            prober,
+            board,
+            ollama.ollama_probe_interval,
+            self.warm_up.start,
+            self.digests,
+            self._forget_prefixes if self.prefixes is not None else None,
         )
         self.fleet_retries = FleetRetries(client, self._keys, pools.retries)
         self.facts = BackendFacts(pools, self.watch.known.get, metrics, self._places, self.is_drained)
@@ -158,10 +170,43 @@ class WorkerBackends:
             members.append(member)
             self._overdue.append(member.overdue)
         max_prompt = ollama.ollama_max_prompt_tokens
-        return Generations(self._joined(members), self._pools.retries, deadlines.total, telemetry, max_prompt)
+        affinity = self._affinity(telemetry)
+        return Generations(self._joined(members), self._pools.retries, deadlines.total, telemetry, max_prompt, affinity)
+
+    def _affinity(self, telemetry: Telemetry) -> PrefixAffinity | None:
+        if self.prefixes is None:
+            return None
+        calls, limit = self._settings.ollama.ollama_prefix_affinity, self._settings.bulkhead.max_concurrent
+        self._affinities.append(PrefixAffinity(self.prefixes, calls, limit, telemetry))
+        return self._affinities[-1]
+
+    def _prefix_store(self) -> RedisPrefixStore | None:
+        """Returns None with a single backend, or if the setting turns prefix affinity off."""
+        ollama = self._settings.ollama
+        if len(self._pools) < 2 or not ollama.ollama_prefix_affinity:
+            return None
+        room = ollama.ollama_prefix_prompts or self._settings.bulkhead.max_concurrent
+        return RedisPrefixStore(self._client, self._guard_client, self._keys, list(self._pools), room)
+
+    async def _forget_prefixes(self, found: Mapping[str, BackendHealth]) -> None:
+        """Forgets the prompts of models that have left a backend's memory, and of drained backends."""
+        assert self.prefixes is not None
+        for name, health in found.items():
+            if self.is_drained(name):
+                await self.prefixes.forget(name)
+            elif health.reachable:
+                gone = self._in_memory.get(name, frozenset()) - health.resident
+                self._in_memory[name] = health.resident
+                if gone:
+                    await self.prefixes.forget(name, gone)
+
+    async def remembered_prompts(self) -> Mapping[str, int]:
+        """Returns how many prompts the fleet remembers of each backend; empty without prefix affinity or Redis."""
+        return {} if self.prefixes is None else await self.prefixes.counts()
 
     async def aclose(self) -> None:
         """Releases the permits of calls that were given up."""
+        await asyncio.gather(*(affinity.aclose() for affinity in self._affinities))
         await asyncio.gather(*(overdue.aclose() for overdue in self._overdue))
 
     def _member(self, name: str, guard: str, service: T) -> Backend[T]:

@@ -287,6 +287,7 @@ class _Worker:
             experiments=cache.experiments,
             experiment_control=cache.experiment_control,
             live_workers=registry.live,
+            remembered_prompts=backends.remembered_prompts,
             history=history.read if history is not None else None,
             recent=parts.recent.latest,
             price_per_million_tokens=self._settings.server.price_per_million_tokens,

@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until_async
 PATH = "/api/backends"
 FIELDS = {
     "name", "url", "tier", "weight", "drained", "drained_at", "reachable", "models", "resident", "breakers", "in_use",
-    "limit", "waiting", "max_queue", "tokens_per_second",
+    "limit", "waiting", "max_queue", "tokens_per_second", "remembered_prompts",
 }  # fmt: skip
 
 

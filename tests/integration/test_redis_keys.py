@@ -13,7 +13,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.stub_ollama import StubOllama
+from tests.stub_ollama import StubOllama, running_stub
 from tests.support.redis_cluster import Cluster
 from tests.support.replies import text, texts
 from tests.support.service import Service, ask
@@ -97,6 +97,7 @@ async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
         r"(embedded|done):[0-9a-f]{10}|[0-9a-f]{10}:[0-9]+|\d+:(ok|slow|fail|slowfail|calls|retries)"
         r"|[0-9a-f]{32}|(vote|label):[0-9a-f]{16}"  # request IDs, voters
         r"|(queries|hits|latency|errors|tokens|rejected|pool|bulkhead|variants):.+|\d\d"  # of a minute, its number
+        r"|[^ ]+:latest [0-9a-f]{16}"  # a model and a prompt that a backend has read
         r"|at:trial|(control|other):(queries|hits|latency|tokens|group):.+"  # of an experiment
         r"|(tenant|question|source|corpus|error|follower|last_evicted|model|(rag|mine):cache):.+|[^ ]+:latest"
     )
@@ -174,7 +175,15 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
     unseen = {row.pattern.pattern for row in rows} - seen
     passing = (":draft", ":work", "corpus:work", "upload:[^:{}]+", "embedding:[^:{}]+")
     transient = (*passing, ":permits", "bulkhead:\\{[^:{}]+\\}", ":queue", ":waiting", "warm:jobs")
-    elsewhere = ("rag:history:\\d{4}", "rag:flight:", "rag:condensed:", "rag:labels", "rag:quality", "rag:verifier")
+    elsewhere = (
+        "rag:history:\\d{4}",
+        "rag:flight:",
+        "rag:condensed:",
+        "rag:labels",
+        "rag:quality",
+        "rag:verifier",
+        "rag:prefix",
+    )
     assert [name for name in unseen if not name.startswith(elsewhere) and not name.endswith(transient)] == [], (
         "listed, and never written"
     )
@@ -204,6 +213,17 @@ async def test_calls_under_way_and_in_line_are_listed_keys_too(serve: Service, r
     names = ("rag:bulkhead:{ollama}", "rag:bulkhead:{ollama}:queue", "rag:bulkhead:{ollama}:waiting")
     assert all(any(pattern.fullmatch(name) for pattern in seen) for name in names)
     await asyncio.gather(*asking)
+
+
+async def test_prompts_that_backends_have_read_are_listed_keys_too(
+    serve: Service, redis: Redis, stub: StubOllama
+) -> None:
+    async with running_stub() as second:
+        client = await serve(ollama={"ollama_base_url": f"{stub.base_url},{second.base_url}"})
+        await ask(client, "What is long? " + "x" * 1000)
+        await wait_until_async(lambda: redis.exists("rag:prefix"))
+        seen = {pattern.pattern for pattern in await assert_as_listed(redis, listed())}
+    assert {"rag:prefix", "rag:prefix:[^:{}]+"} <= seen
 
 
 async def test_nothing_is_written_outside_the_prefix(serve: Service, redis: Redis, stub: StubOllama) -> None:

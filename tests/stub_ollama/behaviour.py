@@ -35,6 +35,8 @@ class Behaviour:
     """Seconds that reading takes per word of a prompt, one prompt at a time. Like Ollama, the stub reads on after its
     caller has left, and starts no other prompt before.
     """
+    slots: int = 4
+    """Prompts whose state the stub keeps."""
     embed_pace: float = 0.0
     """Seconds that /api/embed takes per text."""
     status: int = 500

@@ -13,6 +13,7 @@ from typing import Any
 from tests.stub_ollama import answers, forms
 from tests.stub_ollama.behaviour import Behaviour
 from tests.stub_ollama.connection import Connection, StubRequest
+from tests.stub_ollama.prefix_cache import PrefixCache
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 MODEL_CALLS = {"/api/chat", "/api/generate", "/api/embed", TRANSCRIPTIONS, *forms.EVENT_PATHS}
@@ -31,6 +32,7 @@ class StubOllama:
         self._requests: Counter[str] = Counter()
         self._figures: Counter[str] = Counter()
         self._reads_until = 0.0
+        self.prompts = PrefixCache()
         self.port = 0
         self.last_bodies: dict[str, dict[str, Any]] = {}
         """By path, the JSON of the last request."""
@@ -52,6 +54,7 @@ class StubOllama:
         """Counts since the start: requests by path, generations in flight, finished and cancelled, connections.
 
         `max_texts`: the most texts in one call of /api/embed. `traceparents`: by path, the last request's header.
+        `prompt_tokens`: those that were read, and those that a slot had.
         """
         names = ("in_flight", "max_in_flight", "finished", "cancelled", "connections_accepted", "max_texts")
         figures = {name: self._figures[name] for name in names}
@@ -59,6 +62,7 @@ class StubOllama:
             "requests": dict(self._requests),
             "connections_open": len(self._connections),
             "traceparents": dict(self._traceparents),
+            "prompt_tokens": {"evaluated": self.prompts.evaluated, "cached": self.prompts.cached},
             **figures,
         }
 
@@ -201,6 +205,7 @@ class StubOllama:
     async def _generated(self, request: StubRequest, connection: Connection, behaviour: Behaviour) -> None:
         model, path = request.body.get("model", ""), request.path
         said = forms.said(request.body, answers.chat_tokens(request.body, behaviour), behaviour)
+        self.prompts.read(request.body, said.words, behaviour.slots)
         if path in forms.EVENT_PATHS:
             await self._spoken(request, connection, behaviour, said)
             return

@@ -7,7 +7,7 @@ import selectors
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -17,14 +17,14 @@ COMMAND = (sys.executable, "-m", "api.embedded.model_server")
 
 
 @contextmanager
-def model_server(*arguments: str, ready_within: float = 60.0) -> Iterator[str]:
-    """Runs `python -m api.embedded.model_server` on a free port and yields its base URL.
+def model_server(*arguments: str, ready_within: float = 60.0, command: Sequence[str] = COMMAND) -> Iterator[str]:
+    """Runs `python -m api.embedded.model_server`, or another model server, on a free port and yields its base URL.
 
     `arguments` are added to the command line; `ready_within` is in seconds.
     """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [*COMMAND, "--port", "0", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
+            [*command, "--port", "0", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
         )
         try:
             yield _base_url(process, log, ready_within)

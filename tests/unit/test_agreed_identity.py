@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from api.backends.choice import Backend, Backends
+from api.backends.choice import Backend, Backends, FailoverPolicy
 from api.backends.embedder import AgreedIdentity, FailoverEmbedder
-from api.backends.failover import FailoverPolicy
 from api.errors import EmbeddingUnavailable, UpstreamError, UpstreamFault
 from api.values import EmbedderIdentity
 

@@ -10,16 +10,8 @@ from typing import Any
 
 import pytest
 
-from api.backends.choice import Backend, Backends, InUse, Terms
-from api.backends.failover import (
-    CHARGED,
-    EMBEDDING_CHARGED,
-    FREE,
-    Failover,
-    FailoverPolicy,
-    admitted,
-    speaks_against_ollama,
-)
+from api.backends.choice import CHARGED, EMBEDDING_CHARGED, FREE, Backend, Backends, FailoverPolicy, InUse, Terms
+from api.backends.failover import Failover, admitted, speaks_against_ollama
 from api.errors import BackendsDrained, BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 from api.ports.telemetry import Telemetry
 from api.values import BackendHealth, QueuePlace
