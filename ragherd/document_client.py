@@ -28,7 +28,7 @@ from tenacity import (
 )
 
 from api.knowledge import markdown
-from api.knowledge.plain_text import BY_SUFFIX
+from api.knowledge.kinds import BY_SUFFIX, CODE
 from ragherd.service_client import detail_of, parsed, without_user
 
 MAX_OUTAGE_SECONDS: Final = 120.0
@@ -206,8 +206,8 @@ class SameSource(Exception):
     """Two files would have the same source, so each would replace the other."""
 
 
-def find(paths: Sequence[Path], collection: str | None = None) -> FoundFiles:
-    """Finds files, sorted by name. Skips hidden files and does not follow links.
+def find(paths: Sequence[Path], collection: str | None = None, *, code: bool = False) -> FoundFiles:
+    """Finds files, sorted by name. Skips hidden files and does not follow links. `code`: source code in folders too.
 
     Raises `SameSource`, and `OSError` for a folder that cannot be read.
     """
@@ -221,7 +221,7 @@ def find(paths: Sequence[Path], collection: str | None = None) -> FoundFiles:
         if named.is_dir():
             folders[prefix] = None
         for path in _files(named):
-            if path.suffix.lower() in BY_SUFFIX and path.is_file() and not path.is_symlink():
+            if _is_read(path, code=code or path == named) and path.is_file() and not path.is_symlink():
                 file = files.setdefault(path, DocumentFile(path, f"{prefix}/{path.relative_to(folder).as_posix()}"))
                 if (other := known.setdefault(file.source, path)) != path:
                     raise SameSource(
@@ -230,6 +230,11 @@ def find(paths: Sequence[Path], collection: str | None = None) -> FoundFiles:
             else:
                 skipped += 1
     return FoundFiles(tuple(files.values()), skipped, tuple(folders))
+
+
+def _is_read(path: Path, *, code: bool) -> bool:
+    kind = BY_SUFFIX.get(path.suffix.lower())
+    return kind is not None and (code or kind != CODE)
 
 
 def folder_id(folder: Path) -> str:

@@ -165,15 +165,18 @@ def ingest(
         bool,
         typer.Option("--prune", help="Delete documents from these folders, or this collection, whose files are gone."),
     ] = False,
+    code: Annotated[
+        bool, typer.Option("--code", help="Also store source code and data files (.py, .json, .yaml ...) of folders.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, and store nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Store files as documents: .txt, .md, .html, .pdf, .docx. Files that are stored already are left alone.
+    """Store files as documents. Files that are stored already are left alone.
 
     You can stop it at any time. The next run continues where it stopped.
     """
     try:
-        found = find(paths, collection)
+        found = find(paths, collection, code=code)
     except (SameSource, OSError) as error:
         raise exit_with(str(error)) from None
     if dry_run:

@@ -27,7 +27,7 @@ from api.endpoints.query import Name
 from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, rfc3339, validated
 from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.document_service import Upload
-from api.knowledge.plain_text import KINDS, TEXT, media_type
+from api.knowledge.kinds import KINDS, TEXT, media_type
 from api.ports.document_store import Chunk, Document, DocumentFacts, DocumentStatus, Listing
 
 SNIFFED_BYTES: Final = 4096

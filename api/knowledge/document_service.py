@@ -20,8 +20,8 @@ import orjson
 from api.cancellation import cancel_and_wait, log_failure
 from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
 from api.knowledge.ingestion import Ingestion
+from api.knowledge.kinds import TEXT
 from api.knowledge.parsing import Parser
-from api.knowledge.plain_text import TEXT
 from api.ports.document_store import Chunk, Document, DocumentFacts, Documents, Draft, Holdings, Listing, Page, Proposal
 
 _ID: Final = re.compile(r"[0-9a-f]{24}")

@@ -15,8 +15,9 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, UnreadableDocument
+from api.knowledge.kinds import CSV, DOCX, EMAIL, HTML, PDF, PLAIN, TSV, ZIP
 from api.knowledge.markdown import LONGEST_TITLE
-from api.knowledge.plain_text import DOCX, PDF, PLAIN, Parsed, read_text, tidied, too_long
+from api.knowledge.plain_text import Parsed, read_table, read_text, tidied, too_long
 
 MEMORY: Final = 1024 * 1024 * 1024
 """Bytes of address space."""
@@ -33,12 +34,13 @@ def main(arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     out = sys.stdout.buffer
     sys.stdout = sys.stderr  # output of a library must not corrupt the reply
-    out.write(orjson.dumps(_read(sys.stdin.buffer.read(), _reader(media_type, languages), pages, characters)))
+    out.write(orjson.dumps(read(sys.stdin.buffer.read(), reader(media_type, languages), pages, characters)))
 
 
-def _read(data: bytes, reader: Reader, pages: int, characters: int) -> dict[str, Any]:
+def read(data: bytes, read_file: Reader, pages: int, characters: int) -> dict[str, Any]:
+    """What was read as JSON values, or the error."""
     try:
-        parsed = reader(data, pages, characters)
+        parsed = read_file(data, pages, characters)
         parsed = replace(parsed, text=tidied(parsed.text), title=_title(parsed.title))
         if len(parsed.text) > characters:  # refused here already: nested lists grow with each indent
             raise too_long(characters)
@@ -53,10 +55,14 @@ def _read(data: bytes, reader: Reader, pages: int, characters: int) -> dict[str,
     return asdict(parsed)
 
 
-def _reader(media_type: str, languages: str) -> Reader:
-    """Imports only the libraries that this kind needs."""
+def reader(media_type: str, languages: str, depth: int = 0) -> Reader:
+    """Imports only the libraries that this kind needs. `depth`: of a file in a file."""
     if media_type in PLAIN:
         return lambda data, _, __: read_text(data, media_type)
+    if media_type in (CSV, TSV):
+        return lambda data, _, __: read_table(data, media_type)
+    if media_type in (ZIP, EMAIL):
+        return _container_reader(media_type, languages, depth)
     if media_type == PDF:
         from api.knowledge import pdf
 
@@ -65,9 +71,29 @@ def _reader(media_type: str, languages: str) -> Reader:
         from api.knowledge import docx
 
         return docx.read
-    from api.knowledge import html
+    if media_type == HTML:
+        from api.knowledge import html
 
-    return html.read
+        return html.read
+    from api.knowledge import office
+
+    return partial(office.read, media_type=media_type)
+
+
+def _container_reader(media_type: str, languages: str, depth: int) -> Reader:
+    from api.knowledge import containers
+
+    read = containers.read_zip if media_type == ZIP else containers.read_email
+
+    def read_all(data: bytes, pages: int, characters: int) -> Parsed:
+        def read_one(content: bytes, kind: str, most: int) -> Parsed:
+            if depth >= containers.MAX_DEPTH:
+                raise UnreadableDocument("The files are nested too deeply.")
+            return reader(kind, languages, depth + 1)(content, pages, most)
+
+        return read(data, characters, read_one)
+
+    return read_all
 
 
 def _title(title: str | None) -> str | None:

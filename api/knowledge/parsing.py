@@ -18,7 +18,8 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument
-from api.knowledge.plain_text import PLAIN, Parsed, read_text, too_long
+from api.knowledge.kinds import PLAIN
+from api.knowledge.plain_text import Parsed, read_text, too_long
 from api.module_command import module_command, module_environment
 from api.unicode_text import is_blank
 

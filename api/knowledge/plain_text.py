@@ -1,42 +1,21 @@
-"""Detects a file's type, decodes text files and normalizes text. Pure."""
+"""Decodes text files, tables and source code, and normalizes text. Pure."""
 
 from __future__ import annotations
 
+import csv
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePath
+from io import StringIO
 from typing import Final
 
 from charset_normalizer import from_bytes
 
-from api.errors import PayloadTooLarge, UnreadableDocument, UnsupportedDocument
+from api.errors import PayloadTooLarge, UnreadableDocument
 from api.knowledge import markdown
+from api.knowledge.kinds import CODE, MARKDOWN, TSV
 from api.knowledge.repair import repaired, with_plain_letters
 from api.unicode_text import nfc
-
-TEXT: Final = "text/plain"
-MARKDOWN: Final = "text/markdown"
-HTML: Final = "text/html"
-PDF: Final = "application/pdf"
-DOCX: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
-
-BY_SUFFIX: Final = {
-    ".txt": TEXT,
-    ".text": TEXT,
-    ".md": MARKDOWN,
-    ".markdown": MARKDOWN,
-    ".html": HTML,
-    ".htm": HTML,
-    ".pdf": PDF,
-    ".docx": DOCX,
-}
-PLAIN: Final = frozenset({TEXT, MARKDOWN})
-"""Kinds that are plain text."""
-KINDS: Final = frozenset(BY_SUFFIX.values())
-"""All supported kinds."""
-_BINARY: Final = (b"\x7fELF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x1f\x8b", b"MZ", b"\xd0\xcf\x11\xe0", b"Rar!")
-_READ: Final = f"read are {', '.join(sorted(BY_SUFFIX))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +32,6 @@ class Parsed:
     warnings: tuple[str, ...] = ()
 
 
-def media_type(file_name: str | None, declared: str | None, head: bytes) -> str:
-    """One of the kinds above. `head`: the first bytes. Raises `UnsupportedDocument`."""
-    named = BY_SUFFIX.get(PurePath(file_name or "").suffix.lower())
-    said = (declared or "").partition(";")[0].strip().lower()
-    kind = named or (said if said in KINDS else None)
-    if head.lstrip()[:5] == b"%PDF-":
-        return PDF
-    if kind is None:
-        raise UnsupportedDocument(f"The kind of {_described(file_name, said)} is not known: {_READ}.")
-    if kind not in {PDF, DOCX} and (head.startswith((b"PK\x03\x04", *_BINARY)) or _is_binary(head)):
-        raise UnsupportedDocument(f"{_described(file_name, said)} is not text: {_READ}.")
-    return kind
-
-
-def _is_binary(head: bytes) -> bool:
-    """UTF-16 and UTF-32 contain zeros too, but begin with a byte order mark."""
-    return b"\x00" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"))
-
-
-def _described(file_name: str | None, said: str) -> str:
-    return f"'{file_name}'" if file_name else f"a file of type '{said or 'unknown'}'"
-
-
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _BLANK: Final = re.compile(r"\n[ \t]*+(?:\n[ \t]*+){2,}+")
@@ -83,17 +39,47 @@ GUESSED_FROM: Final = 256 * 1024
 """Bytes from which the encoding is guessed."""
 _BEYOND_ASCII: Final = bytes(range(0x80, 0x100))
 _HIGH: Final = re.compile(rb"[\x80-\xff]+")
+DELIMITERS: Final = ",;\t|"
 _LATIN: Final = ("cp1252", "cp1250", "cp1257", "cp1254")
 """Encodings of scripts whose letters are mostly ASCII. The first of equals wins, since a few letters tell little."""
 
 
 def read_text(data: bytes, media_type: str) -> Parsed:
-    """A plain file, with its title if it is Markdown. Raises `UnreadableDocument`."""
+    """A plain file, with its title if it is Markdown. Source code is a code block. Raises `UnreadableDocument`."""
     text = tidied(decoded(data))
+    if media_type == CODE:
+        return Parsed(in_a_fence(text))
     if media_type == MARKDOWN:
         found = markdown.read(text)
         return Parsed(with_plain_letters(found.text).strip(), found.title, tags=found.tags)
     return Parsed(repaired(text))
+
+
+def in_a_fence(text: str) -> str:
+    """A code block, in which `#` begins no heading."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
+
+
+def read_table(data: bytes, media_type: str) -> Parsed:
+    """A table of comma- or tab-separated values as Markdown. The first row is its header.
+
+    Raises `UnreadableDocument`.
+    """
+    text = tidied(decoded(data))
+    delimiter = "\t" if media_type == TSV else max(DELIMITERS, key=text.partition("\n")[0].count)
+    try:
+        rows = [row for row in csv.reader(StringIO(text, newline=""), delimiter=delimiter) if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise UnreadableDocument(f"The table cannot be read: {error}.") from None
+    width = max(map(len, rows), default=0)
+    lines = ["| " + " | ".join(map(_cell, (*row, *[""] * (width - len(row))))) + " |" for row in rows]
+    lines[1:1] = ["|" + " --- |" * width] if rows else []
+    return Parsed("\n".join(lines))
+
+
+def _cell(value: str) -> str:
+    return " ".join(value.split()).replace("|", "\\|")
 
 
 def decoded(data: bytes, said: str | None = None) -> str:

@@ -16,8 +16,8 @@ from api.knowledge.chunking import Chunker
 from api.knowledge.document_service import DocumentService, Limits
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.ingestion_worker import IngestionWorker, StaleEmbeddings
+from api.knowledge.kinds import readable
 from api.knowledge.parsing import ParseLimits, Parser
-from api.knowledge.plain_text import KINDS
 from api.knowledge.ranking import Reranking
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.observability.metrics import Metrics
@@ -71,7 +71,7 @@ class WorkerKnowledge:
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         keys = Keys(*settings.key_layout)
-        work, passages = RedisDocumentWork(client, keys, worker, KINDS), RedisPassageIndex(client, keys)
+        work, passages = RedisDocumentWork(client, keys, worker, readable()), RedisPassageIndex(client, keys)
         retrieval, plain = settings.retrieval, embedders.documents
         reranking = None
         if reranker is not None:

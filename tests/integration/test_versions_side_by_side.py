@@ -12,7 +12,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from api.knowledge.plain_text import KINDS, MARKDOWN
+from api.knowledge.kinds import KINDS, MARKDOWN
 from api.ports.document_store import DocumentFacts, Draft
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis

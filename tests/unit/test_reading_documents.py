@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from api.errors import UnreadableDocument
-from api.knowledge import pdf
+from api.knowledge import parse_process, pdf
+from api.knowledge.kinds import DOCX, HTML, MARKDOWN, PDF, TEXT
 from api.knowledge.markdown import read as read_markdown
-from api.knowledge.parse_process import _read, _reader
 from api.knowledge.pdf import PLACEHOLDER
-from api.knowledge.plain_text import DOCX, HTML, MARKDOWN, PDF, TEXT
 
 DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
 KINDS = {".pdf": PDF, ".docx": DOCX, ".html": HTML, ".md": MARKDOWN, ".txt": TEXT}
@@ -26,7 +25,7 @@ LEAVE_JA, LEAVE_ZH, LEAVE_KO = (
 
 def read(name: str, languages: str = "") -> dict[str, object]:
     file = DOCUMENTS / name
-    return _read(file.read_bytes(), _reader(KINDS[file.suffix], languages), 100, 100_000)
+    return parse_process.read(file.read_bytes(), parse_process.reader(KINDS[file.suffix], languages), 100, 100_000)
 
 
 @pytest.mark.parametrize(

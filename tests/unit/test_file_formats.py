@@ -1,0 +1,132 @@
+"""Office files, e-mails, archives, tables and source code become Markdown; those that cannot be read say why."""
+
+from __future__ import annotations
+
+import zipfile
+from email.message import EmailMessage
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.errors import UnsupportedDocument
+from api.knowledge import kinds, parse_process
+from api.knowledge.containers import MAX_DEPTH, MAX_ENTRIES
+from api.knowledge.kinds import CODE, CSV, EMAIL, TSV, ZIP, media_type
+
+DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
+
+
+def read(data: bytes, kind: str, characters: int = 100_000) -> dict[str, Any]:
+    return parse_process.read(data, parse_process.reader(kind, ""), 100, characters)
+
+
+def read_file(name: str) -> dict[str, Any]:
+    data = (DOCUMENTS / name).read_bytes()
+    return read(data, media_type(name, None, data[:1024]))
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    out = BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in files.items():
+            made.writestr(name, content)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("office.xlsx", ["## Prices\n\n| Code | Name | Price | When |", "| 71.5 | 2026-01-04 |", "## Notes"]),
+        ("office.ods", ["## S1\n\n| Code | Price |\n| --- | --- |\n| QZ-1 | 9.5 |"]),
+        ("office.pptx", ["## Safety\n\nWear a helmet\n\nCall 5501", "## Prices\n\n| Code | Price |"]),
+        ("office.odt", ["# Leave\n\nLeave takes 30 days."]),
+        ("office.rtf", ["Café opens at 9.", "| A | B |"]),
+        ("office.epub", ["# One\n\nThe whale is white."]),
+        ("office.ipynb", ["# Title", "print(42)", "42"]),
+        ("office.rst", ["# Title\n\nText `code`.", "## Sub\n\nMore."]),
+        ("office.eml", ["# Café hours\n\nFrom: Ada <ada@example.com>", "at **nine**.", "# n.txt\n\nattached note 77"]),
+        ("office.zip", ["# a.rtf\n\n", "Café opens at 9.", "# in/a.csv\n\n| Code | Name |"]),
+    ],
+)  # fmt: skip
+def test_a_file_of_each_kind_is_read(name: str, parts: list[str]) -> None:
+    text = read_file(name)["text"]
+    for part in parts:
+        assert part in text
+
+
+def test_a_book_and_an_email_have_titles() -> None:
+    assert (read_file("office.epub")["title"], read_file("office.eml")["title"]) == ("My book", "Café hours")
+
+
+@pytest.mark.parametrize("name", sorted({f"a{suffix}" for suffix in kinds.OFFICE}))
+def test_a_damaged_file_is_a_clear_error(name: str) -> None:
+    found = read(b"PK\x03\x04 not what it says \x00\xff", media_type(name, None, b""))
+    assert "unreadable" in found or found["text"].strip() in ("", "PK not what it says \ufffd")
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "text"),
+    [
+        (b"a;b\r\n1;2,5\r\n", CSV, "| a | b |\n| --- | --- |\n| 1 | 2,5 |"),
+        (b'a,b\n"x | y","two\nlines"\n\n3\n', CSV, "| a | b |\n| --- | --- |\n| x \\| y | two lines |\n| 3 |  |"),
+        (b"a\tb\n1\t2\n", TSV, "| a | b |\n| --- | --- |\n| 1 | 2 |"),
+        (b"# not a heading\nx = 1\n", CODE, "```\n# not a heading\nx = 1\n```"),
+        (b'x = "```"\n', CODE, '````\nx = "```"\n````'),
+    ],
+)
+def test_tables_and_source_code_keep_their_form(data: bytes, kind: str, text: str) -> None:
+    assert read(data, kind)["text"] == text
+
+
+def test_a_field_longer_than_csv_allows_is_a_clear_error() -> None:
+    assert "unreadable" in read(b'a\n"' + b"x" * 200_000 + b'"\n', CSV, 1_000_000)
+
+
+def test_an_archive_names_what_it_leaves_out() -> None:
+    found = read(archive({"a.txt": b"One.", "b.png": b"\x89PNG", ".git/config": b"x", "c.docx": b"no"}), ZIP)
+    assert found["text"] == "# a.txt\n\nOne."
+    assert found["warnings"] == ("2 files were left out: b.png, c.docx.",)
+
+
+@pytest.mark.parametrize(
+    ("files", "error"),
+    [
+        ({f"{number}.txt": b"x" for number in range(MAX_ENTRIES + 1)}, "too_large"),
+        ({"a.txt": b"0" * 101 * 1024 * 1024}, "too_large"),
+        ({"a.txt": b"word " * 30_000}, "too_large"),
+        ({"a.png": b"\x89PNG"}, "unreadable"),
+        ({}, "unreadable"),
+    ],
+    ids=["many files", "bomb", "long", "nothing readable", "empty"],
+)
+def test_an_archive_that_cannot_be_used_is_refused(files: dict[str, bytes], error: str) -> None:
+    assert error in read(archive(files), ZIP)
+
+
+def test_archives_in_archives_end_at_a_depth() -> None:
+    inner = archive({"a.txt": b"Deep."})
+    for _ in range(MAX_DEPTH - 1):
+        inner = archive({"in.zip": inner})
+    assert "Deep." in read(inner, ZIP)["text"]
+    assert "unreadable" in read(archive({"in.zip": inner}), ZIP)
+
+
+def test_a_mail_in_a_mail_is_read() -> None:
+    inner, outer = EmailMessage(), EmailMessage()
+    inner["Subject"], inner["From"] = "Inside", "a@example.com"
+    inner.set_content("The gate code is 7719.")
+    outer["Subject"], outer["From"] = "Outside", "b@example.com"
+    outer.set_content("See below.")
+    outer.add_attachment(inner, filename="inside.eml")
+    text = read(bytes(outer), EMAIL)["text"]
+    assert "See below." in text
+    assert "The gate code is 7719." in text
+
+
+def test_without_the_extra_office_files_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "find_spec", lambda _: None)
+    with pytest.raises(UnsupportedDocument, match=r"install the extra: ragherd\[formats\]"):
+        media_type("a.xlsx", None, b"PK\x03\x04")
+    assert media_type("a.docx", None, b"PK\x03\x04") in kinds.readable()
