@@ -129,9 +129,14 @@ def invalidate(
         float | None, typer.Option(min=0.0, max=1.0, help="With --question: also questions with this cosine to it.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="With --question: only answers of this model.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="All answers of a tenant; with --question: only its.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="All answers of a tenant; with --question or --tag, only its.")
+    ] = None,
     entry: Annotated[str | None, typer.Option(help="One entry, by its key in Redis.")] = None,
     source: Annotated[str | None, typer.Option(help="Answers that cite the document with this ID.")] = None,
+    with_tag: Annotated[
+        str | None, typer.Option("--tag", help="Answers that cite a document with this tag, of --tenant or `default`.")
+    ] = None,
     release: Annotated[str | None, typer.Option(help="Answers that this release of Ragherd stored.")] = None,
     since: Annotated[
         str | None,
@@ -145,8 +150,8 @@ def invalidate(
 ) -> None:
     """Delete cached answers in the whole fleet. Counts them and asks first. Needs an admin key.
 
-    Give exactly one of --question, --entry, --source, --release, --since, --tenant and --all. After the command, no
-    worker serves these answers.
+    Give exactly one of --question, --entry, --source, --tag, --release, --since, --tenant and --all. After the command,
+    no worker serves these answers.
     """
     given = {
         "question": question,
@@ -155,13 +160,14 @@ def invalidate(
         "tenant": tenant,
         "entry": entry,
         "source": source,
+        "tag": with_tag,
         "release": release,
         "since": since,
         "all": "true" if all_answers else None,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
-    if not {"question", "entry", "source", "release", "since", "tenant", "all"} & set(wanted):
-        kinds = "--question, --entry, --source, --release, --since, --tenant and --all"
+    if not {"question", "entry", "source", "tag", "release", "since", "tenant", "all"} & set(wanted):
+        kinds = "--question, --entry, --source, --tag, --release, --since, --tenant and --all"
         raise exit_with(f"give one of {kinds}", USAGE_ERROR)
     with connected(url, read_seconds=DELETE_SECONDS) as service:
         found = _deleted(service, wanted, dry_run=dry_run, yes=yes)

@@ -50,9 +50,10 @@ class InvalidationIn(BaseModel):
         None, description="With `question`: also answers to questions with at least this cosine to it."
     )
     model: Name | None = Field(None, description="With `question`: only answers of this model.")
-    tenant: Name | None = Field(None, description="All answers of a tenant; with `question`: only this tenant's.")
+    tenant: Name | None = Field(None, description="All answers of a tenant; with `question` or `tag`: only its.")
     entry: Key | None = Field(None, description="One entry, by its key (`cache.entry` of an answer).")
     source: Key | None = Field(None, description="All answers whose sources cite the document with this ID.")
+    tag: Name | None = Field(None, description="All answers that cite a document with this tag; see `tenant`.")
     release: Key | None = Field(None, description="All answers that this release of Ragherd stored, such as `0.2.0`.")
     since: Moment | None = Field(None, description="All answers that were stored at this time or later.")
     all: bool = Field(default=False, description="All answers.")
@@ -63,7 +64,7 @@ class InvalidationIn(BaseModel):
         given: list[InvalidationKind] = [
             kind for kind in KINDS if (value := getattr(self, kind)) is not None and value is not False
         ]
-        if self.question is not None and self.tenant is not None:
+        if (self.question is not None or self.tag is not None) and self.tenant is not None:
             given.remove("tenant")
         if len(given) != 1:
             found = f"received {', '.join(given)}" if given else "received none"
@@ -71,13 +72,14 @@ class InvalidationIn(BaseModel):
         for name in WITH_QUESTION:
             if self.question is None and getattr(self, name) is not None:
                 raise refused(name, "is valid only with `question`")
-        return Invalidation(given[0], **self.model_dump(exclude={"all", "dry_run"}))
+        tenant = self.tenant or (DEFAULT_TENANT if self.tag is not None else None)
+        return Invalidation(given[0], **{**self.model_dump(exclude={"all", "dry_run"}), "tenant": tenant})
 
 
 @router.delete("", summary="Delete cached answers in the whole fleet")
 @needs("admin")
 async def invalidate(request: Request, wanted: Annotated[InvalidationIn, Query()]) -> dict[str, Any]:
-    """Delete by question, entry, source, release, time or tenant, or delete all.
+    """Delete by question, entry, source, tag, release, time or tenant, or delete all.
 
     After the response no worker serves these answers.
     """

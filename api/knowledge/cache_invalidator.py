@@ -93,7 +93,7 @@ class CacheInvalidator:
         """Deletes answers that cite the document, whatever its revision."""
         # First of all: answers stored from now on are checked, and those stored before are found below.
         await self._sweep.outdate(work.facts.tenant)
-        swept = await self._sweep.sweep(Selection(source=work.id), dry_run=False)
+        swept = await self._sweep.sweep(Selection(sources=frozenset((work.id,))), dry_run=False)
         self._telemetry.answers_outdated("changed", swept.deleted)
         if not swept.complete:
             raise ServiceUnavailable("The cache was not fully checked in time. Try again.", retry_after=1)

@@ -135,21 +135,21 @@ class Neighbourhood:
 class Selection:
     """Selects entries that match everything given; all if nothing is given.
 
-    `digest`: of the exact question; with `near`, similar questions match too. `source`: a document that the answer
-    cites. `release`: of Ragherd, that stored the answer. `since_ms`: by Redis's clock, inclusive.
+    `digest`: of the exact question; with `near`, similar questions match too. `sources`: documents of which the answer
+    cites one. `release`: of Ragherd, that stored the answer. `since_ms`: by Redis's clock, inclusive.
     """
 
     entry: str | None = None
     digest: str | None = None
     near: Neighbourhood | None = None
-    source: str | None = None
+    sources: frozenset[str] | None = None
     tenant: str | None = None
     model: str | None = None
     release: str | None = None
     since_ms: int | None = None
 
 
-InvalidationKind = Literal["question", "entry", "source", "release", "since", "tenant", "all"]
+InvalidationKind = Literal["question", "entry", "source", "tag", "release", "since", "tenant", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class Invalidation:
     """The answers to delete. `kind` says which field selects them.
 
     With `question`, `tenant` and `model` narrow the selection; `similarity` widens it to all questions that similar.
-    `since` is in milliseconds by Redis's clock.
+    `tag` is one of the tenant's documents. `since` is in milliseconds by Redis's clock.
     """
 
     kind: InvalidationKind
@@ -165,6 +165,7 @@ class Invalidation:
     similarity: float | None = None
     entry: str | None = None
     source: str | None = None
+    tag: str | None = None
     tenant: str | None = None
     model: str | None = None
     release: str | None = None

@@ -165,8 +165,8 @@ def tags_of(selection: Selection) -> list[str]:
         return [f"question:{selection.entry.rpartition(':')[2]}"]
     if selection.digest is not None and selection.near is None:
         return [f"question:{selection.digest}"]
-    if selection.source is not None:
-        return [f"source:{selection.source}"]
+    if selection.sources is not None:
+        return [f"source:{document}" for document in sorted(selection.sources)]
     if selection.release is not None:
         return [f"release:{selection.release}"]
     if selection.since_ms is not None:

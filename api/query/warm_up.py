@@ -42,6 +42,7 @@ from api.ports.answer_cache import (
     WarmUpJobs,
     WarmUpProgress,
 )
+from api.ports.document_store import Documents, Listing
 from api.ports.document_work import Deletions, tags_of
 from api.ports.inference import Embedder
 from api.ports.question import Query, Timings
@@ -51,6 +52,8 @@ from api.query.cache_key import CacheKey, CacheKeyBuilder, question_digest
 from api.query.generate import FreshAnswers
 from api.values import NO_TENANT, CacheMatch, Embedding, Priority, known
 
+LISTED: Final = 500
+"""Documents of a tag that are listed at a time."""
 LONGEST: Final = 10.0
 """Longest retry delay in seconds. A breaker may be closed, or a backend return, earlier than predicted."""
 ATTEMPTS: Final = 3
@@ -374,8 +377,11 @@ def _encoded(questions: Sequence[WarmQuestion]) -> list[bytes]:
 class Invalidator:
     """Deletes cached answers. A generation that began earlier cannot store one again."""
 
-    def __init__(self, sweep: CacheSweep, deletions: Deletions, embedder: Embedder, events: Telemetry) -> None:
+    def __init__(
+        self, sweep: CacheSweep, deletions: Deletions, documents: Documents, embedder: Embedder, events: Telemetry
+    ) -> None:
         self._sweep = sweep
+        self._documents = documents
         self._deletions = deletions
         self._embedder = embedder
         self._events = events
@@ -414,9 +420,25 @@ class Invalidator:
             near = await self._near(asked.question, asked.similarity, asked.tenant or NO_TENANT)
             digest = question_digest(asked.question)
             return Selection(digest=digest, near=near, tenant=asked.tenant, model=asked.model)
+        if asked.tag is not None:
+            return Selection(sources=await self._with_tag(asked.tag, asked.tenant or NO_TENANT))
         return Selection(
-            entry=asked.entry, source=asked.source, tenant=asked.tenant, release=asked.release, since_ms=asked.since
+            entry=asked.entry,
+            sources=None if asked.source is None else frozenset((asked.source,)),
+            tenant=asked.tenant,
+            release=asked.release,
+            since_ms=asked.since,
         )
+
+    async def _with_tag(self, tag: str, tenant: str) -> frozenset[str]:
+        """The documents of a tenant that have the tag now."""
+        found: set[str] = set()
+        listing: Listing | None = Listing(tag=tag, limit=LISTED)
+        while listing is not None:
+            page = await self._documents.page(tenant, listing)
+            found.update(document.id for document in page.documents)
+            listing = replace(listing, cursor=page.cursor) if page.cursor else None
+        return frozenset(found)
 
     async def _near(self, question: str, similarity: float | None, tenant: str) -> Neighbourhood | None:
         """Returns None to match only the exact question, as for questions that are never compared by meaning."""

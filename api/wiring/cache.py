@@ -51,6 +51,7 @@ from api.redis_store.stores.cache.report import CacheFigures, CacheLimits
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.cache.warm_up_jobs import RedisWarmUpJobs
+from api.redis_store.stores.documents.document_records import RedisDocuments
 from api.redis_store.stores.documents.work import RedisDeletions
 from api.redis_store.stores.experiments import RedisExperiments
 from api.redis_store.stores.feedback import RedisFeedback, ServedAnswers
@@ -350,7 +351,8 @@ def _explainer(
 
 def _invalidator(parts: CacheParts, embedder: Embedder) -> Invalidator:
     sweep, deletions = RedisCacheSweep(parts.client, parts.keys), RedisDeletions(parts.client, parts.keys)
-    return Invalidator(sweep, deletions, embedder, parts.telemetry)
+    documents = RedisDocuments(parts.client, parts.keys)
+    return Invalidator(sweep, deletions, documents, embedder, parts.telemetry)
 
 
 def _feedback(parts: CacheParts, labels: RedisLabels, quality: Callable[[], QualityState]) -> RedisFeedback:

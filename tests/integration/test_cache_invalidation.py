@@ -365,3 +365,23 @@ async def test_who_asks_after_a_deletion_shares_no_answer_of_before(
     assert {answer["answer"] for answer in after} == {"of after"}
     assert (await before)["answer"] == "of before"
     assert (await ask(one, QUESTION))["answer"] == "of after"
+
+
+async def test_answers_that_cite_documents_with_a_tag_are_deleted(serve: Service) -> None:
+    """Only those of one tenant, and only counted in a dry run."""
+    client = await serve()
+    holiday, canteen = ("hr", "My holiday: the team lead approves it."), ("it", "The canteen is on the third floor.")
+    for tenant, (tag, text) in (("a", holiday), ("a", canteen), ("b", holiday)):
+        made = await client.post("/documents", json={"title": tag, "text": text, "tags": [tag], "tenant": tenant})
+        assert made.status_code == 201
+    asked = [("a", QUESTION), ("a", OTHER), ("b", QUESTION)]
+    for tenant, question in asked:
+        assert len((await ask(client, question, tenant=tenant, top_k=1))["sources"]) == 1
+    assert (await delete(client, tag="hr", tenant="a", dry_run=True))["matched"] == 1
+    assert (await delete(client, tag="hr", tenant="a")) == {"matched": 1, "deleted": 1, "dry_run": False}
+    assert [await status(client, question, tenant=of, top_k=1) for of, question in asked] == [
+        "absent",
+        "exact",
+        "exact",
+    ]
+    assert (await delete(client, tag="nothing", tenant="a"))["matched"] == 0

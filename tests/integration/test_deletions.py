@@ -27,7 +27,7 @@ async def deletions(redis: Redis) -> RedisDeletions:
     [
         (Selection(), "all"),
         (Selection(tenant="acme"), "tenant:acme"),
-        (Selection(source="d1"), "source:d1"),
+        (Selection(sources=frozenset(("d1",))), "source:d1"),
         (Selection(digest="q1", tenant="acme"), "question:q1"),
         (Selection(entry="rag:cache:s:q1"), "question:q1"),
         (Selection(digest="q1", near=NEAR, tenant="acme"), "tenant:acme"),

@@ -294,7 +294,7 @@ class DocumentWriter:
 
     async def _put(self, work: Work, stored: StoredDocument) -> DocumentOutcome:
         if work.pending_invalidation:
-            await self._sweep.sweep(Selection(source=work.id), dry_run=False)
+            await self._sweep.sweep(Selection(sources=frozenset((work.id,))), dry_run=False)
             await self._work.notified(work)
         (embedder, chunks), *further = stored.sets.items()
         identity = await self._identity(embedder, chunks)
@@ -355,7 +355,7 @@ class DocumentWriter:
             if held and await self._has_answers():
                 for work in held:
                     if work.replaced:
-                        await self._sweep.sweep(Selection(source=work.id), dry_run=False)
+                        await self._sweep.sweep(Selection(sources=frozenset((work.id,))), dry_run=False)
                 for tenant in {work.facts.tenant for work in held} if self._tells_of_new else ():
                     await self._answers.expire_all(tenant)
             for work in held:

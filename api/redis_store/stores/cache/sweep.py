@@ -6,13 +6,13 @@ being built. It finds quarantined entries too. No command keeps Redis busy for l
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import orjson
 from redis.asyncio import Redis
 
 from api.ports.answer_cache import Neighbourhood, Selection, Swept
@@ -50,6 +50,7 @@ def patterns(keys: CacheKeys, selection: Selection) -> tuple[str, str]:
     return entries, keys.quarantine(entries)
 
 
+_CITED: Final = re.compile(rb'"document_id":"([^"\\]*)"')
 RUNNING: Final = "running"
 """Tag of every generation. Unlike `all`, it says nothing about the answers that were stored before."""
 
@@ -61,8 +62,8 @@ def invalidation_tags(keys: CacheKeys, selection: Selection) -> list[str]:
         return [f"question:{key.digest}"] if key else []
     if selection.digest is not None:
         return [f"question:{selection.digest}"]
-    if selection.source is not None:
-        return [f"source:{selection.source}"]
+    if selection.sources is not None:
+        return [f"source:{document}" for document in sorted(selection.sources)]
     if selection.release is not None:
         return [RUNNING, f"release:{selection.release}"]
     if selection.since_ms is not None:
@@ -75,7 +76,7 @@ def wanted_fields(selection: Selection) -> list[str]:
     asked = {
         "tenant": selection.tenant,
         "model": selection.model,
-        "sources": selection.source,
+        "sources": selection.sources,
         "vector": selection.near,
         "release": selection.release,
     }
@@ -97,7 +98,7 @@ def _is_meant(selection: Selection, fields: Fields) -> bool:
         fields["created_ms"] is not None
         and (selection.tenant is None or fields["tenant"] == selection.tenant.encode())
         and (selection.model is None or _same_model(selection.model, fields["model"] or b""))
-        and (selection.source is None or _cites(fields["sources"] or b"", selection.source))
+        and (selection.sources is None or _cites(fields["sources"] or b"", selection.sources))
         and (selection.release is None or fields["release"] == selection.release.encode())
         and (selection.since_ms is None or _milliseconds(fields["created_ms"]) >= selection.since_ms)
     )
@@ -111,9 +112,9 @@ def _milliseconds(stored: bytes | None) -> int:
     return int(stored) if stored and stored.isdigit() else 0
 
 
-def _cites(sources: bytes, document: str) -> bool:
+def _cites(sources: bytes, documents: frozenset[str]) -> bool:
     """Searches the JSON as text. A string value cannot match, since its quotes would be escaped."""
-    return b'"document_id":' + orjson.dumps(document) in sources
+    return any(found.decode("utf-8", "replace") in documents for found in _CITED.findall(sources))
 
 
 def _near(near: Neighbourhood, entries: Sequence[tuple[EntryKey, Fields]]) -> set[EntryKey]:
