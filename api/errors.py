@@ -11,6 +11,7 @@
     ├── TooManyDocuments          409   the tenant has reached DOCUMENTS_MAX
     ├── LastBackend               409   draining it would leave no backend
     ├── ExperimentConflict        409   another experiment is running
+    ├── DocumentExists            409   a document from the same source exists
     ├── PromptTooLong             422   the prompt has more tokens than OLLAMA_MAX_PROMPT_TOKENS
     ├── UnreadableDocument        422   the file cannot be parsed: broken, encrypted or mislabeled
     ├── NotAuthenticated          401
@@ -212,6 +213,14 @@ class ExperimentConflict(RagherdError):
     status = 409
     slug = "experiment-conflict"
     title = "Another experiment is running"
+
+
+class DocumentExists(RagherdError):
+    """Raised for `on_conflict=refuse`."""
+
+    status = 409
+    slug = "document-exists"
+    title = "The document exists"
 
 
 class PromptTooLong(RagherdError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -26,7 +27,7 @@ from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.query import Name
 from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, rfc3339, validated
 from api.errors import PayloadTooLarge, ServiceUnavailable
-from api.knowledge.document_service import Upload
+from api.knowledge.document_service import OnConflict, Upload
 from api.knowledge.kinds import KINDS, TEXT, media_type
 from api.ports.document_store import Chunk, Document, DocumentFacts, DocumentStatus, Listing
 
@@ -123,7 +124,9 @@ async def _from_form(form: FormData, max_bytes: int) -> Upload:
         raise PayloadTooLarge(f"The file is larger than {max_bytes} bytes.")
     name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
     kind = media_type(name, file.content_type, content[:SNIFFED_BYTES])
-    return Upload(about.facts(about.title or ""), content, kind, name.encode("utf-8", "replace").decode())
+    name = name.encode("utf-8", "replace").decode()
+    facts = about.facts(about.title or "")
+    return Upload(replace(facts, source=facts.source or name.strip()[:2000] or None), content, kind, name)
 
 
 PATH: Final = "/documents"
@@ -173,10 +176,11 @@ class ReadIn(BaseModel):
     openapi_extra=_BODY,
 )
 @needs("admin")
-async def post_document(request: Request, response: Response) -> dict[str, Any]:
+async def post_document(request: Request, response: Response, on_conflict: OnConflict = "replace") -> dict[str, Any]:
     """201: the document is in use. 202: `status` shows the progress. The same `source` replaces a document."""
     state = worker_state(request)
-    added = await state.documents.add(await read_document(request, state.documents.limits.bytes))
+    upload = await read_document(request, state.documents.limits.bytes)
+    added = await state.documents.add(replace(upload, on_conflict=on_conflict))
     response.status_code = 201 if added.document.status == "ready" else 202
     response.headers["Location"] = f"{PATH}/{added.document.id}"
     return {**document_out(added.document), "outcome": added.outcome}

@@ -18,12 +18,14 @@ from typing import Final, Literal
 import orjson
 
 from api.cancellation import cancel_and_wait, log_failure
-from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
+from api.errors import DocumentExists, NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.kinds import TEXT
 from api.knowledge.parsing import Parser
 from api.ports.document_store import Chunk, Document, DocumentFacts, Documents, Draft, Holdings, Listing, Page, Proposal
 
+OnConflict = Literal["replace", "new", "refuse"]
+"""What an upload from the source of an existing document does: replaces it, becomes another one, or is refused."""
 _ID: Final = re.compile(r"[0-9a-f]{24}")
 
 
@@ -32,10 +34,12 @@ def is_document_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def document_id(facts: DocumentFacts, content: bytes, file_name: str = "") -> str:
+def document_id(facts: DocumentFacts, content: bytes, file_name: str = "", on_conflict: OnConflict = "replace") -> str:
     """24 hex digits."""
     name = facts.title or file_name
-    if facts.source is not None:
+    if on_conflict == "new":
+        known_by = ["content", name, facts.source, hashlib.sha256(content).hexdigest()]
+    elif facts.source is not None:
         known_by = ["source", facts.source]
     elif facts.version is not None and name:
         known_by = ["title", name]
@@ -79,12 +83,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An uploaded document: text or a file. Without a title, the file's own title or name is used."""
+    """An uploaded document: text or a file. Without a title, the file's own title or name is used.
+
+    Without a source, that is the file's name.
+    """
 
     facts: DocumentFacts
     content: bytes
     media_type: str
     file_name: str = ""
+    on_conflict: OnConflict = "replace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ class DocumentService:
     async def add(self, given: Upload) -> Added:
         """Stores the document, or begins to.
 
-        Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`, `ServiceUnavailable`.
+        Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`, `DocumentExists`, `ServiceUnavailable`.
         """
         if len(given.content) > self.limits.bytes:
             raise PayloadTooLarge(f"The document is larger than {self.limits.bytes} bytes.")
@@ -118,6 +126,8 @@ class DocumentService:
         if before is not None and before.digest == draft.digest and before.status == "ready":
             return Added(before, "unchanged")
         proposal = await self._documents.propose(await self._read(given, draft), self.limits.documents)
+        if proposal.verdict == "exists":
+            raise DocumentExists(f"Document {draft.id} has this source. Replace it, or choose another source.")
         if proposal.verdict == "full":
             raise TooManyDocuments(f"The tenant has {self.limits.documents} documents, as many as it may.")
         if proposal.verdict != "unchanged":
@@ -173,7 +183,8 @@ class DocumentService:
         facts = given.facts if given.facts.title else replace(given.facts, title=given.file_name or "Untitled")
         document, digest = await asyncio.to_thread(_known_by, given)
         untitled = not given.facts.title
-        return Draft(document, facts, digest, given.content, given.media_type, untitled=untitled)
+        refuse = given.on_conflict == "refuse"
+        return Draft(document, facts, digest, given.content, given.media_type, untitled=untitled, refuse=refuse)
 
     async def _read(self, given: Upload, draft: Draft) -> Draft:
         """Reads small files now, so that an unreadable one is refused before anything is stored."""
@@ -210,7 +221,7 @@ def _unknown(document: str) -> NotFound:
 
 def _known_by(given: Upload) -> tuple[str, str]:
     """The id and the digest. Hashing many megabytes takes a while, so it runs in a thread."""
-    document = document_id(given.facts, given.content, given.file_name)
+    document = document_id(given.facts, given.content, given.file_name, given.on_conflict)
     return document, content_digest(given.facts, given.content, given.media_type)
 
 

@@ -27,7 +27,7 @@ class Draft:
     """A document to ingest. `content` is its text, or a file if `media_type` is set.
 
     `digest`: of the whole upload, so that an identical one changes nothing. `untitled`: a title found in the file
-    replaces the one in `facts`.
+    replaces the one in `facts`. `refuse`: an existing document with other content is not replaced.
     """
 
     id: str
@@ -36,6 +36,7 @@ class Draft:
     content: bytes
     media_type: str | None = None
     untitled: bool = False
+    refuse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Chunk:
     end: int
 
 
-ProposalVerdict = Literal["accepted", "unchanged", "under_way", "full"]
+ProposalVerdict = Literal["accepted", "unchanged", "under_way", "full", "exists"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -358,3 +358,24 @@ async def test_heaps_of_combining_marks_hold_up_no_worker(serve: Service) -> Non
 
     await wait_until_async(ended, timeout=60)
     assert (await ask(client, "e" + "\u0315\u0300" * 3_990))["answer"]
+
+
+async def test_a_file_of_the_same_name_replaces_by_default(serve: Service) -> None:
+    client = await serve()
+
+    async def put(text: str, **params: str) -> httpx.Response:
+        return await client.post("/documents", files={"file": ("rules.txt", text.encode())}, params=params)
+
+    first = (await put(HOLIDAY)).json()
+    assert (first["source"], first["outcome"]) == ("rules.txt", "created")
+    assert (await put(HOLIDAY, on_conflict="refuse")).json()["outcome"] == "unchanged"
+    refused = await put("The gate closes at nine.", on_conflict="refuse")
+    assert (refused.status_code, refused.json()["type"].rpartition(":")[2]) == (409, "document-exists")
+    assert (await client.get(f"/documents/{first['id']}")).json()["passages"][0]["text"] == HOLIDAY
+    replaced = (await put("The gate closes at nine.")).json()
+    assert (replaced["id"], replaced["outcome"]) == (first["id"], "updated")
+    other = (await put("The gate closes at ten.", on_conflict="new")).json()
+    assert (other["outcome"], other["source"]) == ("created", "rules.txt")
+    assert other["id"] != first["id"]
+    assert (await put("The gate closes at ten.", on_conflict="new")).json()["outcome"] == "unchanged"
+    assert (await put(HOLIDAY, on_conflict="maybe")).status_code == 422

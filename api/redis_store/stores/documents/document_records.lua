@@ -70,18 +70,19 @@ end
 -- KEYS[1] hash the document     KEYS[2] hash its work                KEYS[3] string its draft
 -- KEYS[4] zset rag:corpus:work  KEYS[5] hash rag:corpus:state
 -- KEYS[6] zset the owner's documents                                 KEYS[7] string the uploaded content
--- ARGV: id, digest, most documents, number of facts, fact, value ..., further fields of the work, value ...
+-- ARGV: id, digest, most documents, 1 to refuse a change, number of facts, fact, value ..., further fields of the work ...
 -- Returns {outcome, revision, 1 if the document existed}
-local id, digest, most, facts = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local id, digest, most, facts = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[5])
 local phase, coming, revision, pending = unpack(redis.call('HMGET', KEYS[2], 'phase', 'digest', 'revision', 'owes'))
 if phase == 'store' and coming == digest then
   return {'under_way', tonumber(revision), redis.call('EXISTS', KEYS[1])}
 end
 local serving, current, failed = unpack(redis.call('HMGET', KEYS[1], 'digest', 'revision', 'error'))
 if phase ~= 'store' and serving == digest and not failed then return {'unchanged', tonumber(current), 1} end
+if current and ARGV[4] == '1' then return {'exists', tonumber(current), 1} end
 if not current and redis.call('ZCARD', KEYS[6]) >= most then return {'full', 0, 0} end
 
-local now, first = int(now_ms()), 5 + 2 * facts
+local now, first = int(now_ms()), 6 + 2 * facts
 if redis.call('EXISTS', KEYS[7]) == 0 then return {'lost', 0, 0} end
 redis.call('RENAME', KEYS[7], KEYS[3])
 redis.call('PERSIST', KEYS[3])
@@ -89,11 +90,11 @@ redis.call('HSETNX', KEYS[5], 'began_ms', now)
 local new = next_revision(KEYS[5])
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'id', id, 'revision', new, 'phase', 'store', 'digest', digest, 'asked_ms', now,
-  'owes', (phase == 'tell' or pending == '1') and '1' or '0', unpack(ARGV, 5))
+  'owes', (phase == 'tell' or pending == '1') and '1' or '0', unpack(ARGV, 6))
 redis.call('ZADD', KEYS[4], now, id)
 if not current then
   redis.call('HSET', KEYS[1], 'id', id, 'revision', 0, 'chunks', 0, 'characters', 0, 'created_ms', now,
-    unpack(ARGV, 5, first - 1))
+    unpack(ARGV, 6, first - 1))
   redis.call('ZADD', KEYS[6], now, id)
 end
 redis.call('HSET', KEYS[1], 'status', 'processing', 'updated_ms', now)

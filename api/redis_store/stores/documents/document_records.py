@@ -192,7 +192,7 @@ class RedisDocuments:
         further: list[Any] = []
         if draft.media_type is not None:
             further = ["media_type", draft.media_type, "untitled", int(draft.untitled)]
-        arguments = [draft.id, draft.digest, most, len(facts) // 2, *facts, *further]
+        arguments = [draft.id, draft.digest, most, int(draft.refuse), len(facts) // 2, *facts, *further]
         verdict, revision, existed = await self._redis.run(
             "document_propose", lambda client: self._propose(names, arguments, client)
         )
