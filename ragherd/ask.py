@@ -28,6 +28,8 @@ from ragherd.service_client import (
 ANSWER_SECONDS: Final = 600.0
 """A cold model may load for minutes."""
 STREAM: Final = "-"
+OPTIONAL: Final = ("verifier", "labels")
+"""Columns of `explain` that are left out if no candidate has a value."""
 
 
 class Freshness(StrEnum):
@@ -164,16 +166,30 @@ def explain(
         console.print(f"words that the embedder cannot read: {clean(', '.join(found['unread']))}")
     if found["candidates"]:
         console.print()
-        console.print(_candidates(found["candidates"]))
+        console.print(candidate_table(found["candidates"]))
     console.print()
     console.print(_policies(found["policies"]))
 
 
-def _candidates(candidates: list[dict[str, Any]]) -> Table:
-    table = new_table("cosine", "verdict", "question", "why not")
-    for one in candidates:
-        table.add_row(f"{one['similarity']:.4f}", one["verdict"], clean(one["question"]), clean(_objections(one)))
+def candidate_table(candidates: list[dict[str, Any]]) -> Table:
+    """Returns what `explain` shows of the nearest cached questions."""
+    titles = {
+        "cosine": [f"{one['similarity']:.4f}" for one in candidates],
+        "verifier": [f"{one['verifier']['score']:.2f}" if one["verifier"] else "" for one in candidates],
+        "labels": [_labels(one["labels"]) for one in candidates],
+        "verdict": [one["verdict"] for one in candidates],
+        "question": [clean(one["question"]) for one in candidates],
+        "why not": [clean(_objections(one)) for one in candidates],
+    }
+    shown = {title: cells for title, cells in titles.items() if title not in OPTIONAL or any(cells)}
+    table = new_table(*shown)
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*row)
     return table
+
+
+def _labels(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
 
 
 def _objections(candidate: Mapping[str, Any]) -> str:
@@ -185,6 +201,8 @@ def _objections(candidate: Mapping[str, Any]) -> str:
 def _policies(policies: Mapping[str, Any]) -> Table:
     table = new_table("policy", "would", "why")
     for name, decided in policies.items():
-        limit = "" if decided["error"] is None else f"error at most {decided['error']:.3f}, limit {decided['limit']:g}"
+        limit = (
+            "" if decided["error"] is None else f"error at most {decided['error']:.3f}, limit {decided['limit']:.3f}"
+        )
         table.add_row(name, decided["outcome"], "; ".join(filter(None, (clean(decided["reason"] or ""), limit))))
     return table

@@ -50,7 +50,8 @@ def quality(
         float, typer.Option(min=0.0001, max=0.5, help="Highest share of wrong answers among hits.")
     ] = HIGHEST_ERROR,
     verifier: Annotated[
-        Path | None, typer.Option(help="Folder of a verifier. `verified` is measured without and with it.")
+        Path | None,
+        typer.Option(help="Folder of a verifier, or `builtin`. `verified` is measured without and with it."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many questions or pairs.")] = None,
     after: Annotated[int, typer.Option(min=0, help="Leading questions that fill the cache and are not counted.")] = 0,

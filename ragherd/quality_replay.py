@@ -54,7 +54,7 @@ from api.query.candidates import ComparedQuestion, incomparable
 from api.settings import Settings
 from api.values import CachedAnswer, EmbedderIdentity, Embedding, Usage
 from ragherd.quality_samples import Samples
-from training.model_folder import digest
+from training.model_folder import digest, installed
 from training.pairs import Pair
 from training.scoring import Scorer
 
@@ -171,13 +171,13 @@ class Product:
 
 
 def open_product(settings: Settings, verifier: Path | None = None) -> Product:
-    """Loads the embedder, and a verifier from its folder. Raises `SettingsError` and `InvalidModel`."""
+    """Loads the embedder, and a verifier from its folder or `builtin`. Raises `SettingsError` and `InvalidModel`."""
     codes = settings.embedder.language_codes
     languages = ONLY_ENGLISH if codes is None else Languages(codes or None)
     model = MiniLM(model_files(settings.embedder.embed_model_path))
     if verifier is None:
         return Product(model, languages)
-    text = prior_of(str(verifier))
+    text, verifier = prior_of(str(verifier)), installed(str(verifier))
     prior = read_prior(text) if text is not None else None
     versions = Versions(identity_of(model).fingerprint, digest(verifier))
     return Product(model, languages, Scorer(verifier), prior if prior is not None and prior.fits(versions) else None)

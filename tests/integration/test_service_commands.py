@@ -22,6 +22,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api import __version__
+from ragherd.ask import candidate_table
 from ragherd.commands import COMMANDS, commands
 from tests.stub_ollama import StubOllama, running_stub, stub_process
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
@@ -147,8 +148,20 @@ async def test_explain_names_the_nearest_question_and_what_objects_to_it(serve: 
     assert said.startswith("miss: ")
     assert "What was the revenue in 2023?" in said
     assert "numbers: 2024 / 2023" in said
+    assert "labels" not in said, "there are none"
     found = await document(client, "explain", "What was the revenue in 2023?")
     assert (found["decision"], found["tenant"]) == ("exact_hit", "default")
+
+
+async def test_explain_shows_the_labels_of_a_candidate_and_the_verifier_s_score(serve: Service) -> None:
+    client = await serve(cache={"similarity_threshold": 0.5})
+    await ask(client, "What was the revenue in 2023?")
+    found = await document(client, "explain", "What was the revenue in 2024?")
+    (candidate,) = found["candidates"]
+    candidate |= {"labels": {"same": 3, "different": 1, "unsure": 0}, "verifier": {"score": -2.5, "verdict": "refused"}}
+    candidates = candidate_table([candidate])
+    assert [column.header for column in candidates.columns][:3] == ["cosine", "verifier", "labels"]
+    assert [next(iter(column.cells)) for column in candidates.columns][1:3] == ["-2.50", "3 same, 1 different"]
 
 
 # -- The cache ---------------------------------------------------------------------------------------------------------

@@ -276,6 +276,12 @@ def test_a_folder_without_a_verifier_is_named(pairs: str, tmp_path: Path) -> Non
     assert str(tmp_path) in result.stderr
 
 
+def test_the_shipped_verifier_has_a_name(pairs: str) -> None:
+    result = run("measure", pairs, "--verifier", "builtin", "--policy", "verified", "--json")
+    assert result.exit_code == 0, result.output
+    assert any(row["verifier"] for row in json.loads(result.stdout)["rows"])
+
+
 # -- Reports -----------------------------------------------------------------------------------------------------------
 
 
