@@ -45,7 +45,8 @@ class Explained:
     """One candidate, every guard's verdict on it, and that of the grounded check if it was made.
 
     `score`: the verifier's, and `verified`: what the policy `verified` decides about this candidate alone; None without
-    a verifier or a model. `labels`: how many labels of the entry have each verdict.
+    a verifier or a model, and for the question's own entry, which needs neither. `labels`: how many labels of the entry
+    have each verdict.
     """
 
     candidate: Candidate
@@ -145,8 +146,7 @@ class Explainer:
                 one,
                 _verdicts(query.question, one),
                 self._grounded(one),
-                scores[index],
-                _verified(near, index, rules),
+                *((None, None) if _is(one, exact) else (scores[index], _verified(near, index, rules))),
                 _of_entry(labels, one.match),
             )
             for index, one in enumerate(candidates)
@@ -302,6 +302,10 @@ def _verified(near: Sequence[NearEntry], index: int, rules: Rules) -> PolicyOutc
     """Returns what the policy `verified` decides about one candidate; None if it has no model."""
     its = replace(rules, policy=PolicyName.VERIFIED)
     return decide(near, {index}, its).outcome if its.verifies else None
+
+
+def _is(candidate: Candidate, exact: CacheMatch | None) -> bool:
+    return exact is not None and candidate.match.answer.entry == exact.answer.entry
 
 
 def _verdicts(question: str, candidate: Candidate) -> Sequence[GuardVerdict]:

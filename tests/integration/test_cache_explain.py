@@ -195,5 +195,7 @@ async def test_explaining_asks_the_verifier_behind_users(
     await ask(client, question)
     found = await explained(client, "Where is the new canteen?")
     assert found["candidates"][0]["verifier"]["score"] == 1.0
+    same = await explained(client, question)
+    assert (same["decision"], same["candidates"][0]["verifier"]) == ("exact_hit", None), "an equal question needs none"
     assert asked
     assert all(asked), "explaining costs no user a score"
