@@ -3,6 +3,7 @@
     .venv/bin/python -m scripts.bench_verifier fow MODEL DATA
     .venv/bin/python -m scripts.bench_verifier stream MODEL DATA --name banking77
     .venv/bin/python -m scripts.bench_verifier pairs DATA OUT --name banking77
+    .venv/bin/python -m scripts.bench_verifier prior MODEL DATA
 
 DATA holds banking77_train.csv, banking77_test.csv and clinc150_data_full.json. MODEL is a verifier's folder.
 
@@ -26,7 +27,12 @@ import numpy as np
 import typer
 
 from api.embedders.minilm import MiniLM, model_files
+from api.embedders.verifier import PRIOR
 from api.guards.agreement import Features, disagreement, read
+from api.ports.answer_quality import Evidence
+from api.quality.calibration import read_prior
+from api.quality.evidence import NearEntry, evidence_of
+from api.quality.policies import CANDIDATES_FROM
 from training.base import embed_with
 from training.dataset import collect
 from training.grammar import grammar_pairs
@@ -45,6 +51,7 @@ COSINES: Final = (0.80, 0.85, 0.88, 0.92)
 FOW_FLOORS: Final = (0.60, 0.70)
 OTHER_PAIRS: Final = 2_000
 BUDGETS: Final = (0.01, 0.03, 0.05)
+TARGETS: Final = (0.01, 0.02, 0.03, 0.05)
 
 Model = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of the verifier.")]
 Data = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of the data sets.")]
@@ -179,6 +186,42 @@ def stream(model: Model, data: Data, name: str = "banking77", length: int = LENG
     scores = Scores.of(model)
     for threshold in THRESHOLDS:
         _print(name, f"verifier {threshold}", play(played, FLOOR, threshold, scores))
+
+
+@app.command()
+def prior(model: Model, data: Data, length: int = 2_500) -> None:
+    """Count what `verified` would serve with its prior alone, of questions whose intents are new to the base model.
+
+    Each question meets the nearest earlier one that the guards let pass.
+    """
+    known = read_prior((model / PRIOR).read_bytes())
+    typer.echo("| questions | target % | hits % | wrong of hits | % |\n|---|---|---|---|---|")
+    for name in ("banking77", "clinc150"):
+        played = load_stream(name, data)
+        new = [one for one in played.questions if one.intent not in played.trained_on][:length]
+        wrong, evidence = _first_allowed(Stream(name, new, played.trained_on), Scorer(model))
+        for target in TARGETS:
+            rules = known.model(target)
+            assert rules is not None, "the prior has enough pairs"
+            served = np.array([rules.risk(one) <= rules.level for one in evidence], dtype=bool)
+            count, errors = int(served.sum()), int(wrong[served].sum())
+            share = f"{100 * errors / count:.1f}" if count else "-"
+            typer.echo(f"| {name} | {100 * target:g} | {100 * count / len(new):.1f} | {errors} of {count} | {share} |")
+
+
+def _first_allowed(stream: Stream, scorer: Scorer) -> tuple[Any, list[Evidence]]:
+    """Returns for each question that has a candidate whether it is wrong, and what the policy knows about it."""
+    pairs, cosines = list[Pair](), list[float]()
+    for place, question in enumerate(stream.questions):
+        near = stream.candidates(np.arange(place), place, CANDIDATES_FROM)
+        first = next((one for one in near if stream.agrees(one, place)), None)
+        if first is not None:
+            cached = stream.questions[first.place]
+            pairs.append(Pair(cached.text, question.text, cached.intent == question.intent))
+            cosines.append(first.cosine)
+    logits = scorer.logits(pairs)
+    alone = [NearEntry(cosine, "", verifier=float(logit)) for cosine, logit in zip(cosines, logits, strict=True)]
+    return np.array([not pair.same for pair in pairs]), [evidence_of([one], 0) for one in alone]
 
 
 def _print(name: str, policy: str, counts: Counter[str]) -> None:
