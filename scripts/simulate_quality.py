@@ -29,7 +29,17 @@ from api.ports.answer_quality import (
 )
 from api.quality.assessment import LENT, MISSES, next_levels
 from api.quality.calibration import Channel, Model, channel_of
-from api.quality.estimate import alarm, doubtful, doubts_since, hits_since, overall, samples, suspected
+from api.quality.comparator import BLIND, CONFUSION
+from api.quality.estimate import (
+    alarm,
+    by_equal_questions,
+    doubtful,
+    doubts_since,
+    hits_since,
+    overall,
+    samples,
+    suspected,
+)
 from api.quality.policies import Published, QualitySettings, sampling_rate, spare_rate
 
 DAY_MS: Final = 24 * 3600 * 1000
@@ -294,6 +304,38 @@ def _false_alarms(seeds: int) -> None:
         print(f"| {error:.1%} | {_comparator(noise=noise)} | {times:.1f} | {sampled:.1%} |", flush=True)
 
 
+def long_answers(error: float, equal: float, seed: int, labels: int = 500) -> int | None:
+    """Labels hits whose answers are as long as the blind pairs. Returns after how many labels the fleet tightens.
+
+    `equal`: labels of equal questions for each one. The comparator's errors are assumed to be those on short answers.
+    """
+    random = np.random.default_rng(seed)
+    called_same = BLIND.different_same / (BLIND.different_same + BLIND.different_different)
+    called_different = BLIND.same_different / (BLIND.same_different + BLIND.same_same)
+    found = list[PooledLabel]()
+    for number in range(1, labels + 1):
+        if random.random() < equal:
+            wrong = bool(random.random() < called_different)
+            one = shadow(wrong=wrong, chance=1.0, kind="exact")
+            found.append(replace(one, label=replace(one.label, entry=str(number))))
+        is_wrong = random.random() < error
+        wrong = bool(random.random() >= called_same if is_wrong else random.random() < called_different)
+        found.append(shadow(wrong=wrong, chance=1.0))
+        if number % 10 == 0:
+            channel = channel_of(by_equal_questions(found, CONFUSION).of({"semantic": 1.0}))
+            if alarm(hits_since(found, -1), channel, TARGET):
+                return number
+    return None
+
+
+def _long_answers(seeds: int) -> None:
+    print("\n| true error | labels of equal questions for each of a similar one | tightened within 500 labels |")
+    print("|---|---|---|")
+    for error, equal in product((0.005, 0.4), (0.0, 0.3, 1.0)):
+        times = sum(long_answers(error, equal, seed) is not None for seed in range(seeds))
+        print(f"| {error:.1%} | {equal:g} | {times} of {seeds} |", flush=True)
+
+
 def _comparator(*, noise: bool) -> str:
     return "2 / 5 % wrong" if noise else "right"
 
@@ -304,6 +346,7 @@ def main(seeds: int = 200, tightening_seeds: int = 40) -> None:
     _tightening(tightening_seeds)
     _false_alarms(tightening_seeds // 4)
     _tenants(tightening_seeds)
+    _long_answers(tightening_seeds)
 
 
 if __name__ == "__main__":

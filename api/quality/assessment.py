@@ -45,6 +45,7 @@ from api.quality.calibration import (
 from api.quality.estimate import (
     alarm,
     bands,
+    by_equal_questions,
     doubtful,
     doubts_since,
     hits_since,
@@ -105,7 +106,8 @@ def assess(
     """
     fitting = [one for one in labels if one.label.versions == settings.versions]
     shown = in_the_field(fitting, settings.shown or settings.confusion)
-    settings = replace(settings, confusion=in_the_field(fitting, settings.confusion), shown=shown)
+    confusion = in_the_field(fitting, settings.confusion)
+    settings = replace(settings, confusion=confusion, shown=shown, watched=by_equal_questions(fitting, confusion))
     channel = channel_of(settings.confusion.of(BY_MEANING))
     if before.state.versions != settings.versions or before.state.policy is not settings.policy:
         before = replace(before, model=None)  # the level stays: what was wrong may still be
@@ -117,7 +119,7 @@ def assess(
     in_use = learned is not None and learned.from_labels and settings.policy is PolicyName.VERIFIED
     common = [one for one in usual if one.tenant not in before.state.tenants]
     before = _with_settings(before, settings, now_ms)
-    is_suspected = _is_suspected(common, before, channel, settings.target)
+    is_suspected = _is_suspected(common, before, _watched(settings), settings.target)
     of_variants = _variant_levels(fitting, before, settings, now_ms, lambda at: _model(learned_at(at)))
     state = replace(state, learned=in_use, suspected=is_suspected, variant_levels=of_variants)
     events = list(_events(before.state, state, levels.reasons, now_ms))
@@ -291,24 +293,31 @@ def _speak_against_a_fault(
     """Returns whether the labels of others do, from the first wrong hit of the faulty ones on."""
     hits = hits_since(faulty, before.changed_ms)
     began_ms = min((one.at_ms for one in hits if one.verdict is Verdict.DIFFERENT), default=before.changed_ms)
-    channel = channel_of(settings.confusion.of(BY_MEANING))
+    channel = _watched(settings)
     theirs = hits_since(others, max(before.changed_ms, began_ms - 1))
     if not without_fault(theirs, channel, settings.target):
         return False
     return not _misses_look_faulty(others, before.changed_ms, before.model, channel, settings.target)
 
 
+def _watched(settings: QualitySettings) -> Channel:
+    """Returns the errors that the tests for faults assume. What loosens or teaches a policy assumes the measured ones,
+    so no caller can loosen it with questions whose answers differ each time.
+    """
+    return channel_of((settings.watched or settings.confusion).of(BY_MEANING))
+
+
 def _fault_in(
     labels: Sequence[PooledLabel], since_ms: int, before: Published, settings: QualitySettings, now_ms: int
 ) -> str:
     """Returns how the labels since a change show a fault; empty if they do not."""
-    channel = channel_of(settings.confusion.of(BY_MEANING))
+    channel = _watched(settings)
     hits = hits_since(labels, since_ms)
     lent = lent_by_misses(labels, since_ms, before.model, channel, settings.target)
     if alarm(hits, channel, settings.target, lent):
         return "sudden"
     since = [one for one in labels if one.label.at_ms > since_ms and not one.label.of_same_question]
-    found = overall(samples(since, now_ms, unsure=True), settings.confusion, {})
+    found = overall(samples(since, now_ms, unsure=True), settings.watched or settings.confusion, {})
     return "estimate" if found.samples and found.low > settings.target else ""
 
 

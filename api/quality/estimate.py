@@ -38,6 +38,10 @@ OUTSIDE: Final = 0.025
 BANDS: Final = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 1.0)
 TIERS: Final = ("semantic", "exact", "stale")
 """The tiers that serve answers."""
+EQUAL_NEWEST: Final = 500
+"""Labels of equal questions that count, each cached answer once."""
+EQUAL_PRIOR: Final = 20.0
+"""Labels that the measured error counts for beside them."""
 RUN: Final = 50
 """Labels between two looks at the rate of different ones."""
 TENANTS: Final = 100
@@ -153,6 +157,28 @@ def in_the_field(labels: Sequence[PooledLabel], measured: Confusion) -> Confusio
         return measured
     bounds = {tier: measured.same * min(_runs(labels, tier), default=1.0) for tier in TIERS}
     return replace(measured, in_tiers={tier: one for tier, one in bounds.items() if one < measured.called_different})
+
+
+def by_equal_questions(labels: Sequence[PooledLabel], known: Confusion) -> Confusion:
+    """Returns the comparator's errors, with more right answers called different if labels of equal questions show it.
+
+    The cached answer to an equal question is right, or out of date, which no level stops. So how often it is called
+    different shows how often that happens without a fault of matching: with long answers far more often than measured.
+    """
+    if not known.same:
+        return known
+    verdicts = {
+        (one.scope, one.label.entry): one.label.verdict is Verdict.DIFFERENT
+        for one in labels
+        if one.label.source == "shadow" and one.label.kind == "exact" and one.label.verdict is not Verdict.UNSURE
+    }
+    newest = list(verdicts.values())[-EQUAL_NEWEST:]
+    usual = known.called_different / known.same
+    rate = (sum(newest) + EQUAL_PRIOR * usual) / (len(newest) + EQUAL_PRIOR)
+    if rate <= usual:
+        return known
+    raised = min(rate, *_runs(labels, "semantic"), 1.0)
+    return replace(known, in_tiers={**known.in_tiers, "semantic": known.same * raised})
 
 
 def _runs(labels: Sequence[PooledLabel], tier: str) -> Iterator[float]:

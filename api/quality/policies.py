@@ -172,7 +172,7 @@ class QualitySettings:
 
     `confusion`: the comparator's errors that decisions assume. Too few of them make the fleet careful. `shown`: those
     that the figures it shows are corrected for; None: the same. `prior`: of the verifier that ships. `release`: of this
-    worker.
+    worker. `watched`: the errors that the tests for faults assume; None: the same as decisions.
     """
 
     policy: PolicyName
@@ -183,6 +183,7 @@ class QualitySettings:
     prior: Prior | None = None
     shown: Confusion | None = None
     release: str = ""
+    watched: Confusion | None = None
 
     @property
     def named(self) -> str:

@@ -276,6 +276,45 @@ def test_with_the_default_sampling_a_fault_is_seen_within_500_hits(*, noise: boo
     assert np.quantile(hits, 0.95) <= 500
 
 
+MEASURED = replace(GUARDED, confusion=Confusion(300, 6, 300, 10))
+
+
+def equal_questions(count: int, different: float, *, entries: int = 1_000) -> list[PooledLabel]:
+    """Labels of equal questions, of whose answers a share is called different."""
+    found = labels(count, different, similarity=1.0, seed=7)
+    return [
+        replace(one, label=replace(one.label, kind="exact", entry=f"entry {number % entries}"))
+        for number, one in enumerate(found)
+    ]
+
+
+def test_answers_that_differ_each_time_tighten_nothing() -> None:
+    """Where two answers to an equal question are often called different, those to similar ones are too."""
+    seen = labels(150, 0.3)
+    assert after(seen, settings=MEASURED).published.state.level == 1
+    found = after([*equal_questions(150, 0.3), *seen], settings=MEASURED).published.state
+    assert found.level == 0
+    assert after([*equal_questions(150, 0.03), *seen], settings=MEASURED).published.state.level == 1
+    once = equal_questions(150, 1.0, entries=1)
+    assert after([*once, *seen], settings=MEASURED).published.state.level == 1, "a cached answer counts once"
+
+
+def test_a_fault_is_seen_where_answers_differ_each_time() -> None:
+    seen = [*equal_questions(150, 0.1), *labels(150, 0.4)]
+    assert after(seen, settings=MEASURED).published.state.level == 1
+
+
+def test_equal_questions_loosen_nothing() -> None:
+    """A caller can ask questions whose answers differ each time. That must not loosen the policy."""
+    tight = after(labels(100, 0.3), settings=MEASURED).published
+    assert tight.state.level == 1
+    seen = labels(300, 0.05, similarity=0.99, start_ms=20_000)
+    differing = [replace(one, label=replace(one.label, at_ms=20_000)) for one in equal_questions(300, 0.9)]
+    now_ms = 20_000 + 2 * CALM_MS
+    assert after([*differing, *seen], tight, MEASURED, now_ms).published.state.level == 1
+    assert after(labels(300, 0.0, similarity=0.99, start_ms=20_000), tight, MEASURED, now_ms).published.state.level == 0
+
+
 def test_wrong_answers_in_right_groups_tighten_too() -> None:
     """The answer that went out is wrong, and the others of its group are not: their votes do not hide it."""
     fault = [replace(one, label=replace(one.label, votes=2)) for one in labels(100, 0.1)]
