@@ -327,6 +327,10 @@ class Source:
     `score`: its cosine to the question, 0 if it has none; re-ranked, the re-ranker's score from 0 to 1.
 
     `source` and `version` come from the uploader. `revision` is Ragherd's own count, unique per text of a document.
+
+    `page` counts from 1. `heading`: the headings above, joined by ` > `. `span`: its characters in the document's text.
+    `quote`: the sentence of `text` that a citation rests on, or the closest to the question; it does not make two
+    sources differ. Each is None if unknown.
     """
 
     document_id: str
@@ -337,6 +341,16 @@ class Source:
     source: str | None = None
     version: str | None = None
     revision: int = 0
+    page: int | None = None
+    heading: str | None = None
+    span: tuple[int, int] | None = None
+    quote: str | None = field(default=None, compare=False)
+
+
+def source_of(said: Mapping[str, Any]) -> Source:
+    """A source from the JSON of another worker. Raises `TypeError` if a field is missing."""
+    span = said.get("span")
+    return known(Source, said if span is None else {**said, "span": (span[0], span[1])})
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,10 +121,7 @@ def queued_line(place: Mapping[str, Any]) -> str:
 def origin_lines(answer: Mapping[str, Any]) -> list[str]:
     """Returns where an answer came from: its sources, the cache, the model and the time."""
     cache, usage = answer["cache"], answer["usage"]
-    lines = [
-        f"[{number}] {clean(source['title'])}, chunk {source['chunk']}, score {source['score']:.3f}"
-        for number, source in enumerate(answer["sources"], start=1)
-    ]
+    lines = [line for number, source in enumerate(answer["sources"], start=1) for line in _source_lines(number, source)]
     kind = f" ({cache['kind']}, similarity {cache['similarity']:.3f})" if cache["kind"] else ""
     age = f", {cache['age_seconds']:.0f} s old" if cache["age_seconds"] is not None else ""
     tokens = f", {usage['completion_tokens']:,} tokens" if usage["completion_tokens"] else ""
@@ -133,6 +130,15 @@ def origin_lines(answer: Mapping[str, Any]) -> list[str]:
         f"cache {cache['status']}{kind}{age}; {clean(answer['model'])}{tokens}; {seconds:.2f} s; {answer['request_id']}"
     )
     return [*lines, last]
+
+
+def _source_lines(number: int, source: Mapping[str, Any]) -> list[str]:
+    """Returns a source and its quote. An older service does not send page, heading and quote."""
+    page = f", page {source['page']}" if source.get("page") else ""
+    heading = f", {clean(source['heading'])}" if source.get("heading") else ""
+    quote = [f'    "{clean(source["quote"])}"'] if source.get("quote") else []
+    place = f"chunk {source['chunk']}{page}{heading}"
+    return [f"[{number}] {clean(source['title'])}, {place}, score {source['score']:.3f}", *quote]
 
 
 # -- Explain -----------------------------------------------------------------------------------------------------------

@@ -98,6 +98,8 @@ def _chunk(one: EmbeddedChunk, text: str) -> Line:
     chunk = one.chunk
     own = {} if text[chunk.start : chunk.end] == chunk.text else {"text": chunk.text}
     place = {"number": chunk.number, "heading": chunk.heading, "start": chunk.start, "end": chunk.end}
+    if chunk.page is not None:
+        place["page"] = chunk.page
     embedded = {"failure": one.failure} if one.vector is None else {"vector": _encode(one.vector)}
     return {**place, **own, "span": one.span, "reach": one.reach, **embedded}
 
@@ -126,7 +128,7 @@ def document_of(head: Line, chunk_lines: Sequence[Line]) -> StoredDocument:
 
 def _chunk_of(one: Line, text: str) -> EmbeddedChunk:
     start, end = int(one["start"]), int(one["end"])
-    chunk = Chunk(int(one["number"]), one.get("text", text[start:end]), one["heading"], start, end)
+    chunk = Chunk(int(one["number"]), one.get("text", text[start:end]), one["heading"], start, end, one.get("page"))
     failure = str(one.get("failure", ""))
     vector = None if failure else _decode(one["vector"])
     return EmbeddedChunk(chunk, vector, (*one["span"],), (*one["reach"],), failure)

@@ -253,6 +253,7 @@ def document_out(document: Document) -> dict[str, Any]:
 def _passage(chunk: Chunk) -> dict[str, Any]:
     return {
         "chunk": chunk.number,
+        "page": chunk.page,
         "heading": chunk.heading,
         "text": chunk.text,
         "start": chunk.start,

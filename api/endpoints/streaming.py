@@ -71,6 +71,13 @@ class SourceOut(BaseModel):
     source: str | None
     version: str | None
     revision: int
+    page: int | None = Field(description="From 1. Null without pages.")
+    heading: str | None = Field(description="The headings above it, joined by ` > `.")
+    span: tuple[int, int] | None = Field(description="Its characters in the document's text, from and to.")
+    quote: str | None = Field(
+        description="The sentence of `text` that the citation rests on. Before the answer is complete, and for a "
+        "passage that it does not cite, the sentence closest to the question."
+    )
 
 
 class CacheOut(BaseModel):

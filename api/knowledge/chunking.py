@@ -1,18 +1,25 @@
 """Splits text into chunks by its structure, with a size in tokens and an overlap. Pure.
 
 semantic-text-splitter cuts at headings, then blocks, paragraphs, sentences and words, at the coarsest level that fits.
+A tokenizer reads a long run without spaces (Thai, a hex dump) as one unknown token. Such a token counts by its letters
+here, so that a chunk of them is not larger than others.
+
+A chunk that continues a table begins with the table's header, which is not part of its span.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from semantic_text_splitter import MarkdownSplitter
 
 from api.knowledge.markdown import FENCED, heading_words
+from api.knowledge.plain_text import PAGE
 from api.ports.document_store import Chunk
 
 if TYPE_CHECKING:
@@ -24,9 +31,33 @@ SECTION: Final = 20_000
 """Characters split at a time."""
 LONGEST_HEADING: Final = 200
 _HEADING: Final = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+)$", re.MULTILINE)
+_FENCE: Final = re.compile(r"^ {0,3}(?:`{3,}|~{3,}).*$", re.MULTILINE)
+_TURN: Final = re.compile(rf"(?<=[^{PAGE}]{{40}}){PAGE}(?!\s*[a-zß-öø-ÿ])")
+"""The turn of a page, unless the page is nearly empty or a sentence runs on: such pages share chunks."""
 _WORD: Final = re.compile(r"\w")
+_RULE: Final = re.compile(r"[ \t]*\|?[ \t:-]*-[ \t:|-]*")
+"""The line between a table's header and its rows."""
+UNKNOWN: Final = ("[UNK]", "<unk>")
+"""The unknown token of WordPiece and SentencePiece vocabularies."""
 
 Span = tuple[int, int]
+
+
+class Cut(NamedTuple):
+    """A piece of a text and its start. `header`: the table's, if the piece begins among its rows."""
+
+    start: int
+    text: str
+    header: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rows `start` to `end` of a Markdown table, and its header with the line below."""
+
+    start: int
+    end: int
+    header: str
 
 
 def estimated_tokens(text: str) -> int:
@@ -48,22 +79,87 @@ class Chunker:
             if tokenizer is None
             else MarkdownSplitter.from_huggingface_tokenizer(tokenizer, size, overlap)
         )
+        self._size = size
+        self._count = count if tokenizer is None else TokenCounter(tokenizer)
+        self._strict = MarkdownSplitter.from_callback(self._count, size, overlap)
 
     def chunks(self, text: str) -> list[Chunk]:
         """The chunks in order, numbered from 0.
 
         Skips chunks without words or with headings only; the next names its headings.
         """
-        return numbered(text, [cut for start, section in sections(text) for cut in self.cut(start, section)])
+        tables = self.tables(text)
+        return numbered(text, [cut for start, section in sections(text) for cut in self.cut(start, section, tables)])
 
-    def cut(self, start: int, section: str) -> list[tuple[int, str]]:
-        """The chunks of a section that begins at `start`, each with its start."""
-        return [(start + at, part) for at, part in self._splitter.chunk_indices(section)]
+    def tables(self, text: str) -> list[Table]:
+        """The tables of a text, in order, but for those whose header leaves little room for rows."""
+        return [one for one in tables(text) if self._count(one.header) <= self._size // 2]
+
+    def cut(self, start: int, section: str, tables: Sequence[Table] = ()) -> list[Cut]:
+        """The chunks of a section that begins at `start`."""
+        pieces = self._splitter.chunk_indices(section.replace(PAGE, "\n"))
+        return [
+            cut
+            for at, part in pieces
+            for more, piece in ([(0, part)] if self._count(part) <= self._size else self._strict.chunk_indices(part))
+            for cut in self._with_header(start + at + more, piece, tables)
+        ]
+
+    def _with_header(self, start: int, piece: str, tables: Sequence[Table]) -> list[Cut]:
+        """The piece with the header of the table in which it begins, cut between lines where both are too large."""
+        place = bisect_right(tables, start, key=lambda table: table.start) - 1
+        if place < 0 or start >= tables[place].end:
+            return [Cut(start, piece)]
+        header = tables[place].header
+        if self._count(f"{header}\n{piece}") <= self._size:
+            return [Cut(start, piece, header)]
+        middle = piece.find("\n", len(piece) // 2) + 1 or piece.rfind("\n") + 1
+        if not 0 < middle < len(piece):
+            return [Cut(start, piece)]
+        first, second = piece[:middle], piece[middle:]
+        halves = [(start, first.rstrip("\n")), (start + middle, second)]
+        return [cut for at, half in halves for cut in self._with_header(at, half, tables)]
+
+
+class TokenCounter:
+    """Counts tokens with a tokenizer, and unknown ones by their letters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._unknown = frozenset(map(tokenizer.token_to_id, UNKNOWN)) - {None}
+
+    def __call__(self, text: str) -> int:
+        """Linear in the text's length."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._unknown.isdisjoint(encoding.ids):
+            return len(encoding.ids)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return sum(max(1, round((end - at) / CHARACTERS)) if one in self._unknown else 1 for one, (at, end) in pairs)
+
+
+def tables(text: str) -> list[Table]:
+    """The Markdown tables of a text, in order."""
+    found: list[Table] = []
+    before, at, header, start = "", 0, "", 0
+    for line in text.splitlines(keepends=True):
+        is_row = line.lstrip(" \t").startswith("|")
+        if header and not is_row:
+            found.append(Table(start, at, header))
+            header = ""
+        elif not header and is_row and before.lstrip(" \t").startswith("|") and _RULE.fullmatch(line.rstrip()):
+            header, start = f"{before.strip()}\n{line.strip()}", at + len(line)
+        before, at = line, at + len(line)
+    return [*found, Table(start, at, header)] if header else found
 
 
 def sections(text: str) -> list[tuple[int, str]]:
-    """Parts of a long text with their starts, cut at blank lines where possible."""
-    parts, start = [], 0
+    """Parts of a text with their starts: pages, and parts of long ones, cut at blank lines where possible."""
+    turns = [found.start() for found in _TURN.finditer(text) if found.start() > 0]
+    return [part for start, end in pairwise([0, *turns, len(text)]) for part in _sections(text[:end], start)]
+
+
+def _sections(text: str, start: int) -> list[tuple[int, str]]:
+    parts = []
     while len(text) - start > SECTION:
         end = next(
             (
@@ -78,15 +174,22 @@ def sections(text: str) -> list[tuple[int, str]]:
     return [*parts, (start, text[start:])]
 
 
-def numbered(text: str, cuts: Sequence[tuple[int, str]]) -> list[Chunk]:
-    """The pieces as chunks, under their headings."""
-    headings = _headings(text)
-    kept = [cut for cut in cuts if _WORD.search(_HEADING.sub("", cut[1]))]
+def numbered(text: str, cuts: Iterable[Cut | tuple[int, str]]) -> list[Chunk]:
+    """The pieces as chunks, under their headings and on their pages."""
+    headings, pages = _headings(text), [at for at, character in enumerate(text) if character == PAGE]
+    worded = [cut for cut in (Cut(*cut) for cut in cuts) if _WORD.search(_FENCE.sub("", cut.text))]
     # A text with nothing but headings is searchable by them.
-    kept = kept or [cut for cut in cuts if _WORD.search(cut[1])]
+    kept = [cut for cut in worded if _WORD.search(_FENCE.sub("", _HEADING.sub("", cut.text)))] or worded
     return [
-        Chunk(number, part, _path(headings, start), start, start + len(part))
-        for number, (start, part) in enumerate(kept)
+        Chunk(
+            number,
+            f"{cut.header}\n{cut.text}" if cut.header else cut.text,
+            _path(headings, cut.start),
+            cut.start,
+            cut.start + len(cut.text),
+            bisect_right(pages, cut.start) or None,
+        )
+        for number, cut in enumerate(kept)
     ]
 
 

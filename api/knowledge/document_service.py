@@ -193,7 +193,7 @@ class DocumentService:
         parsed = await self._parser.parse(given.content, given.media_type)
         title = given.facts.title or parsed.title or draft.facts.title
         facts = replace(draft.facts, title=title)
-        return replace(draft, facts=facts, content=parsed.text.encode(), media_type=None)
+        return replace(draft, facts=facts, content=parsed.marked_text.encode(), media_type=None)
 
     async def _carried_out(self, document: str) -> None:
         """Ingests in the background, on this or another worker, and waits for a while."""

@@ -16,7 +16,7 @@ from api.cancellation import cancel_and_wait
 from api.errors import EmbeddingUnavailable, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, UnreadableDocument
 from api.knowledge.cache_invalidator import CacheInvalidator
 from api.knowledge.chunk_embedding import ChunkEmbedding, EmbeddedText, NotEmbedded
-from api.knowledge.chunking import Chunker, numbered, sections, spans
+from api.knowledge.chunking import Chunker, Cut, numbered, sections, spans
 from api.knowledge.parsing import Parser
 from api.ports.document_store import Chunk, FailedChunk, PassageIndex
 from api.ports.document_work import DocumentWork, EmbeddedChunk, Work, Written
@@ -198,9 +198,10 @@ class Ingestion:
 
     async def _cut(self, text: str) -> list[Chunk]:
         """Splits section by section, so that shutdown waits for one section at most."""
-        cuts: list[tuple[int, str]] = []
+        cuts: list[Cut] = []
+        tables = await asyncio.to_thread(self._chunker.tables, text)
         for start, section in sections(text):
-            cuts += await asyncio.to_thread(self._chunker.cut, start, section)
+            cuts += await asyncio.to_thread(self._chunker.cut, start, section, tables)
         return await asyncio.to_thread(numbered, text, cuts)
 
     async def _read(self, work: Work) -> tuple[Work, str]:
@@ -213,8 +214,8 @@ class Ingestion:
         parsed = await self._parser.parse(content, work.media_type)
         if work.untitled and parsed.title:
             work = replace(work, facts=replace(work.facts, title=parsed.title))
-        await self._work.settle_text(work, parsed.text.encode())
-        return work, parsed.text
+        await self._work.settle_text(work, parsed.marked_text.encode())
+        return work, parsed.marked_text
 
     async def _embedded(
         self, work: Work, embedder: EmbedderIdentity, text: str, chunks: Sequence[Chunk], write: Write

@@ -41,7 +41,9 @@ def read(data: bytes, read_file: Reader, pages: int, characters: int) -> dict[st
     """What was read as JSON values, or the error."""
     try:
         parsed = read_file(data, pages, characters)
-        parsed = replace(parsed, text=tidied(parsed.text), title=_title(parsed.title))
+        text = tidied(parsed.text)
+        starts = parsed.page_starts if text == parsed.text else ()
+        parsed = replace(parsed, text=text, title=_title(parsed.title), page_starts=starts)
         if len(parsed.text) > characters:  # refused here already: nested lists grow with each indent
             raise too_long(characters)
     except PayloadTooLarge as error:

@@ -121,9 +121,8 @@ def _read(reply: bytes, code: int | None) -> Parsed:
         case {"unreadable": str(detail)}:
             raise UnreadableDocument(detail)
         case _:
-            return Parsed(
-                fields["text"], fields["title"], fields["pages"], tuple(fields["tags"]), tuple(fields["warnings"])
-            )
+            lists = {name: tuple(fields[name]) for name in ("tags", "warnings", "page_starts")}
+            return Parsed(fields["text"], fields["title"], fields["pages"], **lists)
 
 
 def _ended(code: int | None) -> str:

@@ -16,7 +16,7 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from api.errors import PayloadTooLarge, UnreadableDocument
-from api.knowledge.plain_text import Parsed, too_long
+from api.knowledge.plain_text import Parsed, joined, too_long
 from api.knowledge.repair import garbage, repaired
 
 OCR_DPI: Final = 200
@@ -57,7 +57,8 @@ def read(data: bytes, pages: int, characters: int, ocr_languages: str = "") -> P
         title = _title(document)
     _check(texts, ocr_languages)
     warnings = tuple(_warnings(count, empty, recognized))
-    return Parsed("\n\n".join(filter(None, texts)), title, count, warnings=warnings)
+    text, starts = joined(texts)
+    return Parsed(text, title, count, warnings=warnings, page_starts=starts)
 
 
 def _opened(data: bytes) -> pypdfium2.PdfDocument:

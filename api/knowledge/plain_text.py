@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -17,12 +18,17 @@ from api.knowledge.kinds import CODE, MARKDOWN, TSV
 from api.knowledge.repair import repaired, with_plain_letters
 from api.unicode_text import nfc
 
+PAGE: Final = "\f"
+"""Begins each page of a stored text, where the file has pages. No other text has it."""
+
+
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """What was read from a file. `text` is Markdown. `title` and `pages` if the file has them.
 
     `tags`: those in a file's front matter. `warnings`: sentences about what was left out, such as pages without text.
+    `page_starts`: where each page begins in `text`, if the reader knows; `joined` finds them.
     """
 
     text: str
@@ -30,6 +36,29 @@ class Parsed:
     pages: int | None = None
     tags: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    page_starts: tuple[int, ...] = ()
+
+    @property
+    def marked_text(self) -> str:
+        """The text as it is stored: with `PAGE` before each page."""
+        ends = [*self.page_starts[1:], len(self.text)] if self.page_starts else []
+        pages = [self.text[start:end] for start, end in zip(self.page_starts, ends, strict=True)]
+        return "".join(PAGE + page for page in pages) if pages else self.text
+
+
+def joined(pages: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+    """The text of a file by its pages, with a blank line between them, and where each of them begins."""
+    parts: list[str] = []
+    starts: list[int] = []
+    size = 0
+    for page in map(tidied, pages):
+        if page and size:
+            parts.append("\n\n")
+            size += 2
+        starts.append(size)
+        parts.append(page)
+        size += len(page)
+    return "".join(parts), tuple(starts)
 
 
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))

@@ -49,10 +49,13 @@ def mixed(cosines: Mapping[Thing, float], words: Sequence[Sequence[tuple[Thing, 
     worth = dict(cosines)
     for ranking in words:
         best = max((score for _, score in ranking), default=0.0)
+        # BM25 scores of another index cannot be compared: even a low one may be a strong match.
+        is_own = any(thing in cosines for thing, _ in ranking)
+        strength = most * best / (best + WEAK) if is_own else most
         for thing, score in ranking:
             share = score / best if best > 0 else 0.0
             meaning = cosines.get(thing, low + (high - low) * share)
-            worth[thing] = max(worth.get(thing, meaning), meaning + most * best / (best + WEAK) * share**2)
+            worth[thing] = max(worth.get(thing, meaning), meaning + strength * share**2)
     return sorted(worth, key=lambda thing: -worth[thing])
 
 

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.errors import EmbeddingUnavailable
-from api.knowledge.chunking import in_context
+from api.knowledge.chunking import Span, in_context
+from api.knowledge.plain_text import PAGE
+from api.knowledge.quotes import closest
 from api.knowledge.ranking import Reranking, leading, mixed, searched_terms
 from api.ports.document_store import Corpus, CurrentDocument, DocumentFilter, Hit, PassageIndex
 from api.ports.inference import Embedder
@@ -121,7 +123,7 @@ class Retriever:
         best = self._best(found, await self._reranked(wanted, found), wanted.top_k)
         texts = await self._texts([found.hits[place] for place, _ in best])
         sources = (
-            _source(found.hits[place], found.current[place.document], score, text)
+            _source(wanted.question, found.hits[place], found.current[place.document], score, text)
             for (place, score), text in zip(best, texts, strict=True)
         )
         return Retrieved(tuple(sources), found.complete)
@@ -234,7 +236,8 @@ class Retriever:
         if not self.policy.neighbours:
             return [hit.text for hit in hits]
         found = await self._index.texts([(hit.document, hit.revision, hit.reach) for hit in hits])
-        return [hit.text if text is None else text for hit, text in zip(hits, found, strict=True)]
+        texts = [text and text.replace(PAGE, "\n") for text in found]
+        return [hit.text if text is None else text for hit, text in zip(hits, texts, strict=True)]
 
 
 def _texts_of(hits: Mapping[ChunkPosition, Hit], current: Mapping[str, CurrentDocument]) -> dict[ChunkPosition, str]:
@@ -291,7 +294,7 @@ def _cosines(hits: Mapping[ChunkPosition, Hit], vector: Vector | None) -> dict[C
     return {place: found.get(place, 1.0) for place in hits} if vector is not None else {}
 
 
-def _source(hit: Hit, current: CurrentDocument, score: float, text: str) -> Source:
+def _source(question: str, hit: Hit, current: CurrentDocument, score: float, text: str) -> Source:
     facts = current.facts
     return Source(
         document_id=hit.document,
@@ -302,4 +305,17 @@ def _source(hit: Hit, current: CurrentDocument, score: float, text: str) -> Sour
         source=facts.source,
         version=facts.version,
         revision=hit.revision,
+        page=hit.page,
+        heading=hit.heading or None,
+        span=hit.characters if text == hit.text else _wider(hit, text),
+        quote=closest(question, text),
     )
+
+
+def _wider(hit: Hit, text: str) -> Span | None:
+    """The characters of a passage with its neighbours."""
+    if hit.characters is None:
+        return None
+    before = text.encode()[: hit.span[0] - hit.reach[0]].decode("utf-8", "ignore")
+    start = hit.characters[0] - len(before)
+    return start, start + len(text)

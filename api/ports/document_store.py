@@ -77,13 +77,17 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a document's text, characters `start` to `end`, under the headings `heading` (joined by ` > `)."""
+    """A part of a document's text, characters `start` to `end`, under the headings `heading` (joined by ` > `).
+
+    `page`: the page on which it begins, from 1, if the file has pages.
+    """
 
     number: int
     text: str
     heading: str
     start: int
     end: int
+    page: int | None = None
 
 
 ProposalVerdict = Literal["accepted", "unchanged", "under_way", "full", "exists"]
@@ -170,7 +174,8 @@ class Corpus:
 class Hit:
     """A chunk that a search found. `score`: the search's own, a cosine or BM25.
 
-    `span`: its bytes in the document's text; `reach`: those including the neighbours stored with it.
+    `span`: its bytes in the document's text; `reach`: those including the neighbours stored with it. `characters`: its
+    span in characters, and `page`: see `Chunk`; None if they are not stored.
     """
 
     document: str
@@ -183,6 +188,8 @@ class Hit:
     span: tuple[int, int]
     reach: tuple[int, int]
     embedder: str
+    characters: tuple[int, int] | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

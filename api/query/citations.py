@@ -19,9 +19,14 @@ cite another document.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
+from api.knowledge.quotes import closest, sentences
 from api.unicode_text import INVISIBLE
+from api.values import Source
 
 
 class CodeMarks:
@@ -92,6 +97,18 @@ def cited(text: str, count: int) -> frozenset[int]:
     filtered.feed(text)
     filtered.end()
     return frozenset(filtered.cited)
+
+
+def with_quotes(sources: Sequence[Source], answer: str) -> tuple[Source, ...]:
+    """Returns the sources, those that the answer cites with the sentence that its citations rest on."""
+    claims: defaultdict[int, list[str]] = defaultdict(list)
+    for sentence in sentences(answer):
+        for number in cited(sentence, len(sources)):
+            claims[number].append(sentence)
+    found = {number: closest(" ".join(said), sources[number - 1].text) for number, said in claims.items()}
+    return tuple(
+        replace(source, quote=found.get(number) or source.quote) for number, source in enumerate(sources, start=1)
+    )
 
 
 class Citations:

@@ -16,7 +16,7 @@ from api.ports.answer_cache import Claim
 from api.ports.coordination import AnswerOutput, Flights
 from api.ports.question import Query, Timings
 from api.ports.telemetry import RefreshOutcome, Telemetry
-from api.query.citations import Citations, clean
+from api.query.citations import Citations, clean, with_quotes
 from api.query.grounding import PassageRetriever, PromptBuilder, Retrieval
 from api.values import (
     CachedAnswer,
@@ -130,7 +130,8 @@ class FreshAnswers:
             return generation, ()
         asked = self._prompting.request(query, grounding.sources, buffered=buffered, place=output.place)
         request, sources = asked
-        return await self._worded(request, sources, output), sources
+        generation = await self._worded(request, sources, output)
+        return generation, with_quotes(sources, generation.text) if sources else sources
 
     def _hand_over(self, fresh: FreshAnswer) -> None:
         """Queues the answer to be compared with cached ones."""

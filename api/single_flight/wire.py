@@ -19,7 +19,7 @@ from api.errors import (
     UpstreamFault,
     UpstreamResponse,
 )
-from api.values import CompletedAnswer, Queued, Source, Usage, known
+from api.values import CompletedAnswer, Queued, Source, Usage, known, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _landed(completed: CompletedAnswer) -> dict[str, Any]:
 
 
 def _read_sources(fields: Mapping[str, Any]) -> tuple[Source, ...]:
-    return tuple(known(Source, source) for source in fields["sources"])
+    return tuple(source_of(source) for source in fields["sources"])
 
 
 def _read_landed(fields: Mapping[str, Any]) -> CompletedAnswer:

@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 import httpx
+import orjson
 import pytest
+from fpdf import FPDF
 from redis.asyncio import Redis
 
 from api.ports.document_store import DocumentFilter
@@ -92,6 +94,50 @@ async def test_terms_are_counted_in_the_round_trip_of_the_searches(serve: Servic
     searches = await searches_of(redis, partial(ask, client, "Has Lindqvist the QZ-1108?"))
     assert [search.count("VERBATIM") for search in searches if "VERBATIM" in search] == [1, 1]
     assert sum("KNN" in search and "chunk" in search for search in searches) == 1
+
+
+async def test_sources_say_where_they_stand(serve: Service, stub: StubOllama, redis: Redis) -> None:
+    client = await serve(embedder=ONNX)
+    pdf = FPDF()
+    pdf.set_font("helvetica", size=12)
+    for text in (HOLIDAY, CANTEEN):
+        pdf.add_page()
+        pdf.multi_cell(0, 10, text)
+    stored = (await client.post("/documents", files={"file": ("house.pdf", bytes(pdf.output()))})).json()
+    await add(client, "Rules", "# Rules\n\n## Printers\n\nThey take black ink.")
+    passages = (await client.get(f"/documents/{stored['id']}")).json()["passages"]
+    assert [(one["page"], one["heading"], one["text"]) for one in passages] == [(1, "", HOLIDAY), (2, "", CANTEEN)]
+    stub.behaviour(answer="It is open from eleven to two [1].", path="/api/chat")
+    answered = await ask(client, "On which floor is the canteen?", top_k=1)
+    (source,) = answered["sources"]
+    assert (source["page"], source["heading"]) == (2, None)
+    assert source["span"] == [passages[1]["start"], passages[1]["end"]]
+    assert source["quote"] == "It is open from eleven to two."
+    assert (await ask(client, "On which floor is the canteen?", top_k=1))["sources"] == [source]
+    fresh = {"Cache-Control": "no-store"}
+    _, events = await streamed(client, "On which floor is the canteen?", top_k=1, headers=fresh)
+    assert events[0][1][0]["quote"] == "The canteen is on the third floor."
+    assert events[-1][1]["sources"] == [source]
+    (ink,) = (await ask(client, "Which ink do the printers have?", top_k=1))["sources"]
+    assert (ink["page"], ink["heading"], ink["quote"]) == (None, "Rules > Printers", "They take black ink.")
+
+
+async def test_chunks_of_an_older_release_are_found_and_answers_of_one_served(serve: Service, redis: Redis) -> None:
+    client = await serve(embedder=ONNX)
+    document = await add(client, "Canteen", CANTEEN)
+    (chunk,) = await redis.keys("rag:chunk:*")
+    await redis.hdel(chunk, "page", "start", "end")
+    answered = await ask(client, "On which floor is the canteen?")
+    (entry,) = await redis.keys("rag:cache:{*}:*")
+    (source,) = answered["sources"]
+    assert (source["document_id"], source["page"], source["span"]) == (document["id"], None, None)
+    older = {name: source[name] for name in source if name not in {"page", "heading", "span", "quote"}}
+    await redis.hset(entry, "sources", orjson.dumps([older]))
+    hit = await ask(client, "On which floor is the canteen?")
+    assert (hit["cache"]["status"], hit["sources"]) == (
+        "hit",
+        [older | dict.fromkeys(("page", "heading", "span", "quote"))],
+    )
 
 
 async def test_top_k_bounds_the_passages_and_the_best_is_first(serve: Service) -> None:

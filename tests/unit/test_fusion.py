@@ -51,6 +51,7 @@ def test_words_count_less_for_an_embedder_whose_cosines_are_close(spread: float,
 def test_a_passage_without_a_vector_ranks_by_meaning_as_it_does_by_words() -> None:
     assert mixed({"a": 0.9, "b": 0.3}, [[("new", STRONG), ("b", 1.0)]]) == ["new", "a", "b"]
     assert mixed({"a": 0.9, "b": 0.3}, [[("b", STRONG), ("new", 15.0)]])[0] == "a"
+    assert mixed({"a": 0.9, "b": 0.3}, [[("a", STRONG)], [("new", 0.5)]])[0] == "new"  # of a small index
 
 
 def test_equal_scores_keep_the_order_of_the_rankings() -> None:

@@ -20,7 +20,7 @@ from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
 from api.redis_store.stores.cache.sweep import RUNNING, TAGS_LIFETIME_MS
 from api.redis_store.stores.documents.document_records import owner_of
 from api.redis_store.stores.fleet import CacheCounters
-from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
+from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Usage, Vector, source_of
 
 COMPARED: Final = "meaning"
 """New documents are compared with the entry by the meaning of its question."""
@@ -229,7 +229,7 @@ def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
         question=question,
         answer=answer,
         model=model,
-        sources=tuple([known(Source, source) for source in found]) if (found := orjson.loads(sources)) else (),
+        sources=tuple([source_of(source) for source in found]) if (found := orjson.loads(sources)) else (),
         usage=Usage(int(prompt_tokens), int(completion_tokens)),
         created_ms=int(created),
         expires_ms=int(expires),

@@ -126,6 +126,7 @@ def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]
         "tags": ",".join(map(tag_key, facts.tags)),
         "start": chunk.start,
         "end": chunk.end,
+        "page": chunk.page or "",
         "span": f"{embedded.span[0]}-{embedded.span[1]}",
         "reach": f"{embedded.reach[0]}-{embedded.reach[1]}",
     }
@@ -139,7 +140,13 @@ def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]
 def chunk_of(fields: Fields) -> Chunk:
     """Parses the fields of a chunk that readers need."""
     number, start, end = (_int(fields, name) for name in ("number", "start", "end"))
-    return Chunk(number, fields["text"].decode("utf-8", "replace"), fields["heading"].decode(), start, end)
+    text, heading = fields["text"].decode("utf-8", "replace"), fields["heading"].decode()
+    return Chunk(number, text, heading, start, end, page_of(fields))
+
+
+def page_of(fields: Fields) -> int | None:
+    """The page of a chunk; None without pages, or if an older release wrote the chunk."""
+    return _int(fields, "page") or None
 
 
 def vector_of(fields: Fields) -> Vector | None:

@@ -19,14 +19,14 @@ from api.redis_store.keys import Keys
 from api.redis_store.scripts import replies_of
 from api.redis_store.search_index import created, hybrid_policy, says_missing
 from api.redis_store.stores.cache.semantic_index import ScopeShares
-from api.redis_store.stores.documents.document_records import facts_of, named, owner_of, range_of, tag_key
+from api.redis_store.stores.documents.document_records import facts_of, named, owner_of, page_of, range_of, tag_key
 from api.redis_store.stores.documents.embeddings import RedisUnusedEmbeddings
 from api.values import EmbedderIdentity, Vector
 
 M: Final = 16
 EF_CONSTRUCTION: Final = 200
 EF_RUNTIME: Final = 200
-FIELDS: Final = ("document", "revision", "number", "text", "heading", "span", "reach", "vector")
+FIELDS: Final = ("document", "revision", "number", "text", "heading", "span", "reach", "start", "end", "page", "vector")
 WORDS: Final = 32
 """Most words of a question to search for."""
 RARE: Final = 8
@@ -335,4 +335,6 @@ def _hit(fields: Mapping[str, bytes], score: float, embedder: str) -> Hit:
         span=range_of(fields["span"]),
         reach=range_of(fields["reach"]),
         embedder=embedder,
+        characters=(int(fields["start"]), int(fields["end"])) if "start" in fields else None,
+        page=page_of(fields),
     )
