@@ -30,6 +30,7 @@ from api.embedded.redis_server import embedded_redis
 from api.embedders.onnx import OnnxEmbedder
 from api.embedders.reranker import OnnxReranker
 from api.knowledge.chunking import in_context
+from api.knowledge.diversity import diverse
 from api.knowledge.ranking import leading, mixed, searched_terms
 from api.ports.document_store import DocumentFilter, Hit
 from api.ports.inference import Embedder
@@ -40,7 +41,7 @@ from api.redis_store.stores.documents.passages import RedisPassageIndex
 
 STOP = frozenset(("a", "an", "and", "are", "be", "can", "do", "does", "for", "how", "i", "in", "is", "it", "my", "of"))
 STOP |= {"on", "or", "the", "to", "was", "what", "when", "where", "which", "who", "with"}
-CANDIDATES, RERANKED = 40, 20
+CANDIDATES, RERANKED, SHOWN = 40, 20, 5
 TENANTS = {"answers": "answers alone", "titled": "answers with their questions as titles"}
 
 
@@ -166,27 +167,45 @@ async def measure(bench: Bench, tenant: str, turn: int, chance: random.Random, m
     found: defaultdict[str, list[int]] = defaultdict(list)
     for number, one in enumerate(bench.faq):
         asked = EDITS[(number + turn) % len(EDITS)](one["q"], chance)
-        rankings, hits, cosine, frequent = await search(bench, tenant, asked, str(number))
+        rankings, hits, cosines, frequent = await search(bench, tenant, asked)
         texts = {
             name: in_context(bench.faq[int(name)]["q"] if tenant == "titled" else "", "", hits[name].text)
             for name in rankings["mixed"]
         }
-        rankings["served"] = leading(asked, texts, frequent).order(rankings["mixed"])
+        rankings["served"] = served(asked, rankings["mixed"], hits, texts, cosines, frequent)
         if bench.reranker is not None:
             began = time.perf_counter()
             rankings["re-ranked"] = await reranked(bench.reranker, asked, rankings["served"], texts)
             measured.seconds.append(time.perf_counter() - began)
         for name, order in rankings.items():
             found[name].append(order.index(str(number)) + 1 if str(number) in order else 0)
-        measured.cosines.append(cosine)
+        measured.cosines.append(cosines.get(str(number), -1.0))
     for name, ranks in found.items():
         measured.ranks[name].append(ranks)
 
 
+def served(
+    asked: str,
+    order: Sequence[str],
+    hits: dict[str, Hit],
+    texts: dict[str, str],
+    cosines: dict[str, float],
+    frequent: frozenset[str],
+) -> list[str]:
+    """Returns the documents as the service chooses them, the first `SHOWN` of them diverse."""
+    rare = leading(asked, texts, frequent)
+    led = rare.order(order)
+    vectors = {name: np.frombuffer(hit.vector or b"", dtype="<f4") for name, hit in hits.items()}
+    scored = [(name, cosines[name]) for name in led]
+    lead = max(1, len({*rare.by_code, *rare.by_name}))
+    first = diverse(scored, SHOWN, texts.__getitem__, lambda one, other: float(vectors[one] @ vectors[other]), lead)
+    return list(dict.fromkeys([*(name for name, _ in first), *led]))
+
+
 async def search(
-    bench: Bench, tenant: str, asked: str, right: str
-) -> tuple[dict[str, list[str]], dict[str, Hit], float, frozenset[str]]:
-    """Returns the documents by each ranking, the hits by document, the right one's cosine (-1 if not found), and the
+    bench: Bench, tenant: str, asked: str
+) -> tuple[dict[str, list[str]], dict[str, Hit], dict[str, float], frozenset[str]]:
+    """Returns the documents by each ranking, the hits and the cosines by document, and the
     terms that are not rare."""
     (embedding,) = await bench.embedder.embed([asked], tenant=tenant)
     identity, terms = await bench.embedder.identity(), searched_terms(asked)
@@ -197,7 +216,7 @@ async def search(
     cosines = {name: cosine_of(name, [hit], embedding.vector) for name, hit in hits.items()}
     order = mixed(cosines, [[(hit.document, hit.score) for hit in found.words]])
     rankings = {"vector": meaning, "BM25": words, "mixed": order}
-    return rankings, hits, cosines.get(right, -1.0), found.frequent
+    return rankings, hits, cosines, found.frequent
 
 
 async def reranked(reranker: OnnxReranker, asked: str, order: Sequence[str], texts: dict[str, str]) -> list[str]:

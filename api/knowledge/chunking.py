@@ -184,7 +184,7 @@ def numbered(text: str, cuts: Iterable[Cut | tuple[int, str]]) -> list[Chunk]:
         Chunk(
             number,
             f"{cut.header}\n{cut.text}" if cut.header else cut.text,
-            _path(headings, cut.start),
+            _path(headings, cut.start + _body(cut.text)),
             cut.start,
             cut.start + len(cut.text),
             bisect_right(pages, cut.start) or None,
@@ -234,7 +234,17 @@ def _headings(text: str) -> list[tuple[int, str]]:
     return paths
 
 
+def _body(piece: str) -> int:
+    """Where the text of a piece begins, below the headings that it begins with; 0 if it has nothing else."""
+    at = 0
+    for line in piece.splitlines(keepends=True):
+        if line.strip() and not _HEADING.match(line):
+            return at
+        at += len(line)
+    return 0
+
+
 def _path(headings: Sequence[tuple[int, str]], start: int) -> str:
-    """The headings above a chunk, including one it begins with."""
+    """The headings above a place in the text."""
     place = bisect_right(headings, start, key=lambda heading: heading[0]) - 1
     return headings[place][1] if place >= 0 else ""

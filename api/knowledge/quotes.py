@@ -57,9 +57,9 @@ def closest(claim: str, passage: str) -> str | None:
 
     A heading and the header of a table are not quoted: they answer nothing.
     """
-    wanted = _terms(_CITATION.sub(" ", claim))
+    wanted = terms_of(_CITATION.sub(" ", claim))
     candidates = _quotable(_pieces(passage[:LONGEST_TEXT]))
-    terms = [_terms(one) for one in candidates]
+    terms = [terms_of(one) for one in candidates]
     frequency = Counter(term for some in terms for term in some)
     worth = [_shared(wanted, some, frequency) for some in terms]
     best = max(range(len(candidates)), key=lambda place: worth[place], default=None)
@@ -83,7 +83,8 @@ def _shared(wanted: frozenset[str], has: frozenset[str], frequency: Counter[str]
     return told / math.sqrt(math.sqrt(max(len(has), 1)))
 
 
-def _terms(text: str) -> frozenset[str]:
+def terms_of(text: str) -> frozenset[str]:
+    """The words of a text that tell something, without endings."""
     found: set[str] = set()
     for word in _WORD.findall(text.casefold()):
         if word in ENGLISH:

@@ -145,17 +145,24 @@ def searched_terms(question: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*terms.codes, *terms.names, *uncommon_words(question)]))[:MAX_SEARCHED]
 
 
-def leading(question: str, passages: Mapping[Place, str], frequent: Collection[str] = ()) -> Leading[Place]:
+def leading(
+    question: str, passages: Mapping[Place, str], frequent: Collection[str] = (), phrases: Collection[str] = ()
+) -> Leading[Place]:
     """Returns the positions of the passages that contain a rare term of the question.
 
-    `frequent`: terms known to be in too many passages, though few of `passages` may have them.
+    `frequent`: terms known to be in too many passages, though few of `passages` may have them. `phrases`: case-folded
+    ones that the question asks for in other words.
     """
     terms, words = distinctive_terms(question), uncommon_words(question)
     wanted = {*terms.codes, *terms.names, *words}.difference(frequent)
-    if not wanted:
+    if not (wanted or phrases):
         return Leading()
     holders = _holders(wanted, passages)
-    by_code, by_name, by_word = (_rarest(some, holders) for some in (terms.codes, terms.names, words))
+    holders |= {
+        phrase: [place for place, text in passages.items() if phrase in text[:LONGEST_TEXT].casefold()]
+        for phrase in phrases
+    }
+    by_code, by_name, by_word = (_rarest(some, holders) for some in (terms.codes, terms.names, [*words, *phrases]))
     return Leading(by_code, by_name, by_word)
 
 

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from api.errors import EmbeddingUnavailable
 from api.knowledge.chunking import Span, in_context
+from api.knowledge.diversity import diverse
+from api.knowledge.expansion import Expansion, expanded, respelled, uncovered
 from api.knowledge.plain_text import PAGE
 from api.knowledge.quotes import closest
-from api.knowledge.ranking import Reranking, leading, mixed, searched_terms
+from api.knowledge.ranking import MAX_PASSAGES, Leading, Reranking, leading, mixed, searched_terms
 from api.ports.document_store import Corpus, CurrentDocument, DocumentFilter, Hit, PassageIndex
 from api.ports.inference import Embedder
 from api.values import EmbedderIdentity, Source, Vector
@@ -72,12 +74,13 @@ Scored: TypeAlias = list[tuple[ChunkPosition, float]]
 class _Candidates:
     """Chunks in service, best first, and their documents. `frequent`: terms of the question that are not rare.
 
-    `complete`: the search was complete.
+    `expansion`: what else was searched for. `complete`: the search was complete.
     """
 
     hits: Mapping[ChunkPosition, Hit]
     current: Mapping[str, CurrentDocument]
     frequent: frozenset[str]
+    expansion: Expansion
     complete: bool
 
 
@@ -85,13 +88,31 @@ class _Candidates:
 class _Found:
     """Relevant passages, best first, with their cosine; 0 if the question has no vector.
 
-    `complete`: see `Retrieved`.
+    `complete`: see `Retrieved`. `rare`: those that a rare term of the question leads to.
     """
 
     scored: Scored
     hits: Mapping[ChunkPosition, Hit]
     current: Mapping[str, CurrentDocument]
     complete: bool
+    rare: Leading[ChunkPosition]
+
+    def diverse(self, scored: Scored, count: int) -> Scored:
+        """The best `count`, without near-copies. Passages to which a rare term leads keep their places."""
+        led = {*self.rare.by_code, *self.rare.by_name}
+        lead = next((at for at, (place, _) in enumerate(scored) if place not in led and at > 0), len(scored))
+        vectors: dict[ChunkPosition, NDArray[np.float32]] = {}
+
+        def vector(place: ChunkPosition) -> NDArray[np.float32]:
+            if place not in vectors:
+                vectors[place] = np.frombuffer(self.hits[place].vector or b"", dtype="<f4")
+            return vectors[place]
+
+        def resemblance(one: ChunkPosition, other: ChunkPosition) -> float:
+            own, its = vector(one), vector(other)
+            return float(own @ its) if own.shape == its.shape else 0.0
+
+        return diverse(scored, count, lambda place: self.hits[place].text, resemblance, lead)
 
     def texts(self, places: Sequence[ChunkPosition]) -> list[str]:
         """The texts for the re-ranker."""
@@ -159,12 +180,19 @@ class Retriever:
         is_built = await self._index.is_complete(identity)  # first: the index may be completed during the search
         vector = wanted.vector or await self._embedded(wanted)
         found = await self._candidates(identity, wanted, vector)
-        rare = leading(wanted.question, _texts_of(found.hits, found.current), found.frequent)
+        texts, further = _texts_of(found.hits, found.current), found.expansion
+        question, words = respelled(wanted.question, further.misspelled, texts.values())
+        rare = leading(question, texts, found.frequent, (*further.phrases, *words))
         cosines = _cosines(found.hits, vector)
         scored = [(place, cosines.get(place, 0.0)) for place in rare.order(list(found.hits))]
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor or one[0] in rare]
+        known = [place for place, _ in relevant]
+        more = uncovered(question, known, texts, wanted.top_k, MAX_PASSAGES)
+        if more:  # second, as the first passage is the best for the whole question
+            known = list(dict.fromkeys([*known[:1], *more, *known]))
+            relevant = [(place, cosines.get(place, 0.0)) for place in known]
         complete = found.complete and is_built and vector is not None
-        return _Found(relevant, found.hits, found.current, complete)
+        return _Found(relevant, found.hits, found.current, complete, rare)
 
     async def _embedded(self, wanted: PassageQuery) -> Vector | None:
         try:
@@ -181,18 +209,27 @@ class Retriever:
             # Chunks of another embedder that this one lacks, which only words can find.
             others = [] if found.other is None else [found.other]
             behind = [await self._index.search_words(one, *among, wanted.question, count) for one in others]
-            rankings = [found.meaning, found.words, *behind]
+            further = expanded(wanted.question, found.absent, (hit.text for hit in (*found.words, *found.meaning)))
+            words = found.words
+            if further:
+                own = identity.fingerprint
+                asked = (*among, wanted.question, count, further.misspelled, further.phrases)
+                words = await self._index.search_words(own, *asked)
+            rankings = [found.meaning, words, *behind]
             current = await self._current([*rankings, found.rare], wanted.tenant)
-            meaning, words, *older = _serving(rankings, current, identity)
+            meaning, worded, *older = _serving(rankings, current, identity)
             (rare,) = _serving([found.rare], current, identity)
             is_full = any(len(ranking) >= count for ranking in rankings)
-            if not is_full or all(len(ranking) >= wanted.top_k for ranking in (meaning, words, *older) if ranking):
+            if not is_full or all(len(ranking) >= wanted.top_k for ranking in (meaning, worded, *older) if ranking):
                 break
             count *= 4
-        hits = {_place(hit): hit for hit in chain(rare, *reversed(older), words, meaning)}
-        order = mixed(_own_cosines(meaning, hits, vector), [_word_scores(ranking) for ranking in (words, *older, rare)])
+        hits = {_place(hit): hit for hit in chain(rare, *reversed(older), worded, meaning)}
+        order = mixed(
+            _own_cosines(meaning, hits, vector), [_word_scores(ranking) for ranking in (worded, *older, rare)]
+        )
         documents = {document: one for (document, _), one in current.items()}
-        return _Candidates({place: hits[place] for place in order}, documents, found.frequent, found.complete)
+        ordered = {place: hits[place] for place in order}
+        return _Candidates(ordered, documents, found.frequent, further, found.complete)
 
     async def _current(self, rankings: Sequence[Sequence[Hit]], tenant: str) -> dict[tuple[str, str], CurrentDocument]:
         """The tenant's documents in service, by id and embedder of their chunks."""
@@ -213,14 +250,14 @@ class Retriever:
         return found.scored if scores is None else _by_worth(list(zip(read, scores, strict=True)))
 
     def _best(self, found: _Found, scored: Scored, count: int) -> Scored:
-        """The first `count`, without those contained in a better one's neighbours."""
-        chosen: Scored = []
+        """The first `count` that say something new, without those contained in a better one's neighbours."""
+        if not self.policy.neighbours:
+            return found.diverse(scored, count)
+        apart: Scored = []
         for place, score in scored:
-            if len(chosen) == count:
-                break
-            if not any(self._contains(found.hits[other], found.hits[place]) for other, _ in chosen):
-                chosen.append((place, score))
-        return chosen
+            if not any(self._contains(found.hits[other], found.hits[place]) for other, _ in apart):
+                apart.append((place, score))
+        return found.diverse(apart, count)
 
     def _contains(self, one: Hit, other: Hit) -> bool:
         """Returns whether the passage is one of the neighbours that are shown with the other."""

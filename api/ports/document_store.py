@@ -199,7 +199,8 @@ class Rankings:
     `complete`: false if a search was refused or cut off, or if the requested embedder has not embedded all documents.
     `other` is then the embedder that has most of them, if any.
 
-    `rare`: chunks with each of the requested terms that few chunks have. `frequent`: the other terms.
+    `rare`: chunks with each of the requested terms that few chunks have. `frequent`: terms that more have. `absent`:
+    terms that none has.
     """
 
     meaning: Sequence[Hit] = ()
@@ -208,6 +209,7 @@ class Rankings:
     other: str | None = None
     rare: Sequence[Hit] = ()
     frequent: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +241,14 @@ class PassageIndex(Protocol):
     ) -> Rankings: ...
 
     async def search_words(
-        self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
+        self,
+        embedder: str,
+        tenant: str,
+        wanted: DocumentFilter,
+        question: str,
+        count: int,
+        misspelled: Sequence[str] = (),
+        phrases: Sequence[str] = (),
     ) -> Sequence[Hit]: ...
 
     async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]: ...

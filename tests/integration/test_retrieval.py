@@ -128,8 +128,7 @@ async def test_chunks_of_an_older_release_are_found_and_answers_of_one_served(se
     (chunk,) = await redis.keys("rag:chunk:*")
     await redis.hdel(chunk, "page", "start", "end")
     answered = await ask(client, "On which floor is the canteen?")
-    (entry,) = await redis.keys("rag:cache:{*}:*")
-    (source,) = answered["sources"]
+    (source,), entry = answered["sources"], answered["cache"]["entry"]
     assert (source["document_id"], source["page"], source["span"]) == (document["id"], None, None)
     older = {name: source[name] for name in source if name not in {"page", "heading", "span", "quote"}}
     await redis.hset(entry, "sources", orjson.dumps([older]))
@@ -138,6 +137,37 @@ async def test_chunks_of_an_older_release_are_found_and_answers_of_one_served(se
         "hit",
         [older | dict.fromkeys(("page", "heading", "span", "quote"))],
     )
+
+
+async def test_other_spellings_and_acronyms_take_one_more_round_trip(serve: Service, redis: Redis) -> None:
+    client = await serve(embedder=ONNX, retrieval={"retrieval_relevance_floor": 0.99})
+    await add(client, "Press", "The press in hall four is kept by Mr Lindqvist.")
+    await add(client, "Provider", "Our Service Level Agreement (SLA) promises a repair within four hours.")
+    await add(client, "Hosting", "The service level agreement of the hosting firm promises 99.95 percent.")
+    found, searches = {}, {}
+    for question in ("Who is Lindqvist?", "Who is Lindquist?", "Which SLA?", "Who is Bergstrom?"):
+        commands = await searches_of(redis, partial(ask, client, question))
+        searches[question] = sum("BM25STD" in command for command in commands)
+        answered = await ask(client, question, headers={"Cache-Control": "no-store"})
+        found[question] = sorted(source["title"] for source in answered["sources"])
+    assert found == {
+        "Who is Lindqvist?": ["Press"],
+        "Who is Lindquist?": ["Press"],
+        "Which SLA?": ["Hosting", "Provider"],
+        "Who is Bergstrom?": [],
+    }
+    assert list(searches.values()) == [1, 2, 2, 2]
+
+
+async def test_near_copies_fill_one_place(serve: Service) -> None:
+    client = await serve(embedder=ONNX, retrieval={"retrieval_relevance_floor": 0.0})
+    fire = "In case of fire leave the hall by the nearest exit and meet at the north gate."
+    await add(client, "Fire", fire)
+    await add(client, "Fire in hall two", fire.replace("fire leave", "fire, leave"))
+    await add(client, "Canteen", CANTEEN)
+    titles = [source["title"] for source in (await ask(client, "Where do we meet in a fire?", top_k=2))["sources"]]
+    assert len({"Fire", "Fire in hall two"}.intersection(titles)) == 1
+    assert "Canteen" in titles
 
 
 async def test_top_k_bounds_the_passages_and_the_best_is_first(serve: Service) -> None:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from operator import methodcaller
 from typing import Any, Final
 
@@ -77,14 +78,27 @@ def by_meaning(
     )
 
 
-def by_words(index: str, tenant: str, wanted: DocumentFilter, question: str, count: int) -> tuple[Any, ...] | None:
-    """The BM25 search for chunks with any word of the question; None if it has no word to search for."""
+def by_words(
+    index: str,
+    tenant: str,
+    wanted: DocumentFilter,
+    question: str,
+    count: int,
+    misspelled: Sequence[str] = (),
+    phrases: Sequence[str] = (),
+) -> tuple[Any, ...] | None:
+    """The BM25 search for chunks with any word of the question; None if it has no word to search for.
+
+    `misspelled`: words to find in other spellings too, up to two letters away. `phrases`: what else to search for.
+    """
     words = [word for word in dict.fromkeys(_WORD.findall(question.lower())) if word not in COMMON][:WORDS]
     if not words:
         return None
     clauses = _filter(tenant, wanted)
     # One clause per word: in a union inside an intersection, the search module (2.10) scores only the first match.
-    query = "|".join(f"({clauses} @title|heading|text:{word})" for word in words)
+    similar = [f"%%{word}%%" for word in misspelled if _WORD.fullmatch(word)]
+    exact = [f'"{" ".join(parts)}"' for phrase in phrases if (parts := _PARTS.findall(phrase.lower()))]
+    query = "|".join(f"({clauses} @title|heading|text:({one}))" for one in [*words, *similar, *exact])
     return (
         *("FT.SEARCH", index, query, "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, count, "DIALECT", 2),
         *("RETURN", len(FIELDS), *FIELDS),
@@ -184,11 +198,11 @@ class RedisPassageIndex:
             state, *replies = await self._redis.run("passages", lambda client: _execute(client, asking))
         answered = dict(zip(commands, replies, strict=False))
         self._note_share(tenant, answered.pop("counted", None))
-        found = {name: _hits(reply, embedder.fingerprint) for name, reply in answered.items()}
-        rare, frequent = _counted(dict(zip(counts, replies[len(commands) :], strict=True)), embedder.fingerprint)
+        meaning, words = (_hits(answered.get(name), embedder.fingerprint) for name in ("meaning", "words"))
+        terms_found = _counted(dict(zip(counts, replies[len(commands) :], strict=True)), embedder.fingerprint)
         behind, other = is_behind(named(state), embedder.fingerprint)
         complete = not behind and not any(map(_is_cut_short, commands, replies))
-        return Rankings(**found, complete=complete, other=other, rare=rare, frequent=frequent)
+        return replace(terms_found, meaning=meaning, words=words, complete=complete, other=other)
 
     def _searches(
         self,
@@ -214,10 +228,18 @@ class RedisPassageIndex:
             self._shares.note(tenant, _total(counted))
 
     async def search_words(
-        self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
+        self,
+        embedder: str,
+        tenant: str,
+        wanted: DocumentFilter,
+        question: str,
+        count: int,
+        misspelled: Sequence[str] = (),
+        phrases: Sequence[str] = (),
     ) -> Sequence[Hit]:
-        """Searches the chunks of another embedder by words alone. A missing index has no passages."""
-        words = by_words(self._keys.chunk_index(embedder), tenant, wanted, question, count)
+        """Searches the chunks of an embedder by words alone, see `by_words`. A missing index has no passages."""
+        index = self._keys.chunk_index(embedder)
+        words = by_words(index, tenant, wanted, question, count, misspelled, phrases)
         replies = await self._redis.run("passages", lambda client: _execute(client, [words] if words else []))
         return [hit for reply in replies for hit in _hits(reply, embedder)]
 
@@ -300,19 +322,22 @@ def _is_cut_short(ranking: str, reply: Any) -> bool:
     return isinstance(reply, ResponseError) or (ranking == "meaning" and bool(reply.get(b"warning")))
 
 
-def _counted(replies: Mapping[str, Any], embedder: str) -> tuple[list[Hit], frozenset[str]]:
-    """Returns the chunks with rare terms, and the terms that are not rare."""
-    frequent = [term for term, reply in replies.items() if _total(reply) > RARE]
-    rare = [hit for term, reply in replies.items() if term not in frequent for hit in _hits(reply, embedder)]
-    return rare, frozenset(frequent)
+def _counted(replies: Mapping[str, Any], embedder: str) -> Rankings:
+    """Returns the chunks with rare terms, the terms that are not rare, and those that no chunk has."""
+    totals = {term: _total(reply) for term, reply in replies.items()}
+    rare = [hit for term, reply in replies.items() if totals[term] <= RARE for hit in _hits(reply, embedder)]
+    frequent = frozenset(term for term, total in totals.items() if total > RARE)
+    absent = frozenset(term for term, total in totals.items() if total == 0)
+    return Rankings(rare=rare, frequent=frequent, absent=absent)
 
 
 def _total(reply: Any) -> int:
-    return 0 if isinstance(reply, ResponseError) else int(reply[b"total_results"])
+    """-1 if Redis refused the search."""
+    return -1 if isinstance(reply, ResponseError) else int(reply[b"total_results"])
 
 
 def _hits(reply: Any, embedder: str) -> list[Hit]:
-    if isinstance(reply, ResponseError):
+    if reply is None or isinstance(reply, ResponseError):
         return []  # a refused search finds nothing; the other one may
     hits = []
     for found in reply[b"results"]:

@@ -1,0 +1,127 @@
+"""Finds what else a question asks for: other spellings, acronyms that the documents explain, further parts. Pure.
+
+A word that none of the tenant's passages has may be misspelled. The index finds passages with a similar word, and here
+the question gets the word that the passages have.
+
+A passage that says `Service Level Agreement (SLA)` explains the acronym. A question for one finds the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Final, TypeVar
+
+from api.knowledge.quotes import terms_of
+from api.knowledge.ranking import LONGEST_TEXT
+
+Place = TypeVar("Place", bound=Hashable)
+
+SIMILAR: Final = 0.8
+"""How similar two spellings must be, as `difflib` measures it: one letter of five, or two swapped ones."""
+MIN_LETTERS: Final = 5
+"""Shorter words resemble too many others."""
+MAX_FUZZY: Final = 4
+MAX_PHRASES: Final = 4
+_WORD: Final = re.compile(r"[^\W\d_]{4,40}")
+_PARTS: Final = re.compile(r"\w+")
+_PART: Final = re.compile(r"[,;?]|\b(?:and|und|et|y|e|en|och|og|ja|i|ve)\b", re.IGNORECASE)
+"""What separates the parts of a question, in some languages."""
+_EXPLAINED: Final = re.compile(r"\(([A-Z][A-Za-z]{1,7})\)")
+_BEFORE: Final = 120
+"""Characters before an acronym in which its long form is looked for."""
+_LINKS: Final = frozenset(("a", "and", "for", "in", "of", "on", "the", "to"))
+"""Words of a long form that need no letter in the acronym."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """`misspelled`: words of the question to search for by similar spellings. `phrases`: what else it asks for."""
+
+    misspelled: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.misspelled or self.phrases)
+
+
+def expanded(question: str, absent: Collection[str], passages: Iterable[str]) -> Expansion:
+    """The expansion of a question. `absent`: its case-folded words that no passage has. `passages`: those found."""
+    misspelled = [word for word in absent if word.isalpha() and len(word) >= MIN_LETTERS]
+    folded = f" {' '.join(_PARTS.findall(question.casefold()))} "
+    phrases: dict[str, None] = {}
+    for text in passages:
+        for acronym, long_form in explained(text[:LONGEST_TEXT]):
+            if f" {acronym} " in folded:
+                phrases[long_form] = None
+            elif f" {long_form} " in folded:
+                phrases[acronym] = None
+    return Expansion(tuple(sorted(misspelled)[:MAX_FUZZY]), tuple(phrases)[:MAX_PHRASES])
+
+
+def explained(text: str) -> Iterator[tuple[str, str]]:
+    """Yields the acronyms that a text explains, with their long forms, both case-folded."""
+    for found in _EXPLAINED.finditer(text):
+        words = _PARTS.findall(text[max(0, found.start() - _BEFORE) : found.start()].casefold())
+        long_form = _long_form(found[1].casefold(), words)
+        if long_form:
+            yield found[1].casefold(), long_form
+
+
+def _long_form(acronym: str, words: list[str]) -> str:
+    """The last words whose initials are the acronym; empty if they are not."""
+    left, place = acronym, len(words)
+    while left and place > 0:
+        place -= 1
+        if words[place][0] == left[-1]:
+            left = left[:-1]
+        elif words[place] not in _LINKS:
+            return ""
+    return "" if left else " ".join(words[place:])
+
+
+def respelled(question: str, misspelled: Collection[str], passages: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """The question with misspelled words as the passages spell them, and the words that changed."""
+    if not misspelled:
+        return question, ()
+    initials = {word[0] for word in misspelled}
+    known = {word for text in passages for word in _WORD.findall(text[:LONGEST_TEXT].casefold()) if word[0] in initials}
+    corrections = {}
+    for word in misspelled:
+        near = sorted(one for one in known if one[0] == word[0] and abs(len(one) - len(word)) <= 2)
+        for correction in get_close_matches(word, near, 1, SIMILAR):
+            corrections[word] = correction
+    corrected = _WORD.sub(lambda found: _cased(found[0], corrections.get(found[0].casefold())), question)
+    return corrected, tuple(corrections.values())
+
+
+def uncovered(
+    question: str, relevant: Sequence[Place], passages: Mapping[Place, str], shown: int, most: int
+) -> list[Place]:
+    """Passages for parts of the question that the first `shown` of the relevant passages do not speak about.
+
+    `Who keeps the press, and who mentors apprentices?` has two parts. A passage speaks about one if it has a word of
+    it; a word in more than `most` passages does not count. Without any relevant passage the whole question is about
+    something else.
+    """
+    parts = [terms for part in _PART.split(question) if (terms := terms_of(part))]
+    if len(parts) < 2 or not relevant:
+        return []
+    words = {place: terms_of(text[:LONGEST_TEXT]) for place, text in passages.items()}
+    frequency = Counter(word for some in words.values() for word in some)
+    told = {word for place in relevant[:shown] for word in words[place]}
+    found = []
+    for part in parts:
+        rare = frozenset(word for word in part if 0 < frequency[word] <= most)
+        if rare and part.isdisjoint(told):
+            found.append(max(passages, key=lambda place: len(words[place] & rare)))
+    return list(dict.fromkeys(found))
+
+
+def _cased(word: str, correction: str | None) -> str:
+    if correction is None:
+        return word
+    return correction.capitalize() if word[0].isupper() else correction
