@@ -22,7 +22,6 @@ PAGE: Final = "\f"
 """Begins each page of a stored text, where the file has pages. No other text has it."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """What was read from a file. `text` is Markdown. `title` and `pages` if the file has them.
