@@ -282,7 +282,9 @@ def test_the_counts_with_the_model_are_those_of_the_held_out_pairs(minilm: MiniL
 @pytest.mark.slow
 @ONCE
 def test_the_counts_of_the_pairs_that_the_last_score_is_fitted_on(minilm: MiniLM, model: AnswerScorer) -> None:
-    near(measured(pairs_of("blind"), LocalEmbedder(minilm), model), astuple(BLIND), 6)
+    """A quarter of them, to save half a minute."""
+    found = measured(pairs_of("blind")[::4], LocalEmbedder(minilm), model)
+    near(found, [round(number / 4) for number in astuple(BLIND)], 8)
 
 
 @pytest.mark.slow
