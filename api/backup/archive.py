@@ -106,7 +106,8 @@ def _chunk(one: EmbeddedChunk, text: str) -> Line:
 
 def document_of(head: Line, chunk_lines: Sequence[Line]) -> StoredDocument:
     """Parses a document. Raises `KeyError`, `ValueError` or `TypeError` for invalid lines."""
-    facts = known(DocumentFacts, {**head, "tags": tuple(head["tags"])})
+    lists = {name: tuple(head.get(name, ())) for name in ("tags", "warnings")}
+    facts = known(DocumentFacts, {**head, **lists})
     document = Document(
         id=head["id"],
         facts=facts,

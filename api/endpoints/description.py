@@ -39,6 +39,7 @@ _DOCUMENT: Final[dict[str, Any]] = {
     "error": None,
     "delayed_by": None,
     "not_embedded": 0,
+    "warnings": [],
     "failed_chunks": [],
     "progress": None,
 }

@@ -244,6 +244,7 @@ def document_out(document: Document) -> dict[str, Any]:
         "updated": rfc3339(document.updated_ms),
         "error": document.error,
         "delayed_by": document.delayed_by if document.status == "processing" else None,
+        "warnings": facts.warnings,
         "not_embedded": document.not_embedded,
         "failed_chunks": [{"chunk": one.number, "reason": one.reason} for one in document.failed_chunks],
         "progress": {"done": document.done, "total": document.total} if document.status == "processing" else None,

@@ -19,7 +19,7 @@ import orjson
 
 from api.cancellation import cancel_and_wait, log_failure
 from api.errors import DocumentExists, NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
-from api.knowledge.ingestion import Ingestion
+from api.knowledge.ingestion import Ingestion, with_what_was_read
 from api.knowledge.kinds import TEXT
 from api.knowledge.parsing import Parser
 from api.ports.document_store import Chunk, Document, DocumentFacts, Documents, Draft, Holdings, Listing, Page, Proposal
@@ -191,8 +191,7 @@ class DocumentService:
         if len(given.content) > INLINE_READ_BYTES and given.media_type != TEXT:
             return draft
         parsed = await self._parser.parse(given.content, given.media_type)
-        title = given.facts.title or parsed.title or draft.facts.title
-        facts = replace(draft.facts, title=title)
+        facts = with_what_was_read(draft.facts, parsed, untitled=draft.untitled)
         return replace(draft, facts=facts, content=parsed.marked_text.encode(), media_type=None)
 
     async def _carried_out(self, document: str) -> None:

@@ -18,7 +18,8 @@ from api.knowledge.cache_invalidator import CacheInvalidator
 from api.knowledge.chunk_embedding import ChunkEmbedding, EmbeddedText, NotEmbedded
 from api.knowledge.chunking import Chunker, Cut, numbered, sections, spans
 from api.knowledge.parsing import Parser
-from api.ports.document_store import Chunk, FailedChunk, PassageIndex
+from api.knowledge.plain_text import Parsed
+from api.ports.document_store import Chunk, DocumentFacts, FailedChunk, PassageIndex
 from api.ports.document_work import DocumentWork, EmbeddedChunk, Work, Written
 from api.ports.inference import Embedder
 from api.ports.telemetry import Telemetry
@@ -212,8 +213,7 @@ class Ingestion:
         if work.media_type is None:
             return work, content.decode()
         parsed = await self._parser.parse(content, work.media_type)
-        if work.untitled and parsed.title:
-            work = replace(work, facts=replace(work.facts, title=parsed.title))
+        work = replace(work, facts=with_what_was_read(work.facts, parsed, untitled=work.untitled))
         await self._work.settle_text(work, parsed.marked_text.encode())
         return work, parsed.marked_text
 
@@ -276,6 +276,12 @@ class Ingestion:
             with suppress(StoreUnavailable):
                 if not await self._work.renew(work, LEASE):
                     return  # writes from now on are refused
+
+
+def with_what_was_read(facts: DocumentFacts, parsed: Parsed, *, untitled: bool) -> DocumentFacts:
+    """Adds the file's warnings, its title if none was given, and its tags if none were."""
+    title = parsed.title if untitled and parsed.title else facts.title
+    return replace(facts, title=title, tags=facts.tags or parsed.tags, warnings=parsed.warnings)
 
 
 def _embedded_chunk(placed: Placed, embedding: Embedding | NotEmbedded) -> EmbeddedChunk:

@@ -14,7 +14,7 @@ from api.languages.identify import LATIN, script_of
 HYPHEN_AT_LINE_END: Final = "\ufffe"
 """What PDFium returns for a hyphen that ends a line."""
 _DIVIDED: Final = re.compile(
-    rf"([^\W\d_]++)(?:{HYPHEN_AT_LINE_END}\s*+|\u00ad[\t ]*+\r?\n[\t ]*+|[-\u2010]\r?\n[\t ]*+)"
+    rf"(?<![^\W\d_])([^\W\d_]++)(?:{HYPHEN_AT_LINE_END}\s*+|\u00ad[\t ]*+\r?\n[\t ]*+|[-\u2010]\r?\n[\t ]*+)"
     r"(?=([^\W\d_]++)(-?))"
 )
 """A word's first part with its hyphen and line end. The other groups are the part that follows, and its hyphen."""

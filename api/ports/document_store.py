@@ -13,13 +13,17 @@ DocumentStatus = Literal["processing", "ready", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class DocumentFacts:
-    """The uploader's description of a document. `source`: where it comes from, such as a URL or a path."""
+    """The uploader's description of a document. `source`: where it comes from, such as a URL or a path.
+
+    `warnings`: what was left out when the file was read. Not the uploader's, but stored with the rest.
+    """
 
     tenant: str
     title: str
     tags: tuple[str, ...] = ()
     source: str | None = None
     version: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

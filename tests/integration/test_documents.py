@@ -17,6 +17,8 @@ from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
+DATA = Path(__file__).parents[1] / "data" / "documents"
+
 ONNX: dict[str, Any] = {"embedder": "onnx", "embed_timeout": 10}
 HOLIDAY = "Holiday is approved by the team lead. Ask for it two weeks before it begins."
 CANTEEN = "The canteen is on the third floor. It is open from eleven to two."
@@ -379,3 +381,28 @@ async def test_a_file_of_the_same_name_replaces_by_default(serve: Service) -> No
     assert other["id"] != first["id"]
     assert (await put("The gate closes at ten.", on_conflict="new")).json()["outcome"] == "unchanged"
     assert (await put(HOLIDAY, on_conflict="maybe")).status_code == 422
+
+
+@pytest.mark.parametrize("padding", [0, 1_100_000], ids=["read at once", "read in the background"])
+async def test_a_document_keeps_warnings_and_tags_of_its_file(serve: Service, padding: int) -> None:
+    client = await serve()
+    scan = (DATA / "pdf-partly-scanned.pdf").read_bytes() + b"\n%" + b" " * padding
+    page = b"---\ntitle: Leave\ntags: [hr, travel]\n---\n\nThirty days.\n" + b"\n" * padding
+    whole = (DATA / "pdf-table-one-text-object.pdf").read_bytes()
+
+    async def stored(name: str, content: bytes, **fields: object) -> dict[str, Any]:
+        sent = await client.post("/documents", files={"file": (name, content)}, data=fields)
+        path, found = sent.headers["Location"], dict[str, Any]()
+
+        async def is_ready() -> bool:
+            found.update((await client.get(path)).json())
+            return bool(found["status"] == "ready")
+
+        await wait_until_async(is_ready)
+        return found
+
+    assert (await stored("a.pdf", scan))["warnings"] == ["3 of 4 pages (2-4) without text."]
+    found = await stored("a.md", page)
+    assert (found["title"], found["tags"], found["warnings"]) == ("Leave", ["hr", "travel"], [])
+    assert (await stored("a.md", page, tags=["own"]))["tags"] == ["own"]
+    assert (await stored("a.pdf", whole))["warnings"] == []

@@ -192,14 +192,14 @@ redis.call('HSET', KEYS[1], 'owes', '0')
 return 1
 
 -- name: settle
--- Replaces an uploaded file by its extracted text and title.
+-- Replaces an uploaded file by its extracted text, title, tags and warnings.
 -- KEYS[1] hash its work   KEYS[2] string its draft   KEYS[3] string the text
--- ARGV: revision, holder, title
+-- ARGV: revision, holder, title, tags (JSON), warnings (JSON)
 -- Returns 1, or 0 if the work is void or the text is gone.
 if not has_lease(KEYS[1], ARGV[1], ARGV[2]) or redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
 redis.call('RENAME', KEYS[3], KEYS[2])
 redis.call('PERSIST', KEYS[2])
-redis.call('HSET', KEYS[1], 'title', ARGV[3])
+redis.call('HSET', KEYS[1], 'title', ARGV[3], 'tags', ARGV[4], 'warnings', ARGV[5])
 redis.call('HDEL', KEYS[1], 'media_type', 'untitled')
 return 1
 
@@ -236,7 +236,7 @@ if not has_lease(KEYS[4], revision, ARGV[3]) or phase ~= 'store' then return 0 e
 local before, before_chunks = unpack(redis.call('HMGET', KEYS[1], 'revision', 'chunks'))
 local replaced = tonumber(before) > 0
 redis.call('RENAME', KEYS[3], KEYS[2])
-for _, name in ipairs({'tenant', 'title', 'tags', 'source', 'version', 'digest'}) do
+for _, name in ipairs({'tenant', 'title', 'tags', 'source', 'version', 'warnings', 'digest'}) do
   local value = redis.call('HGET', KEYS[4], name)
   if value then redis.call('HSET', KEYS[1], name, value) else redis.call('HDEL', KEYS[1], name) end
 end

@@ -51,6 +51,8 @@ def fact_fields(facts: DocumentFacts) -> dict[str, str | bytes]:
     """The fields for the facts of a document. Facts that are not given are left out."""
     given = {"source": facts.source, "version": facts.version}
     fixed: dict[str, str | bytes] = {"tenant": facts.tenant, "title": facts.title, "tags": orjson.dumps(facts.tags)}
+    if facts.warnings:
+        fixed["warnings"] = orjson.dumps(facts.warnings)
     return {**fixed, **{name: value for name, value in given.items() if value is not None}}
 
 
@@ -62,6 +64,7 @@ def facts_of(fields: Fields) -> DocumentFacts:
         tags=tuple(orjson.loads(fields.get("tags", b"[]"))),
         source=_text(fields, "source"),
         version=_text(fields, "version"),
+        warnings=tuple(orjson.loads(fields.get("warnings", b"[]"))),
     )
 
 
