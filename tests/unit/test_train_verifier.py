@@ -18,12 +18,19 @@ from training.model_folder import digest, read_info, read_model
 from training.pairs import Pair
 
 pytestmark = pytest.mark.slow
+TRAINS_ALIKE = pytest.mark.once(reason="JAX compiles and trains; Python only calls it")
 
 jax = pytest.importorskip("jax", reason="training needs the extra `train`")
 
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(commands, ["train-verifier", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pads all batches alike: JAX compiles a step for each length of a batch, which takes most of a training here."""
+    monkeypatch.setattr("training.fit.LENGTHS", (88,))
 
 
 @pytest.fixture
@@ -80,8 +87,10 @@ def test_weights_survive_the_file(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.onnx").stat().st_size == (base / "model.onnx").stat().st_size
 
 
+@TRAINS_ALIKE
 def test_a_model_that_learns_is_taken(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.tune.RATE", 2e-3)  # so that random weights learn in seconds
+    monkeypatch.setattr("training.fit.LENGTHS", (16, 88))  # two of seven: see `one_length`
     pairs = learnable_pairs(tmp_path / "pairs.jsonl", 1200)
     out = tmp_path / "new"
     result = run("--pairs", pairs, "--start", base, "--used", base, "--out", out, "--epochs", 4, "--json")
@@ -98,6 +107,8 @@ def test_a_model_that_learns_is_taken(base: Path, tmp_path: Path, monkeypatch: p
     assert found["version"] == info["version"] == digest(out)
 
 
+@pytest.mark.usefixtures("one_length")
+@TRAINS_ALIKE
 def test_a_model_that_learns_nothing_is_refused(base: Path, tmp_path: Path) -> None:
     """Labels at random: the new model is as good as the old one at most."""
     pairs = learnable_pairs(tmp_path / "pairs.jsonl", 600, shuffled=True)
@@ -107,6 +118,8 @@ def test_a_model_that_learns_nothing_is_refused(base: Path, tmp_path: Path) -> N
     assert f"the new model is not better: {digest(base)} stays in use" in result.stderr
 
 
+@pytest.mark.usefixtures("one_length")
+@TRAINS_ALIKE
 def test_the_same_seed_trains_the_same_model(base: Path, tmp_path: Path) -> None:
     pairs = learnable_pairs(tmp_path / "pairs.jsonl", 400)
     options = ("--pairs", pairs, "--start", base, "--used", base, "--epochs", 0.2, "--json")
