@@ -17,7 +17,10 @@ _DIVIDED: Final = re.compile(
     rf"(?<![^\W\d_])([^\W\d_]++)(?:{HYPHEN_AT_LINE_END}\s*+|\u00ad[\t ]*+\r?\n[\t ]*+|[-\u2010]\r?\n[\t ]*+)"
     r"(?=([^\W\d_]++)(-?))"
 )
-"""A word's first part with its hyphen and line end. The other groups are the part that follows, and its hyphen."""
+"""A word's first part with its hyphen and line end. The other groups are the part that follows, and its hyphen.
+
+It starts where a word starts: otherwise a long word would be read once from each of its letters.
+"""
 _WORD: Final = re.compile(r"[^\W\d_]++(?:-[^\W\d_]++)*+")
 _COMPATIBILITY: Final = re.compile(
     "[\u017f\u3000\uf900-\ufad9\ufb00-\ufb06\ufb13-\ufb17\ufb50-\ufdf9\ufe50-\ufe6f\ufe70-\ufefc\uff01-\uff5e]"
