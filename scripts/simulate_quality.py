@@ -29,7 +29,7 @@ from api.ports.answer_quality import (
 )
 from api.quality.assessment import LENT, MISSES, next_levels
 from api.quality.calibration import Channel, Model, channel_of
-from api.quality.comparator import BLIND, CONFUSION
+from api.quality.comparator import MEASURED_WITH_MODEL, UNSEEN
 from api.quality.estimate import (
     alarm,
     by_equal_questions,
@@ -305,24 +305,23 @@ def _false_alarms(seeds: int) -> None:
 
 
 def long_answers(error: float, equal: float, seed: int, labels: int = 500) -> int | None:
-    """Labels hits whose answers are as long as the blind pairs. Returns after how many labels the fleet tightens.
+    """Labels hits whose answers are as long as the unseen pairs. Returns after how many labels the fleet tightens.
 
     `equal`: labels of equal questions for each one. The comparator's errors are assumed to be those on short answers.
     """
     random = np.random.default_rng(seed)
-    called_same = BLIND.different_same / (BLIND.different_same + BLIND.different_different)
-    called_different = BLIND.same_different / (BLIND.same_different + BLIND.same_same)
+    errors = channel_of(UNSEEN.confusion)
     found = list[PooledLabel]()
     for number in range(1, labels + 1):
         if random.random() < equal:
-            wrong = bool(random.random() < called_different)
+            wrong = bool(random.random() < errors.called_different)
             one = shadow(wrong=wrong, chance=1.0, kind="exact")
             found.append(replace(one, label=replace(one.label, entry=str(number))))
         is_wrong = random.random() < error
-        wrong = bool(random.random() >= called_same if is_wrong else random.random() < called_different)
+        wrong = bool(random.random() >= errors.called_same if is_wrong else random.random() < errors.called_different)
         found.append(shadow(wrong=wrong, chance=1.0))
         if number % 10 == 0:
-            channel = channel_of(by_equal_questions(found, CONFUSION).of({"semantic": 1.0}))
+            channel = channel_of(by_equal_questions(found, MEASURED_WITH_MODEL.confusion).of({"semantic": 1.0}))
             if alarm(hits_since(found, -1), channel, TARGET):
                 return number
     return None
@@ -331,7 +330,7 @@ def long_answers(error: float, equal: float, seed: int, labels: int = 500) -> in
 def _long_answers(seeds: int) -> None:
     print("\n| true error | labels of equal questions for each of a similar one | tightened within 500 labels |")
     print("|---|---|---|")
-    for error, equal in product((0.005, 0.4), (0.0, 0.3, 1.0)):
+    for error, equal in product((0.005, 0.1), (0.0, 0.3, 1.0)):
         times = sum(long_answers(error, equal, seed) is not None for seed in range(seeds))
         print(f"| {error:.1%} | {equal:g} | {times} of {seeds} |", flush=True)
 
