@@ -183,7 +183,7 @@ class Retriever:
         texts, further = _texts_of(found.hits, found.current), found.expansion
         question, words = respelled(wanted.question, further.misspelled, texts.values())
         rare = leading(question, texts, found.frequent, (*further.phrases, *words))
-        cosines = _cosines(found.hits, vector)
+        cosines = _cosines(found.hits, vector, identity)
         scored = [(place, cosines.get(place, 0.0)) for place in rare.order(list(found.hits))]
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor or one[0] in rare]
         known = [place for place, _ in relevant]
@@ -225,7 +225,7 @@ class Retriever:
             count *= 4
         hits = {_place(hit): hit for hit in chain(rare, *reversed(older), worded, meaning)}
         order = mixed(
-            _own_cosines(meaning, hits, vector), [_word_scores(ranking) for ranking in (worded, *older, rare)]
+            _own_cosines(meaning, hits, vector, identity), [_word_scores(ranking) for ranking in (worded, *older, rare)]
         )
         documents = {document: one for (document, _), one in current.items()}
         ordered = {place: hits[place] for place in order}
@@ -309,25 +309,24 @@ def _word_scores(ranking: Sequence[Hit]) -> list[tuple[ChunkPosition, float]]:
     return [(_place(hit), hit.score) for hit in ranking]
 
 
-def _cosine(hit: Hit, asked: NDArray[np.float32]) -> float | None:
-    """None for a chunk without a vector, or with one of another embedder's."""
-    own = np.frombuffer(hit.vector or b"", dtype="<f4")
-    return float(own @ asked) if own.shape == asked.shape else None
-
-
 def _own_cosines(
-    meaning: Sequence[Hit], hits: Mapping[ChunkPosition, Hit], vector: Vector | None
+    meaning: Sequence[Hit], hits: Mapping[ChunkPosition, Hit], vector: Vector | None, identity: EmbedderIdentity
 ) -> dict[ChunkPosition, float]:
-    """The cosines of all that have one, those found by meaning first."""
+    """The cosines of all chunks of this embedder that have a vector, those found by meaning first."""
     asked = np.frombuffer(vector or b"", dtype="<f4")
-    order = dict.fromkeys([*map(_place, meaning), *hits])
-    cosines = {place: _cosine(hits[place], asked) for place in (order if vector is not None else ())}
-    return {place: cosine for place, cosine in cosines.items() if cosine is not None}
+    cosines = {}
+    for place in dict.fromkeys([*map(_place, meaning), *hits]):
+        own = np.frombuffer(hits[place].vector or b"", dtype="<f4")
+        if vector is not None and place.embedder == identity.fingerprint and own.shape == asked.shape:
+            cosines[place] = float(own @ asked)
+    return cosines
 
 
-def _cosines(hits: Mapping[ChunkPosition, Hit], vector: Vector | None) -> dict[ChunkPosition, float]:
+def _cosines(
+    hits: Mapping[ChunkPosition, Hit], vector: Vector | None, identity: EmbedderIdentity
+) -> dict[ChunkPosition, float]:
     """Each passage's cosine to the question. One that only words can find counts as relevant."""
-    found = _own_cosines((), hits, vector)
+    found = _own_cosines((), hits, vector, identity)
     return {place: found.get(place, 1.0) for place in hits} if vector is not None else {}
 
 
