@@ -34,6 +34,8 @@ even questions; on its odd ones the mix beats both rankings in every column too.
 for documents that do not share the question's words."""
 WEAK: Final = 10.0
 """The best BM25 score at which words count half."""
+SMALL: Final = 40
+"""With fewer passages the search has found all of a small corpus, in which even good matches have low BM25 scores."""
 FEW: Final = 10
 """From this many passages on, the spread of their cosines shows how far apart the embedder's cosines are."""
 
@@ -44,6 +46,7 @@ def mixed(cosines: Mapping[Thing, float], words: Sequence[Sequence[tuple[Thing, 
     `words`: rankings with their BM25 scores. A passage without a cosine gets one between the lowest and the highest, by
     its share of the best BM25 score.
     """
+    weak = WEAK if len(cosines) >= SMALL else 0.0
     high, low = max(cosines.values(), default=0.0), min(cosines.values(), default=0.0)
     most = min(WORDS, high - low) if len(cosines) >= FEW else WORDS
     worth = dict(cosines)
@@ -51,7 +54,7 @@ def mixed(cosines: Mapping[Thing, float], words: Sequence[Sequence[tuple[Thing, 
         best = max((score for _, score in ranking), default=0.0)
         # BM25 scores of another index cannot be compared: even a low one may be a strong match.
         is_own = any(thing in cosines for thing, _ in ranking)
-        strength = most * best / (best + WEAK) if is_own else most
+        strength = most * best / (best + weak) if is_own and best > 0 else most
         for thing, score in ranking:
             share = score / best if best > 0 else 0.0
             meaning = cosines.get(thing, low + (high - low) * share)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.knowledge.ranking import FEW, WORDS, mixed
+from api.knowledge.ranking import FEW, SMALL, WORDS, mixed
 
 STRONG = 30.0
 cosine_maps = st.dictionaries(st.integers(0, 9), st.floats(-1, 1), max_size=8)
@@ -36,8 +36,10 @@ def test_how_much_better_the_words_match_counts_and_not_only_their_rank() -> Non
 
 
 def test_a_single_common_word_hardly_counts() -> None:
-    cosines = {"b": 0.52, "a": 0.5}
+    cosines: dict[object, float] = dict.fromkeys(range(SMALL), 0.4)
+    cosines |= {"b": 0.52, "a": 0.5}
     assert [mixed(cosines, [[("a", best)]])[0] for best in (1.0, STRONG)] == ["b", "a"]
+    assert mixed({"b": 0.52, "a": 0.5}, [[("a", 1.0)]])[0] == "a", "in a small corpus all BM25 scores are low"
 
 
 @pytest.mark.parametrize(("spread", "first"), [(0.4, "words"), (0.01, 0)])
