@@ -34,7 +34,7 @@ _HEADING: Final = re.compile(r"\s*#{1,6}\s")
 _RULE: Final = re.compile(r"[\s|:=*_-]*")
 _WORD: Final = re.compile(r"\w+(?:[.,]\d+)*")
 _CITATION: Final = re.compile(r"\[[\d,;\s\u2010-\u2015-]{1,40}\]")
-_SPACELESS: Final = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+SPACELESS: Final = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Letters of scripts that put no spaces between words."""
 
 
@@ -89,7 +89,7 @@ def terms_of(text: str) -> frozenset[str]:
     for word in _WORD.findall(text.casefold()):
         if word in ENGLISH:
             continue
-        if _SPACELESS.search(word):
+        if SPACELESS.search(word):
             found.update(word[at : at + 2] for at in range(max(len(word) - 1, 1)))
         else:
             found.add(word[:STEM] if word.isalpha() else word)
