@@ -247,6 +247,20 @@ async def test_a_drain_survives_flushall_and_a_resume_does_not_come_undone(
     assert [await drained(worker) for worker in workers] == [[], []]
 
 
+async def test_a_resume_by_a_worker_of_an_older_release_does_not_come_undone(
+    serve: Service, both: dict[str, Any], redis: Redis
+) -> None:
+    client = await serve(ollama=both)
+    await post(client, "ollama-2")
+    await until_drained(client, "ollama-2")
+    entry: dict[Any, Any] = {"from": "CLOSED", "to": "CLOSED", "reason": "resumed", "by": "old", "epoch": 1}
+    async with redis.pipeline(transaction=True) as resume:
+        resume.hdel("rag:cb:{ollama-2}", "drained", "drained_ms")
+        resume.xadd("rag:cb:{ollama-2}:log", entry | {"wait_ms": 0, "at_ms": 0})
+        await resume.execute()
+    await until_drained(client)
+
+
 async def test_a_name_that_has_another_url_now_is_not_drained(
     redis: Redis, redis_url: str, stub: StubOllama, other: StubOllama
 ) -> None:

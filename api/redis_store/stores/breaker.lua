@@ -244,14 +244,30 @@ return {position(s, now)}
 -- name: drain
 -- Marks the backend as drained, or no longer. The state, the epoch and the counts stay as they are. Once a backend has
 -- been drained the field `drained` stays, so that its absence means lost data (FLUSHALL): then a worker that knows of
--- the drain restores it.
+-- the drain restores it. Workers of an older release delete the field when they resume a backend. The log shows that.
 -- ARGV: address of the backend, or '' to resume it; who; 1 to restore a drain that was lost, else 0
 -- Returns 1 if that changed something, else 0.
 local address, by = ARGV[1], ARGV[2]
 local now = now_ms()
 local s = load_state(now)
 local before = redis.call('HGET', KEYS[1], 'drained')
+
+-- Returns whether the last entry about a drain says that it has ended.
+local function is_resumed()
+  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', LOG_LENGTH)) do
+    for i = 1, #entry[2], 2 do
+      local value = entry[2][i + 1]
+      if entry[2][i] == 'reason' and (value == 'resumed' or value == 'drained') then return value == 'resumed' end
+    end
+  end
+  return false
+end
+
 if before == address or (ARGV[3] == '1' and before) then return 0 end
+if ARGV[3] == '1' and is_resumed() then
+  redis.call('HSET', KEYS[1], 'drained', '', 'drained_ms', '0')
+  return 0
+end
 redis.call('HSET', KEYS[1], 'drained', address, 'drained_ms', address == '' and '0' or int(now))
 if not before and address == '' then return 0 end
 redis.call('XADD', KEYS[4], 'MAXLEN', '~', LOG_LENGTH, '*', 'from', s.state, 'to', s.state,
