@@ -45,16 +45,7 @@ from api.errors import (
 from api.ports.coordination import Attempt, Retries, TextOutput
 from api.ports.inference import LanguageModel
 from api.ports.telemetry import Telemetry
-from api.values import (
-    Generation,
-    GenerationEnd,
-    GenerationRequest,
-    Priority,
-    QueuePlace,
-    Retry,
-    Source,
-    Thought,
-)
+from api.values import Generation, GenerationEnd, GenerationRequest, Priority, QueuePlace, Retry, Source, Thought
 
 _OPENINGS: Final = ("<think>", "<thinking>", "[think]")
 _CLOSING: Final = re.compile(r"</think>|</thinking>|\[/think\]", re.IGNORECASE)
@@ -171,11 +162,13 @@ class Failover(Generic[S]):
         """Returns the result of the first successful attempt. `retry` applies if there is no other backend.
 
         `output`: where attempts write. One that fails after its first word is not repeated, since somebody may have
-        read it; but with `restarts` nobody reads along, and the output is restarted. `preferences`: by backend.
-        Raises `BreakerOpen` or `BulkheadFull` when no backend admits the call, with the shortest wait.
+        read it; but with `restarts` nobody reads along, and the output is restarted. `preferences`: by backend. With
+        them or with tiers, a call waits only if no backend has a free permit. Raises `BreakerOpen` or `BulkheadFull`
+        when no backend admits the call, with the shortest wait.
         """
         total = self._policy.total if timeout is None else min(timeout, self._policy.total)
-        terms = Terms(self._clock() + total, total, retry, self._clock, queues=not self._backends.has_tiers)
+        queues = not (self._backends.has_tiers or preferences)
+        terms = Terms(self._clock() + total, total, retry, self._clock, queues=queues)
         course: _Attempts[S] = _Attempts(terms)
         candidates = self._backends.candidates(model, preferences)
         while candidates or (candidates := self._once_more(model, course)):
@@ -201,7 +194,7 @@ class Failover(Generic[S]):
     def _once_more(self, model: str, course: _Attempts[S]) -> list[Backend[S]]:
         """Returns the backends to try after all candidates.
 
-        First those without a free permit, to wait there: the later tiers have none either. If no candidate can be
+        First those without a free permit, to wait there: the others have none either. If no candidate can be
         reached, those that lacked the model at their last probe.
         """
         if course.full:

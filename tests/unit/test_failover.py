@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from api.backends.choice import CHARGED, EMBEDDING_CHARGED, FREE, Backend, Backends, FailoverPolicy, InUse, Terms
+from api.backends.choice import (
+    CHARGED,
+    EMBEDDING_CHARGED,
+    FREE,
+    Backend,
+    Backends,
+    FailoverPolicy,
+    InUse,
+    Preference,
+    Terms,
+)
 from api.backends.failover import Failover, admitted, speaks_against_ollama
 from api.errors import BackendsDrained, BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 from api.ports.telemetry import Telemetry
@@ -289,6 +299,15 @@ async def test_if_every_tier_is_full_the_call_waits_at_the_first() -> None:
     one_tier = Fake({"far": ["far"], "near": ["near"]}, full={"near", "far"})
     await one_tier.call()
     assert [queues for _, queues in one_tier.asked] == [True]
+
+
+async def test_a_preferred_backend_that_has_filled_up_gives_way_to_one_with_a_free_permit() -> None:
+    knows = {"one": Preference(worth=2.0, limit=4), "two": Preference(limit=4)}
+    fake = Fake({"one": ["one"], "two": ["two"]}, full={"one"})
+    assert await fake.call(preferences=knows) == ["two"]
+    both_full = Fake({"one": ["one"], "two": ["two"]}, full={"one", "two"})
+    assert await both_full.call(preferences=knows) == ["one"]
+    assert both_full.asked == [("one", False), ("two", False), ("one", True)]
 
 
 async def test_a_drained_backend_gets_no_call_not_even_one_that_waited_for_it() -> None:
