@@ -78,9 +78,9 @@ class QueuePlace:
     on_promotion: Callable[[], None] | None = None
 
     def move(self, position: int, seconds: float | None) -> None:
-        """Records a new position."""
-        if position != self.position:
-            self.position, self.seconds = position, seconds
+        """Records a new position. 0: the call waits no longer."""
+        if (position or None) != self.position:
+            self.position, self.seconds = position or None, seconds
             if self.on_move is not None:
                 self.on_move()
 
@@ -94,7 +94,10 @@ class QueuePlace:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A position in the queue for permits, and the estimated seconds until the call starts; None if unknown."""
+    """A position in the queue for permits, and the estimated seconds until the call starts; None if unknown.
+
+    Between workers, position 0 says that the call waits no longer.
+    """
 
     position: int
     seconds: float | None

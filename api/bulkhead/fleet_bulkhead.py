@@ -272,6 +272,7 @@ class FleetBulkhead:
             raise
         finally:
             place.on_promotion = None
+            place.move(0, None)
         if reason is not None or not self._holds(call.ticket):
             self._give_back(call.ticket, -1, reason)
             raise self._full(reason or "displaced", taken.retry_after, place.priority)
@@ -291,7 +292,7 @@ class FleetBulkhead:
         self._waiting[call.ticket] = call
         self._returns.add(PermitReturn(old))
         if self._local is not None:
-            self._local.give(old, -1)
+            self._granted_locally(self._local.give(old, -1))
             self._granted_locally(self._local.join(call.ticket))
         self.promoted.set()
 

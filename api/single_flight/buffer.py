@@ -248,7 +248,7 @@ class Tail:
         self._index = 0
         self._characters = 0  # of what it has taken
         self._grounded_at = -1
-        self._position: int | None = None
+        self._position = 0
 
     @property
     def lag(self) -> int:
@@ -264,12 +264,13 @@ class Tail:
         return attempt, sources
 
     def take_place(self) -> Queued | None:
-        """Returns the position in the queue if it is new."""
+        """Returns the position in the queue if it is new; 0 if the call waits no longer."""
         place = self._buffer.place
-        if place.position in (None, self._position):
+        position = place.position or 0
+        if position == self._position:
             return None
-        self._position = place.position
-        return Queued(place.position, place.seconds)
+        self._position = position
+        return Queued(position, place.seconds)
 
     def take(self) -> tuple[int, int, str]:
         """Returns the attempt, the offset of the new text, and the new text, which may be empty."""

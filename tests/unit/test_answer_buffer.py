@@ -8,7 +8,7 @@ import pytest
 
 from api.errors import BreakerOpen, UpstreamError
 from api.single_flight.buffer import AHEAD, AnswerBuffer, Reader, Tail
-from api.values import CompletedAnswer, GroundedSources, Source, StoredElsewhere, Token, Usage
+from api.values import CompletedAnswer, GroundedSources, Queued, Source, StoredElsewhere, Token, Usage
 
 
 def completed(text: str) -> CompletedAnswer:
@@ -157,6 +157,25 @@ async def test_a_tail_yields_new_tokens_with_their_position() -> None:
     buffer.begin_again()
     buffer.append("e")
     assert tail.take() == (1, 0, "e")
+
+
+async def test_a_caller_who_comes_after_the_wait_is_told_no_position() -> None:
+    leader, follower = AnswerBuffer(), AnswerBuffer()
+    reader, tail = Reader(leader), Tail(leader)
+    assert tail.take_place() is None
+    leader.place.move(2, 4.5)
+    said = [tail.take_place(), tail.take_place()]
+    assert said == [await anext(reader), None] == [Queued(2, 4.5), None]
+    leader.place.move(0, None)
+    said.append(tail.take_place())
+    for one in filter(None, said):
+        follower.place.move(one.position, one.seconds)
+    late = [asyncio.ensure_future(anext(Reader(buffer))) for buffer in (leader, follower)]
+    await asyncio.sleep(0)
+    for buffer in (leader, follower):
+        buffer.append("one")
+    assert [await one for one in (anext(reader), *late)] == [Token("one")] * 3
+    assert (leader.place.position, follower.place.position) == (None, None)
 
 
 SOURCES = (Source("d1", "Title", 0, "text", 0.5),)

@@ -277,6 +277,7 @@ async def test_without_redis_the_same_order_positions_and_promotion_hold() -> No
         assert [one.position for one in places] == [3, 1, 2], "it asked before the user"
     await asyncio.gather(*calls)
     assert served == ["second", "user", "first"]
+    assert {one.position for one in places} == {None}, "who joins them now is not told of a queue"
     assert (bulkhead.in_use, bulkhead.waiting) == (0, 0)
     await bulkhead.aclose()
 
