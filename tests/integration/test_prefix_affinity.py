@@ -13,6 +13,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from api.redis_store.client import RedisAddress, short_commands
+from api.redis_store.health_gated import HealthGatedRedis
+from api.redis_store.keys import Keys
+from api.redis_store.stores.prefixes import RedisPrefixStore
 from tests.stub_ollama import StubOllama, running_stub
 from tests.support.redis_cluster import Cluster
 from tests.support.service import Service
@@ -111,6 +115,17 @@ async def test_redis_has_no_text_of_a_prompt_and_few_prompts(
             assert re.fullmatch(rb"\d{13} \d+ [0-9a-f]+", value)
     found = (await client.get("/api/backends")).json()["backends"]
     assert all(1 <= one["remembered_prompts"] <= 2 for one in found)
+
+
+async def test_a_fleet_with_room_for_fewer_prompts_forgets_the_oldest(redis: Redis, redis_url: str) -> None:
+    async with short_commands(RedisAddress(redis_url, 1.0, 1.0, 4)) as client:
+        gate = HealthGatedRedis(client, 4)
+        await gate.check()
+        chains = [f"{number:016x}" for number in range(6)]
+        for room, chain in zip((4, 4, 4, 4, 4, 2), chains, strict=True):
+            store = RedisPrefixStore(gate, gate, Keys(), ["ollama"], room)
+            await store.record("ollama", "m", chain, 1, key="k", alone=False)
+        assert sorted(await redis.hkeys("rag:prefix:ollama")) == [f"m {chain}".encode() for chain in chains[-2:]]
 
 
 async def test_a_busy_backend_gives_its_conversation_away(serve: Service, three: list[StubOllama]) -> None:

@@ -62,7 +62,7 @@ return found
 return redis.call('ZCOUNT', KEYS[1], now_ms(), '+inf') + redis.call('ZCARD', KEYS[2])
 
 -- name: record
--- Notes that a backend has read a prompt. It replaces the prompt that it continues, or the least recently used one.
+-- Notes that a backend has read a prompt. It replaces the prompt that it continues, or else the least recently used one.
 -- KEYS[1] string the key of the digests   KEYS[2] hash the backend
 -- ARGV: the worker's key, model, chain, blocks of the prompt, prompts that the backend has room for, lifetime_ms,
 --       1 if the backend has forgotten all other prompts of the model else 0
@@ -72,21 +72,25 @@ local known = redis.call('GET', KEYS[1])
 redis.call('SET', KEYS[1], known or key, 'PX', ARGV[6])
 if known and known ~= key then return known end
 
-local best, replaced, oldest, oldest_used, kept = -1, nil, nil, math.huge, 0
+local best, replaced, kept = -1, nil, {}
 local all = redis.call('HGETALL', KEYS[2])
 for i = 1, #all, 2 do
   local field, used, own, chain = all[i], remembered(all[i + 1])
   if ARGV[7] == '1' and field:sub(1, #model + 1) == model .. ' ' then
     redis.call('HDEL', KEYS[2], field)
   else
-    kept = kept + 1
+    kept[#kept + 1] = {used, field}
     local common = in_common(chain, mine)
     if common > 0 and common >= own and common > best then best, replaced = common, field end
-    if used < oldest_used then oldest, oldest_used = field, used end
   end
 end
-if not replaced and kept >= tonumber(ARGV[5]) then replaced = oldest end
-if replaced then redis.call('HDEL', KEYS[2], replaced) end
+table.sort(kept, function(one, other)
+  if one[2] == replaced or other[2] == replaced then return one[2] == replaced and other[2] ~= replaced end
+  if one[1] ~= other[1] then return one[1] < other[1] end
+  return one[2] < other[2]
+end)
+local surplus = math.max(#kept + 1 - tonumber(ARGV[5]), replaced and 1 or 0)
+for i = 1, surplus do redis.call('HDEL', KEYS[2], kept[i][2]) end
 local value = int(now_ms()) .. ' ' .. ARGV[4] .. ' ' .. mine
 redis.call('HSET', KEYS[2], model .. ' ' .. mine:sub(-DIGEST), value)
 redis.call('PEXPIRE', KEYS[2], ARGV[6])
