@@ -139,6 +139,12 @@ def test_waiting_callers_are_counted_by_tenant() -> None:
     assert reading.waiting_by_tenant == {"a b": 2, "c": 1}
 
 
+def test_tickets_of_a_later_release_are_counted_by_tenant() -> None:
+    reading = BulkheadReading(0, (ticket("acme", 1), ticket("acme", 2, "urgent")))
+    assert reading.waiting_by_tenant == {"acme": 2}
+    assert reading.waiting_by_priority == {"user": 1, "batch": 0, "background": 0}
+
+
 def test_a_reserved_permit_is_only_for_users() -> None:
     held = frozenset({ticket("b", 1, "background")})
     line, verdict, _ = rules.take(WaitQueue(held), LIMIT, MAX_QUEUE, ticket("b", 2, "background"), reserve=1)
