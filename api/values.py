@@ -311,6 +311,7 @@ class EmbeddingRequest:
     tenant: str = "default"
     timeout: float | None = None
     retry: Retry = "here"
+    priority: Priority = Priority.USER
 
 
 @dataclass(frozen=True, slots=True)

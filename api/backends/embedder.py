@@ -282,7 +282,7 @@ class EmbeddingCalls:
     ) -> None:
         self._failover = Failover(backends, FailoverPolicy(total, charged=EMBEDDING_CHARGED), retries, events)
         self._events = events
-        self._priority = Priority.BACKGROUND if background else Priority.USER
+        self._background = background
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embeds a request's texts. Raises `BulkheadFull`, `BreakerOpen`, `UpstreamError`, and `DeadlinePassed`."""
@@ -309,11 +309,12 @@ class EmbeddingCalls:
     async def _attempt(self, request: EmbeddingRequest, backend: Backend[EmbeddingModel], terms: Terms) -> Embeddings:
         """Embeds all texts on one backend, in batches."""
         parts: list[Embeddings] = []
+        priority = Priority.BACKGROUND if self._background else request.priority
         size, done = BatchSize(), 0
         while done < len(request.texts) or not parts:
             texts = request.texts[done : done + size.texts]
             done += len(texts)
-            async with admitted(backend, terms, request.tenant, QueuePlace(self._priority)) as admission:
+            async with admitted(backend, terms, request.tenant, QueuePlace(priority)) as admission:
                 embed = partial(_embedded_inputs, backend.service, request, terms)
                 found = await embedded_or_blamed(embed, texts, terms.retry)
                 admission.answers()

@@ -137,7 +137,8 @@ async def embeddings(request: Request, model: str, texts: Sequence[str], extra: 
     tenant = state.access.tenant(request, None)
     if len(texts) > state.embed_max_inputs:
         raise refused("input", f"has {len(texts)} texts, but EMBED_MAX_INPUTS is {state.embed_max_inputs}")
-    embedding_request = EmbeddingRequest(model, tuple(texts), extra, tenant, request_timeout(request.headers))
+    timeout, priority = request_timeout(request.headers), _priority(request)
+    embedding_request = EmbeddingRequest(model, tuple(texts), extra, tenant, timeout, priority=priority)
     async with cancel_on_disconnect(request.receive):
         return await state.embeddings.embed(embedding_request)
 

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.test_documents import ONNX
 from tests.stub_ollama import StubOllama
 from tests.support.event_stream import Event, events
 from tests.support.service import Service, ask
@@ -169,6 +170,22 @@ async def test_a_key_limited_to_batch_cannot_ask_for_more(serve: Service, stub: 
     calls.append(asking(client, "Who goes first?", **people))
     await until(client, **waiting(user=1, batch=2))
     await release(stub, holding, *calls)
+
+
+async def test_a_key_limited_to_batch_does_not_embed_before_questions(serve: Service, stub: StubOllama) -> None:
+    """With EMBEDDER=onnx, clients' embeddings wait for the same permits as answers."""
+    keys = {"api_keys": "acme=key-of-people,acme=key-of-jobs", "batch_keys": "key-of-jobs"}
+    client = await serve(access=keys, embedder=ONNX, **ONE)
+    people, jobs = ({"Authorization": f"Bearer key-of-{owner}"} for owner in ("people", "jobs"))
+    stub.behaviour(mode="hang", path="/api/chat")
+    calls = [asking(client, "Who has the permit?", **people)]
+    await until(client, in_use=1)
+    body = {"model": "nomic-embed-text", "input": "text"}
+    calls.append(asyncio.create_task(client.post("/api/embed", json=body, headers=jobs)))
+    await until(client, **waiting(batch=1))
+    calls.append(asyncio.create_task(client.post("/v1/embeddings", json=body, headers=people)))
+    await until(client, **waiting(user=1, batch=1))
+    await release(stub, *calls)
 
 
 @pytest.mark.parametrize(
