@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from typing import Final, TypeVar
 
 from api.knowledge.quotes import SPACELESS, terms_of
@@ -26,6 +27,10 @@ MIN_LETTERS: Final = 5
 """Shorter words resemble too many others."""
 MAX_FUZZY: Final = 4
 MAX_PHRASES: Final = 4
+LONGEST_QUESTION: Final = 400
+"""Characters of a question of which the parts are looked at."""
+MAX_ACRONYMS: Final = 20
+"""Of one passage."""
 _WORD: Final = re.compile(r"[^\W\d_]{4,40}")
 _PARTS: Final = re.compile(r"\w+")
 _PART: Final = re.compile(r"[,;?]|\b(?:and|und|et|y|e|en|och|og|ja|i|ve)\b", re.IGNORECASE)
@@ -63,8 +68,8 @@ def expanded(question: str, absent: Collection[str], passages: Iterable[str]) ->
 
 
 def explained(text: str) -> Iterator[tuple[str, str]]:
-    """Yields the acronyms that a text explains, with their long forms, both case-folded."""
-    for found in _EXPLAINED.finditer(text):
+    """Yields the first acronyms that a text explains, with their long forms, both case-folded."""
+    for found in islice(_EXPLAINED.finditer(text), MAX_ACRONYMS):
         words = _PARTS.findall(text[max(0, found.start() - _BEFORE) : found.start()].casefold())
         long_form = _long_form(found[1].casefold(), words)
         if long_form:
@@ -108,7 +113,7 @@ def uncovered(
     it; a word in more than `most` passages does not count. Without any relevant passage the whole question is about
     something else.
     """
-    parts = [terms for part in _PART.split(question) if (terms := terms_of(part))]
+    parts = [terms for part in _PART.split(question[:LONGEST_QUESTION]) if (terms := terms_of(part))]
     if len(parts) < 2 or not relevant:
         return []
     wanted = {term for terms in parts for term in terms}

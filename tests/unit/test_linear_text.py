@@ -24,9 +24,10 @@ from api.endpoints.validation import refuse_too_many_values
 from api.errors import InvalidRequest, UnreadableDocument
 from api.guards.agreement import GUARDS, disagreement
 from api.guards.words import read_words
-from api.knowledge import html, markdown
+from api.knowledge import diversity, html, markdown, quotes
 from api.knowledge.chunk_embedding import EmbeddedText
-from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered, sections, spans
+from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered, sections, spans, tables
+from api.knowledge.expansion import expanded, uncovered
 from api.knowledge.markdown import first_heading
 from api.knowledge.plain_text import decoded, tidied
 from api.knowledge.ranking import leading
@@ -191,6 +192,11 @@ READERS: Final[dict[str, Callable[[str], object]]] = {
     "repaired lines": lambda text: repaired(text.replace(" ", "-\n")),
     "garbage": garbage,
     "quoted sentences": sentences,
+    "closest sentence": lambda text: quotes.closest(text, text),
+    "tables": tables,
+    "acronyms": lambda text: expanded(text, (), [text]),
+    "parts of a question": lambda text: uncovered(f"a part, {text}", [0], {0: text}, 1, 3),
+    "near-copies": diversity.words_of,
     "cache-control": cache_control.parse,
     "accept": lambda text: event_stream.accepted(Headers(raw=[(b"accept", without_halves(text).encode())])),
     "single line": lambda text: single_line(without_halves(text)),
