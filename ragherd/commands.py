@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "ask": Entry("ask", USE, "Ask a question, and print the answer as it is generated."),
     "explain": Entry("ask", USE, "Explain why a question is a hit or a miss."),
     "ingest": Entry("ingest", USE, "Store files and folders as documents."),
+    "sync": Entry("sync", USE, "Keep documents in step with a list of folders and URLs."),
     "warm": Entry("cached_answers", USE, "Answer questions in advance."),
     "invalidate": Entry("cached_answers", USE, "Delete cached answers."),
     "breaker": Entry("breaker", USE, "Show the circuit breakers, or override them."),

@@ -20,8 +20,8 @@ from api.errors import SettingsError
 from api.settings import Settings, load_settings
 from ragherd.document_client import DocumentFile, connected, find
 from ragherd.exits import INTERRUPTED, USAGE_ERROR, exit_with
-from ragherd.ingest import CommonFields, Result, upload_all
 from ragherd.self_check import CheckFailed, run_self_check, summary
+from ragherd.uploads import CommonFields, Result, upload_all
 
 COLLECTION: Final = "docs"
 TAG: Final = "ragherd"

@@ -96,8 +96,13 @@ class DocumentClient:
 
     async def has(self, source: str, tenant: str | None) -> bool:
         """Returns whether a tenant has a document with this source."""
-        params = {"source": source, "limit": 1, **({} if tenant is None else {"tenant": tenant})}
-        return bool((await self._request("GET", "/documents", params=params))["documents"])
+        return bool(await self.with_source(source, tenant, limit=1))
+
+    async def with_source(self, source: str, tenant: str | None, limit: int = 100) -> list[dict[str, Any]]:
+        """Returns a tenant's documents with this source."""
+        params = {"source": source, "limit": limit, **({} if tenant is None else {"tenant": tenant})}
+        found: list[dict[str, Any]] = (await self._request("GET", "/documents", params=params))["documents"]
+        return found
 
     async def delete(self, document: str) -> None:
         """Raises `Refused`."""

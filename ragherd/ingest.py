@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -17,8 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ragherd.document_client import (
     MAX_OUTAGE_SECONDS,
-    DocumentClient,
-    DocumentFile,
     FoundFiles,
     Refused,
     SameSource,
@@ -26,115 +23,22 @@ from ragherd.document_client import (
     Unusable,
     connected,
     find,
-    legacy_source,
-    title_of,
 )
 from ragherd.exits import FAILED, INTERRUPTED, UNREACHABLE, USAGE_ERROR, exit_with
-from ragherd.service_client import KEY_VARIABLE, AsJson, Url, own_address, print_document, usable_key, without_user
+from ragherd.follow import MAX_DELETE, DeletionLimit, Follower
+from ragherd.journal import Journal, until_stopped
+from ragherd.service_client import KEY_VARIABLE, Url, own_address, print_document, usable_key, without_user
+from ragherd.uploads import CommonFields, Result, legacy_folders, prune, upload_all
+from ragherd.watch import watch
 
 KEY_VARIABLES: Final = [KEY_VARIABLE, "RAGHERD_KEY"]
 """The second is the name in earlier releases."""
 OUTCOMES: Final = ("created", "updated", "unchanged", "failed", "deleted")
-
-
-@dataclass(frozen=True, slots=True)
-class CommonFields:
-    """The fields that all files share."""
-
-    tenant: str | None = None
-    tags: tuple[str, ...] = ()
-    version: str | None = None
-
-
-@dataclass(slots=True)
-class Result:
-    """`counts` is by outcome: created, updated, unchanged, failed, deleted. `chunks` is the sum over all files.
-
-    `gone`: the service stopped answering.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter)
-    chunks: int = 0
-    failures: list[str] = field(default_factory=list)
-    gone: bool = False
-
-
-async def upload_all(
-    client: DocumentClient,
-    files: Sequence[DocumentFile],
-    common: CommonFields,
-    concurrency: int,
-    on_done: Callable[[Result], None] = lambda result: None,
-) -> Result:
-    """Uploads files. A refused file does not affect the others. Calls `on_done` after each.
-
-    If the service does not answer within the time limit, the remaining files are not sent.
-    """
-    result, waiting = Result(), iter(files)
-
-    async def upload_files() -> None:
-        for file in waiting:
-            try:
-                outcome, chunks = await _upload(client, file, common)
-            except (Refused, OSError) as error:
-                result.counts["failed"] += 1
-                result.failures.append(f"{file.source}: {error}")
-                if isinstance(error, ServiceGone):
-                    result.gone = True
-                    return
-            else:
-                result.counts[outcome] += 1
-                result.chunks += chunks
-            on_done(result)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(upload_files())
-    if unsent := sum(1 for _ in waiting):
-        result.counts["failed"] += unsent
-        result.failures.append(f"{unsent:,} more files were not sent")
-    return result
-
-
-async def prune(client: DocumentClient, found: FoundFiles, common: CommonFields) -> int:
-    """Deletes documents of the folders or the collection whose files are gone, and returns their number."""
-    prefixes = tuple(f"{folder}/" for folder in found.folders)
-    present = {file.source for file in found.files}
-    gone = [
-        document["id"]
-        for document in await client.all_of(common.tenant)
-        if (document["source"] or "").startswith(prefixes) and document["source"] not in present
-    ]
-    for document in gone:
-        await client.delete(document)
-    return len(gone)
-
-
-async def legacy_folders(client: DocumentClient, found: FoundFiles, common: CommonFields) -> list[str]:
-    """Returns the names of folders whose files an earlier release stored under the folder's name only."""
-    firsts = {file.source.partition("/")[0]: legacy_source(file.source) for file in reversed(found.files)}
-    return [
-        former.partition("/")[0]
-        for folder, former in firsts.items()
-        if folder in found.folders and await client.has(former, common.tenant)
-    ]
-
-
-async def _upload(client: DocumentClient, file: DocumentFile, common: CommonFields) -> tuple[str, int]:
-    if file.source != file.source.encode("utf-8", "replace").decode():
-        raise Refused("the file name is not UTF-8")
-    content = await asyncio.to_thread(file.path.read_bytes)
-    given = {
-        "title": title_of(file, content),
-        "source": file.source,
-        "version": common.version,
-        "tenant": common.tenant,
-    }
-    fields: dict[str, str | list[str]] = {name: value for name, value in given.items() if value is not None}
-    outcome, document = await client.upload(file.path.name, content, {**fields, "tags": list(common.tags)})
-    return outcome, int(document["chunks"])
-
-
+MaxDelete = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="With --watch and --prune: largest share of the documents deleted in an hour."),
+]
+Force = Annotated[bool, typer.Option("--force", help="With --watch and --prune: delete more than --max-delete.")]
 LEGACY_HINT: Final = (
     "An earlier release stored documents as '{folder}/...', which would stay as duplicates: "
     "use --collection {folder} to update them, or delete them."
@@ -168,8 +72,16 @@ def ingest(
     code: Annotated[
         bool, typer.Option("--code", help="Also store source code and data files (.py, .json, .yaml ...) of folders.")
     ] = False,
+    watched: Annotated[
+        bool, typer.Option("--watch", help="Follow the folders until Ctrl-C or SIGTERM. One line an event.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.05, max=3600, help="With --watch: seconds between two looks.")] = 3.0,
+    max_delete: MaxDelete = MAX_DELETE,
+    force: Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, and store nothing.")] = False,
-    as_json: AsJson = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document; with --watch, one line an event.")
+    ] = False,
 ) -> None:
     """Store files as documents. Files that are stored already are left alone.
 
@@ -184,18 +96,55 @@ def ingest(
         return
     key = usable_key(key or "")
     common = CommonFields(tenant, tuple(tag or ()), version)
-    began = time.monotonic()
-    try:
+    with service_faults():
+        address = usable_address(url or own_address())
+        if watched:
+            limit = (lambda: DeletionLimit(max_delete, forced=force)) if prune_gone else (lambda: None)
+            groups = [[path] for path in paths] if collection is None else [paths]
+            followers = [
+                Follower(group, common, collection=collection, code=code, limit=limit(), concurrency=concurrency)
+                for group in groups
+            ]
+            _watch(address, key, followers, Journal(as_json=as_json), every)
+            return
+        began = time.monotonic()
         result = asyncio.run(
-            _run(url or own_address(), key, found, common, concurrency, pruned=prune_gone, named=collection is not None)
+            _run(address, key, found, common, concurrency, pruned=prune_gone, named=collection is not None)
         )
+    _report(result, found.skipped, time.monotonic() - began, as_json=as_json)
+
+
+def _watch(url: str, key: str, followers: list[Follower], journal: Journal, every: float) -> None:
+    asyncio.run(until_stopped(watch(url, key, followers, journal, every)))
+    done = journal.counts
+    journal.tell(
+        "stopped", created=done["created"], updated=done["updated"], deleted=done["deleted"], failed=done["failed"]
+    )
+
+
+@contextmanager
+def service_faults() -> Iterator[None]:
+    """Ends the command with one line and the exit code if the service refuses it or is away, and after Ctrl-C."""
+    try:
+        yield
     except Refused as error:
         codes = {Unusable: USAGE_ERROR, ServiceGone: UNREACHABLE}
         raise exit_with(str(error), codes.get(type(error), FAILED)) from None
     except KeyboardInterrupt:
-        typer.echo("Stopped. Run the command again to continue.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    _report(result, found.skipped, time.monotonic() - began, as_json=as_json)
+        raise interrupted() from None
+
+
+def interrupted() -> typer.Exit:
+    """Says how to go on, and returns the exception for the caller to raise."""
+    typer.echo("Stopped. Run the command again to continue.", err=True)
+    return typer.Exit(INTERRUPTED)
+
+
+def usable_address(url: str) -> str:
+    """Returns an address with a known scheme. Raises `Unusable` for others."""
+    if not url.lower().startswith(("http://", "https://")):
+        raise Unusable(f"--url {without_user(url)}: must be http://HOST:PORT or https://HOST:PORT")
+    return url
 
 
 def _list(found: FoundFiles, *, as_json: bool) -> None:
@@ -233,8 +182,6 @@ def summary(result: Result, skipped: int, seconds: float) -> str:
 async def _run(
     url: str, key: str | None, found: FoundFiles, common: CommonFields, concurrency: int, *, pruned: bool, named: bool
 ) -> Result:
-    if not url.lower().startswith(("http://", "https://")):
-        raise Unusable(f"--url {without_user(url)}: must be http://HOST:PORT or https://HOST:PORT")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:

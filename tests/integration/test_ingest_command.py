@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from ragherd.commands import commands
 from ragherd.document_client import DocumentClient, DocumentFile, Refused, connected, find, folder_id, title_of
-from ragherd.ingest import CommonFields, Result, legacy_folders, prune, summary, upload_all
+from ragherd.ingest import summary
+from ragherd.uploads import CommonFields, Result, legacy_folders, prune, upload_all
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
 from tests.support.service import Service
 

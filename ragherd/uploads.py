@@ -1,0 +1,153 @@
+"""Stores files as documents, several at a time, and deletes the documents of files that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ragherd.document_client import (
+    DocumentClient,
+    DocumentFile,
+    FoundFiles,
+    Refused,
+    ServiceGone,
+    legacy_source,
+    title_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CommonFields:
+    """The fields that all files share."""
+
+    tenant: str | None = None
+    tags: tuple[str, ...] = ()
+    version: str | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """`counts` is by outcome: created, updated, unchanged, failed, deleted. `chunks` is the sum over all files.
+
+    `gone`: the service stopped answering.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    chunks: int = 0
+    failures: list[str] = field(default_factory=list)
+    gone: bool = False
+
+
+OnFile = Callable[[DocumentFile, tuple[str, int] | Exception], None]
+"""Gets the outcome and the number of chunks, or why the file is not stored."""
+
+
+async def upload_all(
+    client: DocumentClient,
+    files: Sequence[DocumentFile],
+    common: CommonFields,
+    concurrency: int,
+    on_done: Callable[[Result], None] = lambda result: None,
+    on_file: OnFile = lambda file, outcome: None,
+    read: Callable[[DocumentFile], bytes] = lambda file: file.path.read_bytes(),
+) -> Result:
+    """Uploads files. A refused file does not affect the others. Calls `on_file` and `on_done` after each.
+
+    If the service does not answer within the time limit, the remaining files are not sent.
+    """
+    result, waiting = Result(), iter(files)
+
+    async def upload_files() -> None:
+        for file in waiting:
+            try:
+                outcome, chunks = await _upload(client, file, common, read)
+            except (Refused, OSError) as error:
+                result.counts["failed"] += 1
+                result.failures.append(f"{file.source}: {error}")
+                on_file(file, error)
+                if isinstance(error, ServiceGone):
+                    result.gone = True
+                    return
+            else:
+                result.counts[outcome] += 1
+                result.chunks += chunks
+                on_file(file, (outcome, chunks))
+            on_done(result)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(upload_files())
+    if unsent := sum(1 for _ in waiting):
+        result.counts["failed"] += unsent
+        result.failures.append(f"{unsent:,} more files were not sent")
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """Documents whose files are gone, by source, and the number of all documents of the same folders."""
+
+    folders: tuple[str, ...]
+    ids: dict[str, list[str]]
+    stored: int
+
+    @property
+    def count(self) -> int:
+        """The number of documents whose files are gone."""
+        return sum(map(len, self.ids.values()))
+
+
+async def leftovers(client: DocumentClient, found: FoundFiles, common: CommonFields) -> Leftovers:
+    """Finds documents of the folders or the collection whose files are gone."""
+    prefixes = tuple(f"{folder}/" for folder in found.folders)
+    present = {file.source for file in found.files}
+    ids: dict[str, list[str]] = {}
+    stored = 0
+    for document in await client.all_of(common.tenant):
+        source = document["source"] or ""
+        if source.startswith(prefixes):
+            stored += 1
+            if source not in present:
+                ids.setdefault(source, []).append(document["id"])
+    return Leftovers(found.folders, ids, stored)
+
+
+async def prune(client: DocumentClient, found: FoundFiles, common: CommonFields) -> int:
+    """Deletes documents of the folders or the collection whose files are gone, and returns their number."""
+    gone = await leftovers(client, found, common)
+    for document in (one for ids in gone.ids.values() for one in ids):
+        await client.delete(document)
+    return gone.count
+
+
+async def legacy_folders(client: DocumentClient, found: FoundFiles, common: CommonFields) -> list[str]:
+    """Returns the names of folders whose files an earlier release stored under the folder's name only."""
+    firsts = {file.source.partition("/")[0]: legacy_source(file.source) for file in reversed(found.files)}
+    return [
+        former.partition("/")[0]
+        for folder, former in firsts.items()
+        if folder in found.folders and await client.has(former, common.tenant)
+    ]
+
+
+async def _upload(
+    client: DocumentClient, file: DocumentFile, common: CommonFields, read: Callable[[DocumentFile], bytes]
+) -> tuple[str, int]:
+    if file.source != file.source.encode("utf-8", "replace").decode():
+        raise Refused("the file name is not UTF-8")
+    return await store(client, file, await asyncio.to_thread(read, file), common)
+
+
+async def store(client: DocumentClient, file: DocumentFile, content: bytes, common: CommonFields) -> tuple[str, int]:
+    """Returns the outcome and the number of chunks. Raises `Refused`."""
+    given = {
+        "title": title_of(file, content),
+        "source": file.source,
+        "version": common.version,
+        "tenant": common.tenant,
+    }
+    fields: dict[str, str | list[str]] = {name: value for name, value in given.items() if value is not None}
+    outcome, document = await client.upload(file.path.name, content, {**fields, "tags": list(common.tags)})
+    return outcome, int(document["chunks"])
