@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from api.languages.function_words import ENGLISH
@@ -55,26 +55,28 @@ def _pieces(text: str) -> list[str]:
 def closest(claim: str, passage: str) -> str | None:
     """The sentence of a passage that says what the claim says, or None if none shares a word with it.
 
-    A heading and the header of a table are not quoted: they answer nothing.
+    A heading and the header of a table are not quoted: they answer nothing. A heading tells what the sentences below it
+    are about.
     """
     wanted = terms_of(_CITATION.sub(" ", claim))
-    candidates = _quotable(_pieces(passage[:LONGEST_TEXT]))
-    terms = [terms_of(one) for one in candidates]
+    candidates = list(_quotable(_pieces(passage[:LONGEST_TEXT])))
+    terms = [terms_of(one) | about for one, about in candidates]
     frequency = Counter(term for some in terms for term in some)
     worth = [_shared(wanted, some, frequency) for some in terms]
     best = max(range(len(candidates)), key=lambda place: worth[place], default=None)
-    if best is None or worth[best] == 0 or len(candidates[best]) > LONGEST_QUOTE:
+    if best is None or worth[best] == 0 or len(candidates[best][0]) > LONGEST_QUOTE:
         return None
-    return candidates[best]
+    return candidates[best][0]
 
 
-def _quotable(pieces: Sequence[str]) -> list[str]:
-    followed = zip(pieces, [*pieces[1:], ""], strict=True)
-    return [
-        one
-        for one, after in followed
-        if not (_RULE.fullmatch(one) or _HEADING.match(one) or (after.startswith("|") and _RULE.fullmatch(after)))
-    ]
+def _quotable(pieces: Sequence[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yields the sentences and rows that may be quoted, with the words of the heading above."""
+    about: frozenset[str] = frozenset()
+    for one, after in zip(pieces, [*pieces[1:], ""], strict=True):
+        if _HEADING.match(one):
+            about = terms_of(one)
+        elif not (_RULE.fullmatch(one) or (after.startswith("|") and _RULE.fullmatch(after))):
+            yield one, about
 
 
 def _shared(wanted: frozenset[str], has: frozenset[str], frequency: Counter[str]) -> float:

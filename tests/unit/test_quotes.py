@@ -58,6 +58,11 @@ def test_the_sentence_closest_to_a_question(claim: str, quote: str | None) -> No
     assert closest(claim, PASSAGE) == quote
 
 
+def test_a_heading_tells_what_the_sentences_below_it_are_about() -> None:
+    codes = "## PPR-9046\n\nThe pump turns backwards. Call 366.\n\n## PPR-9047\n\nThe drum jams. Call 367."
+    assert closest("What does PPR-9047 mean?", codes) in ("The drum jams.", "Call 367.")
+
+
 def test_a_language_without_spaces() -> None:
     passage = "食堂は三階にあります。休暇の申請は課長が承認します。"
     assert closest("休暇は誰が承認しますか", passage) == "休暇の申請は課長が承認します。"
