@@ -92,7 +92,7 @@ class Parser:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             env=module_environment({name: os.environ[name] for name in _KEPT if name in os.environ}),
-            process_group=0,
+            start_new_session=True,  # uvloop knows no `process_group`
         )
         try:
             reply, _ = await process.communicate(data)

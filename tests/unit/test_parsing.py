@@ -12,6 +12,7 @@ from typing import Any
 
 import docx
 import pytest
+import uvloop
 from fpdf import FPDF
 from pypdf import PdfReader, PdfWriter
 
@@ -137,6 +138,13 @@ def test_a_missing_end_tag_does_not_close_ignored_elements() -> None:
     assert html.read(page, 1, 100) == Parsed("Text", "Rules")
     for part in ("<button><div>Send</div></button>", "<object><p>No player</p></object>"):
         assert html.read(f"<p>One {part}sentence.</p>", 1, 100).text == "One sentence."
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_process_reads_the_file_on_either_event_loop(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """uvloop accepts fewer arguments for a process."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(parser().parse(b"<p>Text", HTML)).text == "Text"
 
 
 async def test_too_many_pages_are_refused_before_reading() -> None:
