@@ -27,12 +27,19 @@ INVISIBLE: Final = (
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 """Ranges for a regex class: white space, controls, fillers, joiners, direction and variation marks, tags."""
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 BLANK: Final = re.compile(f"[{INVISIBLE}]*+")
 
 
 def is_blank(text: str) -> bool:
     """Returns whether `text` has no visible character."""
     return BLANK.fullmatch(text) is not None
+
+
+def one_line(text: str, longest: int) -> str:
+    """Returns `text` on one line, without control characters and lone surrogates; empty if nothing is visible."""
+    line = _UNPRINTABLE.sub("", " ".join(text.split()))[:longest].strip()
+    return "" if is_blank(line) else line
 
 
 def nfc(text: str) -> str:

@@ -29,7 +29,9 @@ from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, jso
 from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.document_service import OnConflict, Upload
 from api.knowledge.kinds import KINDS, TEXT, media_type
+from api.knowledge.markdown import LONGEST_TITLE
 from api.ports.document_store import Chunk, Document, DocumentFacts, DocumentStatus, Listing
+from api.unicode_text import one_line
 
 SNIFFED_BYTES: Final = 4096
 """Leading bytes of a file that indicate its type."""
@@ -124,9 +126,9 @@ async def _from_form(form: FormData, max_bytes: int) -> Upload:
         raise PayloadTooLarge(f"The file is larger than {max_bytes} bytes.")
     name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
     kind = media_type(name, file.content_type, content[:SNIFFED_BYTES])
-    name = name.encode("utf-8", "replace").decode()
+    name = one_line(name, LONGEST_TITLE)
     facts = about.facts(about.title or "")
-    return Upload(replace(facts, source=facts.source or name.strip()[:2000] or None), content, kind, name)
+    return Upload(replace(facts, source=facts.source or name or None), content, kind, name)
 
 
 PATH: Final = "/documents"

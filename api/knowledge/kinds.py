@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Final
 
 from api.errors import UnsupportedDocument
+from api.unicode_text import one_line
 
 TEXT: Final = "text/plain"
 MARKDOWN: Final = "text/markdown"
@@ -62,7 +63,9 @@ KINDS: Final = frozenset(BY_SUFFIX.values())
 """All kinds."""
 _ARCHIVES: Final = frozenset((PDF, DOCX, ZIP, *OFFICE.values()))
 """Kinds that are not text, or may not be."""
-_BINARY: Final = (b"\x7fELF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x1f\x8b", b"MZ", b"\xd0\xcf\x11\xe0", b"Rar!")
+_BINARY: Final = (b"\x7fELF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x1f\x8b", b"\xd0\xcf\x11\xe0", b"Rar!")
+SHOWN: Final = 200
+"""Characters of a file's name in an error."""
 _READ: Final = f"read are {', '.join(sorted(BY_SUFFIX))}"
 
 
@@ -93,4 +96,4 @@ def _is_binary(head: bytes) -> bool:
 
 
 def _described(file_name: str | None, said: str) -> str:
-    return f"'{file_name}'" if file_name else f"a file of type '{said or 'unknown'}'"
+    return f"'{one_line(file_name, SHOWN)}'" if file_name else f"a file of type '{said or 'unknown'}'"

@@ -362,6 +362,28 @@ async def test_heaps_of_combining_marks_hold_up_no_worker(serve: Service) -> Non
     assert (await ask(client, "e" + "\u0315\u0300" * 3_990))["answer"]
 
 
+@pytest.mark.parametrize(
+    ("name", "status", "kept"),
+    [
+        ("+2AA-.xyz", 415, None),
+        ("a+2AA-.txt", 201, "a.txt"),
+        ("a+AAo-b.txt", 201, "a b.txt"),
+        ("y" * 3000, 201, "y" * 500),
+    ],
+    ids=["unknown kind", "surrogate", "line break", "long"],
+)
+async def test_any_file_name_becomes_one_line_of_text(serve: Service, name: str, status: int, kept: str | None) -> None:
+    client = await serve()
+    part = f'Content-Disposition: form-data; name="file"; filename="{name}"\r\nContent-Type: text/plain'
+    kind = "multipart/form-data; boundary=b; charset=utf-7"
+    body = f"--b\r\n{part}\r\n\r\n{HOLIDAY}\r\n--b--\r\n".replace(
+        "text/plain", "text/x" if status == 415 else "text/plain"
+    )
+    response = await client.post("/documents", content=body.encode(), headers={"Content-Type": kind})
+    assert (response.status_code, response.json().get("source")) == (status, kept)
+    assert kept is None or response.json()["title"] == kept
+
+
 async def test_a_file_of_the_same_name_replaces_by_default(serve: Service) -> None:
     client = await serve()
 

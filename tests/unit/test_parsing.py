@@ -309,6 +309,7 @@ async def test_the_title_of_markdown_is_its_first_heading(text: str, title: str 
         (None, "text/html; charset=utf-8", b"<p>", HTML),
         ("a.txt", "application/pdf", b"%PDF-1.7", PDF),
         ("A.DOCX", None, b"PK\x03\x04", DOCX),
+        ("a.txt", None, b"MZ-700: a computer of 1982", TEXT),
     ],
 )
 def test_the_media_type_comes_from_content_then_name_then_header(
