@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from io import BytesIO
 from typing import Final
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from api.errors import PayloadTooLarge, RagherdError, UnreadableDocument
 from api.knowledge import html
-from api.knowledge.kinds import HTML, media_type
-from api.knowledge.plain_text import Parsed, too_long
+from api.knowledge.kinds import HTML, TEXT, media_type
+from api.knowledge.plain_text import Parsed, decoded, too_long
+from api.unicode_text import one_line
 
 Read = Callable[[bytes, str, int], Parsed]
 """Reads a contained file: its bytes, its kind, the most characters."""
@@ -21,42 +23,51 @@ MAX_ENTRIES: Final = 500
 MAX_UNPACKED: Final = 100 * 1024 * 1024
 MAX_DEPTH: Final = 3
 """Archives in e-mails in archives."""
-SNIFFED_BYTES: Final = 1024
+SNIFFED_BYTES: Final = 4096
+LONGEST_NAME: Final = 200
+ASCII: Final = ("us-ascii", "ascii")
+"""Encodings that messages name by default."""
 HEADERS: Final = ("From", "To", "Cc", "Date")
 
 
 @dataclass(slots=True)
 class _Contents:
-    """What was read so far, at most `characters`."""
+    """What was read so far, at most `most` characters."""
 
-    characters: int
+    most: int
+    characters: int = 0
     parts: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     def add(self, heading: str, text: str) -> None:
         """Raises `PayloadTooLarge`."""
-        self.characters -= len(text)
-        if self.characters < 0:
-            raise too_long(sum(map(len, self.parts)))
+        self.characters += len(text)
+        if self.characters > self.most:
+            raise too_long(self.most)
         if text.strip():
             self.parts.append(f"# {heading}\n\n{text.strip()}" if heading else text.strip())
 
     def add_file(self, name: str, declared: str, data: bytes, read: Read) -> None:
-        """Adds a file under a heading with its name. One that cannot be read is left out."""
+        """Adds a file under a heading with its name. One that cannot be read is left out.
+
+        Raises `PayloadTooLarge`.
+        """
+        heading = one_line(name, LONGEST_NAME) or "unnamed"
         try:
             kind = media_type(name, declared, data[:SNIFFED_BYTES])
-            self.add(name, read(data, kind, self.characters).text)
-        except PayloadTooLarge:
-            raise
+            self.add(heading, read(data, kind, self.most - self.characters).text)
+        except PayloadTooLarge as error:
+            raise PayloadTooLarge(f"'{heading}': {error.detail}") from None
         except RagherdError:
-            self.left_out.append(name)
+            self.left_out.append(heading)
 
     def warnings(self) -> tuple[str, ...]:
         """Names the files that are left out."""
         if not self.left_out:
             return ()
         named = ", ".join(self.left_out[:10]) + (" ..." if len(self.left_out) > 10 else "")
-        return (f"{len(self.left_out)} files were left out: {named}.",)
+        count = len(self.left_out)
+        return (f"{count} file{'s were' if count > 1 else ' was'} left out: {named}.",)
 
 
 def read_zip(data: bytes, characters: int, read: Read) -> Parsed:
@@ -71,6 +82,8 @@ def read_zip(data: bytes, characters: int, read: Read) -> Parsed:
                 contents.add_file(entry.filename, "", archive.read(entry), read)
     except BadZipFile as error:
         raise UnreadableDocument(f"The archive is damaged: {error}") from None
+    except NotImplementedError as error:
+        raise UnreadableDocument(f"The archive cannot be unpacked: {error}.") from None
     except RuntimeError:  # zipfile's error for a password
         raise UnreadableDocument("The archive is encrypted. Remove its password.") from None
     if not contents.parts:
@@ -95,31 +108,61 @@ def _is_hidden(path: str) -> bool:
 
 def read_email(data: bytes, characters: int, read: Read) -> Parsed:
     """Sender, recipients, date and body, then each attachment under a heading. The subject is the title."""
-    message = message_from_bytes(data, policy=policy.default)
+    message = message_from_bytes(data.removeprefix(BOM_UTF8), policy=policy.default)
     if not isinstance(message, EmailMessage) or not (message["From"] or message["Subject"]):
         raise UnreadableDocument("The file is not an e-mail: it has no headers.")
     contents = _Contents(characters)
     subject = " ".join(str(message["Subject"] or "").split())
     contents.add(subject, "\n".join(f"{name}: {message[name]}" for name in HEADERS if message[name]))
-    contents.add("", _body(message))
-    for attachment in message.iter_attachments():
-        name = attachment.get_filename() or "attachment"
-        contents.add_file(name, attachment.get_content_type(), _bytes(attachment), read)
+    body = message.get_body(preferencelist=("plain", "html"))
+    if body is not None:
+        contents.add("", _text(body))
+    for part in _files(message, body):
+        name = part.get_filename()
+        if name or part.get_content_type() not in (TEXT, HTML):
+            contents.add_file(name or "attachment", part.get_content_type(), _bytes(part), read)
+        else:
+            contents.add("", _text(part))
     return Parsed("\n\n".join(contents.parts), subject or None, warnings=contents.warnings())
 
 
-def _body(message: EmailMessage) -> str:
-    body = message.get_body(preferencelist=("plain", "html"))
-    if body is None:
-        return ""
-    text = str(body.get_content())
-    return html.read(text, 0, 0).text if body.get_content_type() == HTML else text
+def _files(part: MIMEPart, body: MIMEPart | None, *, is_repeated: bool = False) -> Iterator[MIMEPart]:
+    """The parts besides the body, in order: attachments, and further texts, which some programs put behind them.
+
+    Without the pictures of a page, and without what repeats a text in another format (`is_repeated`).
+    """
+    kind = part.get_content_type()
+    if part is body:
+        return
+    if part.get_content_maintype() != "multipart" or not part.is_multipart():
+        if not is_repeated or part.is_attachment() or kind not in (TEXT, HTML):
+            yield part
+        return
+    if kind == "multipart/alternative" and not any(one is body for one in part.walk()):
+        body = part.get_body(preferencelist=("plain", "html"))
+        if body is not None:
+            yield body
+    for inner in part.iter_parts():
+        is_picture = kind == "multipart/related" and inner.get_content_maintype() == "image"
+        if isinstance(inner, MIMEPart) and (not is_picture or inner.is_attachment()):
+            yield from _files(inner, body, is_repeated=is_repeated or kind == "multipart/alternative")
 
 
-def _bytes(attachment: EmailMessage) -> bytes:
+def _text(part: MIMEPart) -> str:
+    """The text of a part. Many messages name another encoding than theirs, or none."""
+    said = part.get_content_charset()
+    data = _bytes(part)
+    try:
+        text = decoded(data, None if said in ASCII else "cp1252" if said in html.LATIN else said)
+    except UnreadableDocument:
+        text = data.decode("utf-8", "replace")
+    return html.read(text, 0, 0).text if part.get_content_type() == HTML else text
+
+
+def _bytes(attachment: MIMEPart) -> bytes:
     """A message in a message has no bytes of its own."""
     content = attachment.get_payload(decode=True)
     if isinstance(content, bytes):
         return content
     parts = attachment.get_payload() if attachment.is_multipart() else ()
-    return b"".join(bytes(part) for part in parts if isinstance(part, EmailMessage))
+    return b"".join(bytes(part) for part in parts if isinstance(part, MIMEPart))

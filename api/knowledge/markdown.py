@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from typing import Any, Final
 
 import yaml
 
-FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(.{0,65536}?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-"""YAML at the start of the text."""
+from api.unicode_text import one_line
+
+FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(.{0,16384}?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+"""YAML at the start of the text. More would take seconds."""
 FENCED: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
 """Code, where lookalikes of headings are comments."""
 LONGEST_TITLE: Final = 500
+LONGEST_TAG: Final = 100
+LONGEST_DATE: Final = 40
 MAX_TAGS: Final = 20
 _SETEXT: Final = re.compile(
     r"(?:(?<=\n\n)|\A\n?)(?! {0,3}(?:[#>|*+-]|\d{1,9}[.)]))( {0,3}\S.*)\n {0,3}(=+|-{2,})[ \t]*(?=\n|\Z)"
 )
 """A heading underlined with `=` or `-`."""
+_NOTHING: Final = ("", "~", "null")
+"""A value that is not given, in YAML."""
 _TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*)")
 
 
@@ -40,28 +45,33 @@ def read(text: str) -> Markdown:
         body = _outside_code(text, _evened)
         return Markdown(body, first_heading(body))
     body = _outside_code(text[found.end() :], _evened).lstrip("\n")
-    day = front.get("date")
-    if isinstance(day, date | str) and str(day).strip():
-        body = f"Date: {str(day).strip()[:40]}\n\n{body}"
-    return Markdown(body, _line(front.get("title")) or first_heading(body), _tags(front.get("tags")))
+    if day := _line(front.get("date"), LONGEST_DATE):
+        body = f"Date: {day}\n\n{body}"
+    title = _line(front.get("title"), LONGEST_TITLE)
+    return Markdown(body, title or first_heading(body), _tags(front.get("tags")))
 
 
 def _front_matter(source: str) -> dict[str, Any] | None:
-    """None if it is not a mapping: then it is text between two rules."""
+    """None if it is not a mapping: then it is text between two rules.
+
+    Every value stays the text that the author wrote. Loaders that make numbers and dates of it fail on some texts, each
+    with another error.
+    """
     try:
-        front = yaml.safe_load(source)
+        front = yaml.load(source, yaml.BaseLoader)  # noqa: S506 - makes lists, mappings and strings only
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return {str(name).lower(): value for name, value in front.items()} if isinstance(front, dict) else None
 
 
-def _line(value: object) -> str | None:
-    return " ".join(str(value).split())[:LONGEST_TITLE] or None if isinstance(value, str | int | float) else None
+def _line(value: object, longest: int) -> str | None:
+    said = one_line(value, longest) if isinstance(value, str) else ""
+    return None if said in _NOTHING else said
 
 
 def _tags(value: object) -> tuple[str, ...]:
     listed = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
-    tags = [tag for one in listed if (tag := _line(one))]
+    tags = [tag for one in listed if (tag := _line(one, LONGEST_TAG))]
     return tuple(dict.fromkeys(tags))[:MAX_TAGS]
 
 

@@ -18,9 +18,11 @@ from api.errors import PayloadTooLarge, UnreadableDocument
 from api.knowledge.kinds import CSV, DOCX, EMAIL, HTML, PDF, PLAIN, TSV, ZIP
 from api.knowledge.markdown import LONGEST_TITLE
 from api.knowledge.plain_text import Parsed, read_table, read_text, tidied, too_long
+from api.unicode_text import one_line
 
 MEMORY: Final = 1024 * 1024 * 1024
 """Bytes of address space."""
+LONGEST_WARNING: Final = 2_000
 Reader = Callable[[bytes, int, int], Parsed]
 """Takes the file, the most pages and the most characters."""
 
@@ -43,7 +45,9 @@ def read(data: bytes, read_file: Reader, pages: int, characters: int) -> dict[st
         parsed = read_file(data, pages, characters)
         text = tidied(parsed.text)
         starts = parsed.page_starts if text == parsed.text else ()
-        parsed = replace(parsed, text=text, title=_title(parsed.title), page_starts=starts)
+        title = one_line(parsed.title or "", LONGEST_TITLE) or None
+        warnings = tuple(one_line(warning, LONGEST_WARNING) for warning in parsed.warnings)
+        parsed = replace(parsed, text=text, title=title, warnings=warnings, page_starts=starts)
         if len(parsed.text) > characters:  # refused here already: nested lists grow with each indent
             raise too_long(characters)
     except PayloadTooLarge as error:
@@ -62,7 +66,7 @@ def reader(media_type: str, languages: str, depth: int = 0) -> Reader:
     if media_type in PLAIN:
         return lambda data, _, __: read_text(data, media_type)
     if media_type in (CSV, TSV):
-        return lambda data, _, __: read_table(data, media_type)
+        return lambda data, _, characters: read_table(data, media_type, characters)
     if media_type in (ZIP, EMAIL):
         return _container_reader(media_type, languages, depth)
     if media_type == PDF:
@@ -96,10 +100,6 @@ def _container_reader(media_type: str, languages: str, depth: int) -> Reader:
         return read(data, characters, read_one)
 
     return read_all
-
-
-def _title(title: str | None) -> str | None:
-    return tidied(title)[:LONGEST_TITLE] or None if title else None
 
 
 def _line(error: Exception) -> str:

@@ -61,7 +61,7 @@ def joined(pages: Sequence[str]) -> tuple[str, tuple[int, ...]]:
 
 
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
 _BLANK: Final = re.compile(r"\n[ \t]*+(?:\n[ \t]*+){2,}+")
 GUESSED_FROM: Final = 256 * 1024
 """Bytes from which the encoding is guessed."""
@@ -89,10 +89,10 @@ def in_a_fence(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
-def read_table(data: bytes, media_type: str) -> Parsed:
+def read_table(data: bytes, media_type: str, characters: int) -> Parsed:
     """A table of comma- or tab-separated values as Markdown. The first row is its header.
 
-    Raises `UnreadableDocument`.
+    Raises `UnreadableDocument`, `PayloadTooLarge`.
     """
     text = tidied(decoded(data))
     delimiter = "\t" if media_type == TSV else max(DELIMITERS, key=text.partition("\n")[0].count)
@@ -101,6 +101,8 @@ def read_table(data: bytes, media_type: str) -> Parsed:
     except csv.Error as error:
         raise UnreadableDocument(f"The table cannot be read: {error}.") from None
     width = max(map(len, rows), default=0)
+    if 3 * width * len(rows) > characters:  # checked first: one long row makes all others as long
+        raise too_long(characters)
     lines = ["| " + " | ".join(map(_cell, (*row, *[""] * (width - len(row))))) + " |" for row in rows]
     lines[1:1] = ["|" + " --- |" * width] if rows else []
     return Parsed("\n".join(lines))
@@ -160,7 +162,7 @@ def _guess(data: bytes) -> str | None:
 
 
 def tidied(text: str) -> str:
-    """NFC, lines that end in a line feed, no control characters, at most two blank lines in a row."""
+    """NFC, lines that end in a line feed, no control characters or lone surrogates, two blank lines at most."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return _BLANK.sub("\n\n\n", _CONTROL.sub("", nfc(lines))).strip()
 

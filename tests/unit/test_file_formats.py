@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api.errors import UnsupportedDocument
-from api.knowledge import kinds, parse_process
+from api.knowledge import kinds, parse_process, plain_text
 from api.knowledge.containers import MAX_DEPTH, MAX_ENTRIES
 from api.knowledge.kinds import CODE, CSV, EMAIL, TSV, ZIP, media_type
 
@@ -84,10 +84,97 @@ def test_a_field_longer_than_csv_allows_is_a_clear_error() -> None:
     assert "unreadable" in read(b'a\n"' + b"x" * 200_000 + b'"\n', CSV, 1_000_000)
 
 
+def test_a_table_that_one_long_row_makes_large_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(plain_text, "_cell")  # no cell is written
+    table = b",".join([b"x"] * 1_000) + b"\n" + b"a\n" * 1_000
+    assert "too_large" in read(table, CSV, 1_000_000)
+
+
 def test_an_archive_names_what_it_leaves_out() -> None:
     found = read(archive({"a.txt": b"One.", "b.png": b"\x89PNG", ".git/config": b"x", "c.docx": b"no"}), ZIP)
     assert found["text"] == "# a.txt\n\nOne."
     assert found["warnings"] == ("2 files were left out: b.png, c.docx.",)
+
+
+def test_names_of_contained_files_stay_short_and_on_one_line() -> None:
+    long = "y" * 50_000
+    found = read(
+        archive({"a\n\n# Forged\n.txt": b"One.", **{f"{long}{number}.bin": b"x" for number in range(12)}}), ZIP
+    )
+    assert found["text"] == "# a # Forged .txt\n\nOne."
+    assert len(found["warnings"][0]) <= parse_process.LONGEST_WARNING
+
+
+def test_an_archive_that_no_password_would_open_does_not_ask_to_remove_one() -> None:
+    data = bytearray(archive({"a.txt": b"One."}))
+    data[8] = data[data.index(b"PK\x01\x02") + 10] = 9  # the method Deflate64
+    assert "compression method" in read(bytes(data), ZIP)["unreadable"]
+
+
+def test_an_archive_with_too_much_text_names_the_file_and_the_limit() -> None:
+    found = read(archive({"a.txt": b"word " * 100, "b.txt": b"word " * 100}), ZIP, 600)
+    assert found == {"too_large": "'b.txt': Its text is longer than 600 characters."}
+
+
+HEAD = b"From: a@example.com\nSubject: Hello\nMIME-Version: 1.0\n"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "text/plain; charset=us-ascii", "text/plain; charset=x-unknown"])
+def test_a_mail_with_a_wrong_charset_or_none_is_read(kind: str) -> None:
+    mail = HEAD + f"Content-Type: {kind}\nContent-Transfer-Encoding: 8bit\n\nDie Größe.".encode()
+    assert read(mail, EMAIL)["text"].endswith("Die Größe.")
+    assert read(b"\xef\xbb\xbf" + mail, EMAIL)["title"] == "Hello"
+
+
+def test_lone_surrogates_of_a_charset_do_not_end_the_reader() -> None:
+    found = read(HEAD + b"Content-Type: text/plain; charset=utf-7\n\n+2AA-abc", EMAIL)
+    assert found["text"].endswith("\n\nabc")
+
+
+MAIL_IN_PARTS = """Content-Type: multipart/alternative; boundary=A
+
+--A
+Content-Type: text/plain
+
+Plain words.
+--A
+Content-Type: multipart/mixed; boundary=B
+
+--B
+Content-Type: text/html
+
+<p>The same in HTML.
+--B
+Content-Type: text/csv; name="n.csv"
+Content-Disposition: attachment; filename="n.csv"
+
+a,b
+--B
+Content-Type: application/pdf; name="s.pdf"
+
+no
+--B--
+--A--
+"""
+"""As Apple's Mail writes it: the attachments are parts of an alternative."""
+
+
+def test_attachments_are_found_wherever_the_mail_has_them() -> None:
+    found = read(HEAD + MAIL_IN_PARTS.encode(), EMAIL)
+    assert found["text"].endswith("Plain words.\n\n# n.csv\n\n| a | b |\n| --- | --- |")
+    assert found["warnings"] == ("1 file was left out: s.pdf.",)
+
+
+def test_a_text_behind_the_body_is_kept_and_a_repeated_one_is_not() -> None:
+    mail = EmailMessage()
+    mail["Subject"], mail["From"] = "Hello", "a@example.com"
+    mail.set_content("First.")
+    mail.add_alternative("<p>First again.", subtype="html")
+    mail.make_mixed()
+    footer = EmailMessage()
+    footer.set_content("The list's footer.")
+    mail.attach(footer)
+    assert read(bytes(mail), EMAIL)["text"].split("\n\n")[2:] == ["First.", "The list's footer."]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from api.knowledge import parse_process, pdf
 from api.knowledge.kinds import DOCX, HTML, MARKDOWN, PDF, TEXT
 from api.knowledge.markdown import read as read_markdown
 from api.knowledge.pdf import PLACEHOLDER
+from api.knowledge.plain_text import read_text
 
 DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
 KINDS = {".pdf": PDF, ".docx": DOCX, ".html": HTML, ".md": MARKDOWN, ".txt": TEXT}
@@ -153,6 +154,23 @@ def test_front_matter_gives_title_tags_and_date() -> None:
 @pytest.mark.parametrize("text", ["---\nA rule above.\n---\n\nText.", "---\n: [\n---\nText.", "---\nno end", "--- x\n"])
 def test_rules_and_broken_front_matter_stay_text(text: str) -> None:
     assert read_markdown(text).text == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"0x{'f' * 6000}", ":".join(["1"] * 4000), f"{':'.join(['1'] * 400)}.5", "!!int ''", "!!bool maybe",
+        "!!timestamp x", '"\\ud800"', '"\\0"', '"a\\n\\n# b"', "[" * 5000, "x" * 5000,
+    ],
+)  # fmt: skip
+def test_no_value_of_front_matter_fails_or_gives_what_is_not_text(value: str) -> None:
+    found = read_text(f"---\ntitle: {value}\ntags: [{value}]\ndate: {value}\n---\nText.".encode(), MARKDOWN)
+    for line in filter(None, (found.title, *found.tags)):
+        assert line.encode().isascii()
+        assert line.isprintable()
+        assert len(line) <= 500
+    assert "\ud800" not in found.text
+    assert max(map(len, found.tags), default=0) <= 100
 
 
 def test_code_in_markdown_is_not_changed() -> None:
