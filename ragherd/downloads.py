@@ -127,7 +127,9 @@ class Downloads:
             content = await _content(response, max_bytes)
             headers = response.headers
             name = file_name(url, headers.get("content-type", ""))
-            return Download(str(url), name, content, headers.get("etag"), headers.get("last-modified"))
+            return Download(
+                str(url), name, content, _sendable(headers.get("etag")), _sendable(headers.get("last-modified"))
+            )
 
     def _check(self, url: httpx.URL) -> None:
         if url.scheme not in {"http", "https"} or not url.host:
@@ -190,6 +192,11 @@ async def _content(response: httpx.Response, max_bytes: int) -> bytes:
         if len(content) > max_bytes:
             raise too_large
     return bytes(content)
+
+
+def _sendable(value: str | None) -> str | None:
+    """Returns a validator, or None for one that no header can carry."""
+    return value if value is not None and value.isascii() and value.isprintable() else None
 
 
 def _origin(url: httpx.URL) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,8 @@ from typing import Final, NamedTuple
 
 from ragherd.document_client import DocumentClient, DocumentFile, FoundFiles, ServiceGone, find
 from ragherd.journal import Journal
-from ragherd.uploads import CommonFields, Leftovers, leftovers, upload_all
+from ragherd.uploads import CommonFields, DeletionLimit, Leftovers, leftovers, upload_all
 
-MAX_DELETE: Final = 0.2
-WINDOW_SECONDS: Final = 3600.0
-"""A folder that disappears bit by bit must not lose a share of its documents in each round."""
 RETRY_SECONDS: Final = 600.0
 """Until an unchanged file that was refused is sent again."""
 
@@ -41,34 +37,6 @@ def stamp_of(path: Path) -> Stamp:
 def due(before: Mapping[str, Stamp], now: Mapping[str, Stamp], known: Mapping[str, Stamp]) -> list[str]:
     """Returns the sources that are whole, unchanged since the scan before, and not known to the service yet."""
     return [source for source, stamp in now.items() if before.get(source) == stamp != known.get(source)]
-
-
-class DeletionLimit:
-    """Limits how many documents are deleted within an hour, as a share of those stored. No I/O."""
-
-    def __init__(self, share: float, *, forced: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        self.share = share
-        self._forced = forced
-        self._clock = clock
-        self._deleted: deque[tuple[float, int]] = deque()
-
-    def allows(self, count: int, stored: int) -> bool:
-        """Returns whether `count` of `stored` documents may be deleted now."""
-        while self._deleted and self._deleted[0][0] <= self._clock() - WINDOW_SECONDS:
-            self._deleted.popleft()
-        recent = sum(number for _, number in self._deleted)
-        return self._forced or recent + count <= self.share * (recent + stored) + 1e-9
-
-    def deleted(self, count: int) -> None:
-        """Charges deleted documents."""
-        self._deleted.append((self._clock(), count))
-
-    def refusal(self, count: int, stored: int) -> str:
-        """Returns why `allows` says no, in one line."""
-        return (
-            f"{count:,} of {stored:,} documents have no file any more: "
-            f"more than --max-delete {self.share:g} allows within an hour. --force deletes them"
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         """Connects to the first admitted address that answers. Raises `httpcore.ConnectError` if there is none."""
         try:
             addresses = await self._resolve(host, port)
-        except OSError as error:
-            raise httpcore.ConnectError(f"{host} is not found: {error.strerror}") from None
+        except (OSError, UnicodeError) as error:  # the second: a name that no host can have
+            raise httpcore.ConnectError(f"{host} is not found: {getattr(error, 'strerror', None) or error}") from None
         admitted = [address for address in addresses if self._allowed.admits(host, address)]
         failure: Exception = httpcore.ConnectError(
             f"{host} has the private address {', '.join(addresses)}: write allow-private behind its URL to use it"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 from rich.console import Console
@@ -25,20 +25,33 @@ from ragherd.document_client import (
     find,
 )
 from ragherd.exits import FAILED, INTERRUPTED, UNREACHABLE, USAGE_ERROR, exit_with
-from ragherd.follow import MAX_DELETE, DeletionLimit, Follower
+from ragherd.follow import Follower
 from ragherd.journal import Journal, until_stopped
 from ragherd.service_client import KEY_VARIABLE, Url, own_address, print_document, usable_key, without_user
-from ragherd.uploads import CommonFields, Result, legacy_folders, prune, upload_all
+from ragherd.uploads import (
+    MAX_DELETE,
+    CommonFields,
+    DeletionLimit,
+    Result,
+    TooManyGone,
+    legacy_folders,
+    prune,
+    upload_all,
+)
 from ragherd.watch import watch
 
 KEY_VARIABLES: Final = [KEY_VARIABLE, "RAGHERD_KEY"]
 """The second is the name in earlier releases."""
 OUTCOMES: Final = ("created", "updated", "unchanged", "failed", "deleted")
 MaxDelete = Annotated[
-    float,
-    typer.Option(min=0, max=1, help="With --watch and --prune: largest share of the documents deleted in an hour."),
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help=f"Largest share of the documents that --prune deletes in an hour. Default: {MAX_DELETE} with --watch.",
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="With --watch and --prune: delete more than --max-delete.")]
+Force = Annotated[bool, typer.Option("--force", help="Delete more than --max-delete.")]
 LEGACY_HINT: Final = (
     "An earlier release stored documents as '{folder}/...', which would stay as duplicates: "
     "use --collection {folder} to update them, or delete them."
@@ -76,7 +89,7 @@ def ingest(
         bool, typer.Option("--watch", help="Follow the folders until Ctrl-C or SIGTERM. One line an event.")
     ] = False,
     every: Annotated[float, typer.Option(min=0.05, max=3600, help="With --watch: seconds between two looks.")] = 3.0,
-    max_delete: MaxDelete = MAX_DELETE,
+    max_delete: MaxDelete = None,
     force: Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, and store nothing.")] = False,
     as_json: Annotated[
@@ -99,18 +112,24 @@ def ingest(
     with service_faults():
         address = usable_address(url or own_address())
         if watched:
-            limit = (lambda: DeletionLimit(max_delete, forced=force)) if prune_gone else (lambda: None)
+            share = (MAX_DELETE if max_delete is None else max_delete) if prune_gone else None
             groups = [[path] for path in paths] if collection is None else [paths]
             followers = [
-                Follower(group, common, collection=collection, code=code, limit=limit(), concurrency=concurrency)
+                Follower(
+                    group,
+                    common,
+                    collection=collection,
+                    code=code,
+                    limit=limited(share, forced=force),
+                    concurrency=concurrency,
+                )
                 for group in groups
             ]
             _watch(address, key, followers, Journal(as_json=as_json), every)
             return
         began = time.monotonic()
-        result = asyncio.run(
-            _run(address, key, found, common, concurrency, pruned=prune_gone, named=collection is not None)
-        )
+        pruning = Pruning(prune_gone, limited(max_delete, forced=force))
+        result = asyncio.run(_run(address, key, found, common, concurrency, pruning, named=collection is not None))
     _report(result, found.skipped, time.monotonic() - began, as_json=as_json)
 
 
@@ -120,6 +139,18 @@ def _watch(url: str, key: str, followers: list[Follower], journal: Journal, ever
     journal.tell(
         "stopped", created=done["created"], updated=done["updated"], deleted=done["deleted"], failed=done["failed"]
     )
+
+
+def limited(share: float | None, *, forced: bool) -> DeletionLimit | None:
+    """Returns a new limit, or None without a share."""
+    return None if share is None else DeletionLimit(share, forced=forced)
+
+
+class Pruning(NamedTuple):
+    """Whether documents without a file are deleted, and how many at most."""
+
+    wanted: bool
+    limit: DeletionLimit | None
 
 
 @contextmanager
@@ -180,7 +211,14 @@ def summary(result: Result, skipped: int, seconds: float) -> str:
 
 
 async def _run(
-    url: str, key: str | None, found: FoundFiles, common: CommonFields, concurrency: int, *, pruned: bool, named: bool
+    url: str,
+    key: str | None,
+    found: FoundFiles,
+    common: CommonFields,
+    concurrency: int,
+    pruning: Pruning,
+    *,
+    named: bool,
 ) -> Result:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
@@ -199,5 +237,8 @@ async def _run(
                 progress.update(task, completed=done, description=f"Documents ({result.chunks:,} chunks)")
 
             result = await upload_all(client, found.files, common, concurrency, show)
-            result.counts["deleted"] = await prune(client, found, common) if pruned else 0
+            try:
+                result.counts["deleted"] = await prune(client, found, common, pruning.limit) if pruning.wanted else 0
+            except TooManyGone as error:
+                result.failures.append(str(error))
             return result

@@ -17,6 +17,8 @@ import typer
 from ragherd.service_client import clean
 
 T = TypeVar("T")
+MAX_FAILURES: Final = 1000
+"""Failures that are kept for a report. A command may run for months."""
 STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -36,7 +38,7 @@ class Journal:
         """Prints one event, such as `created` with the `source` of the document."""
         self.counts[event] += 1
         self.chunks += figures.get("chunks", 0)
-        if event in {"failed", "held"}:
+        if event in {"failed", "held"} and len(self.failures) < MAX_FAILURES:
             self.failures.append(": ".join(filter(None, (source, why))))
         if not self._quiet:
             line = _json if self._as_json else _text

@@ -27,13 +27,13 @@ from ragherd.document_client import (
 )
 from ragherd.downloads import USER_AGENT, Download, Downloads, FileGone, NotFetched, validators_of
 from ragherd.exits import FAILED, USAGE_ERROR, exit_with
-from ragherd.follow import MAX_DELETE, DeletionLimit, Follower
+from ragherd.follow import Follower
 from ragherd.guarded_http import AllowedHosts, guarded_client
-from ragherd.ingest import KEY_VARIABLES, interrupted, service_faults, usable_address
+from ragherd.ingest import KEY_VARIABLES, interrupted, limited, service_faults, usable_address
 from ragherd.journal import Journal, until_stopped
 from ragherd.service_client import Url, own_address, print_document, usable_key
 from ragherd.sync_list import InvalidList, Listed, SyncState, parse
-from ragherd.uploads import CommonFields, store
+from ragherd.uploads import MAX_DELETE, CommonFields, DeletionLimit, store
 from ragherd.watch import Backoff, Pause
 
 SETTLE_SECONDS: Final = 2.0
@@ -67,7 +67,7 @@ class SyncPlan:
 
     def limit(self) -> DeletionLimit | None:
         """Returns a new limit, or None if nothing is deleted."""
-        return None if self.limit_share is None else DeletionLimit(self.limit_share, forced=self.forced)
+        return limited(self.limit_share, forced=self.forced)
 
     def fields_of(self, one: Listed) -> CommonFields:
         """Returns the fields of a line's documents."""
@@ -295,10 +295,11 @@ def sync(
 class SyncRuns:
     """The rounds of one command, and what it prints."""
 
-    def __init__(self, plan: SyncPlan, state: SyncState, *, as_json: bool) -> None:
+    def __init__(self, plan: SyncPlan, state: SyncState, *, as_json: bool, pause: Pause = asyncio.sleep) -> None:
         self._plan = plan
         self._state = state
         self._as_json = as_json
+        self._pause = pause
         self.journal = Journal(as_json=as_json, quiet=as_json)
         self._began = time.monotonic()
 
@@ -309,7 +310,7 @@ class SyncRuns:
             web = await stack.enter_async_context(guarded_client(allowed, USER_AGENT))
             client = await stack.enter_async_context(connected(url, key, max_outage=MAX_OUTAGE_SECONDS))
             downloads = Downloads(web, allowed, max_bytes, timeout)
-            following = Sync(self._plan, url, client, downloads, allowed, self._state, self.journal)
+            following = Sync(self._plan, url, client, downloads, allowed, self._state, self.journal, self._pause)
             if every is None:
                 await self._round(following)
                 return True
@@ -321,7 +322,7 @@ class SyncRuns:
                     following.forget()
                     self.journal.tell("failed", why=str(error))
                     self._report()
-                await asyncio.sleep(backoff.next())
+                await self._pause(backoff.next())
 
     async def _round(self, following: Sync) -> None:
         self.journal.begin()

@@ -131,6 +131,10 @@ class Validators:
         return {name: value for name, value in given.items() if value is not None}
 
 
+def _are_texts(values: Collection[object]) -> bool:
+    return all(value is None or (isinstance(value, str) and value.isascii()) for value in values)
+
+
 class SyncState(Mapping[str, Validators]):
     """The validators of each URL, in a file. Losing the file costs one download of each URL."""
 
@@ -140,7 +144,8 @@ class SyncState(Mapping[str, Validators]):
         self._changed = False
         self._urls: dict[str, Validators] = {}
         with suppress(OSError, ValueError, TypeError, AttributeError):
-            self._urls = {url: Validators(**one) for url, one in json.loads(path.read_text("utf-8"))["urls"].items()}
+            found = json.loads(path.read_text("utf-8"))["urls"].items()
+            self._urls = {url: Validators(**one) for url, one in found if _are_texts(one.values())}
 
     def __getitem__(self, url: str) -> Validators:
         return self._urls[url]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from ragherd.document_client import (
     DocumentClient,
@@ -16,6 +18,10 @@ from ragherd.document_client import (
     legacy_source,
     title_of,
 )
+
+MAX_DELETE: Final = 0.2
+WINDOW_SECONDS: Final = 3600.0
+"""A folder that disappears bit by bit must not lose a share of its documents in each round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,34 @@ async def upload_all(
     return result
 
 
+class DeletionLimit:
+    """Limits how many documents are deleted within an hour, as a share of those stored. No I/O."""
+
+    def __init__(self, share: float, *, forced: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self.share = share
+        self._forced = forced
+        self._clock = clock
+        self._deleted: deque[tuple[float, int]] = deque()
+
+    def allows(self, count: int, stored: int) -> bool:
+        """Returns whether `count` of `stored` documents may be deleted now."""
+        while self._deleted and self._deleted[0][0] <= self._clock() - WINDOW_SECONDS:
+            self._deleted.popleft()
+        recent = sum(number for _, number in self._deleted)
+        return self._forced or recent + count <= self.share * (recent + stored) + 1e-9
+
+    def deleted(self, count: int) -> None:
+        """Charges deleted documents."""
+        self._deleted.append((self._clock(), count))
+
+    def refusal(self, count: int, stored: int) -> str:
+        """Returns why `allows` says no, in one line."""
+        return (
+            f"{count:,} of {stored:,} documents have no file any more: "
+            f"more than --max-delete {self.share:g} allows within an hour. --force deletes them"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Leftovers:
     """Documents whose files are gone, by source, and the number of all documents of the same folders."""
@@ -114,9 +148,20 @@ async def leftovers(client: DocumentClient, found: FoundFiles, common: CommonFie
     return Leftovers(found.folders, ids, stored)
 
 
-async def prune(client: DocumentClient, found: FoundFiles, common: CommonFields) -> int:
-    """Deletes documents of the folders or the collection whose files are gone, and returns their number."""
+class TooManyGone(Refused):
+    """More documents have lost their files than may be deleted."""
+
+
+async def prune(
+    client: DocumentClient, found: FoundFiles, common: CommonFields, limit: DeletionLimit | None = None
+) -> int:
+    """Deletes documents of the folders or the collection whose files are gone, and returns their number.
+
+    Raises `TooManyGone`, and deletes nothing, if the limit does not allow it.
+    """
     gone = await leftovers(client, found, common)
+    if limit is not None and not limit.allows(gone.count, gone.stored):
+        raise TooManyGone(limit.refusal(gone.count, gone.stored))
     for document in (one for ids in gone.ids.values() for one in ids):
         await client.delete(document)
     return gone.count

@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ragherd.document_client import DocumentClient, connected
-from ragherd.follow import DeletionLimit, Follower
+from ragherd.document_client import DocumentClient, connected, find
+from ragherd.follow import Follower
 from ragherd.journal import Journal
-from ragherd.uploads import CommonFields
+from ragherd.uploads import CommonFields, DeletionLimit, TooManyGone, prune, upload_all
 from ragherd.watch import watch
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
 from tests.support.service import Service
@@ -106,6 +106,17 @@ async def test_more_than_the_share_is_kept_until_forced_and_a_missing_folder_del
             await forced.round(service, told.journal)
         assert told.take() == [("deleted", "canteen.txt")]
     assert len((await client.get("/documents")).json()["documents"]) == 1
+
+
+async def test_one_run_keeps_to_a_share_that_is_given(serve: Service, folder: Path) -> None:
+    client = await serve(embedder=ONNX)
+    async with connected(str(client.base_url), None) as service:
+        await upload_all(service, find([folder]).files, CommonFields(), 1)
+        (folder / "holiday.md").unlink()
+        with pytest.raises(TooManyGone, match="1 of 2 documents"):
+            await prune(service, find([folder]), CommonFields(), DeletionLimit(0.2))
+        assert len(await service.all_of(None)) == 2
+        assert await prune(service, find([folder]), CommonFields(), DeletionLimit(0.5)) == 1
 
 
 async def test_a_refused_file_is_reported_once_and_sent_again_after_a_change_or_a_while(folder: Path) -> None:

@@ -20,7 +20,7 @@ from ragherd.document_client import connected
 from ragherd.downloads import Downloads, FileGone, NotFetched
 from ragherd.guarded_http import AllowedHosts, guarded_client
 from ragherd.journal import Journal
-from ragherd.sync import Sync, SyncPlan
+from ragherd.sync import Sync, SyncPlan, SyncRuns
 from ragherd.sync_list import SyncState, Validators
 from ragherd.uploads import CommonFields
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
@@ -242,7 +242,11 @@ async def test_downloads_are_bounded_in_size_and_time_and_have_to_be_whole(site:
 
 async def test_validators_are_sent_only_to_the_address_that_gave_them(site: Site) -> None:
     page = site.put("/a.md", "# A", ETag='"1"')
+    odd = site.put("/odd.md", "# Odd", ETag='"\xe9"')
     async with downloads() as fetching:
+        found = await fetching.fetch(odd)
+        assert found is not None
+        assert found.etag is None, "no header can carry it"
         assert (await fetching.fetch(page, Validators(page, "", '"1"'))) is None
         assert (await fetching.fetch(page, Validators(site.url + "/elsewhere.md", "", '"1"'))) is not None
 
@@ -267,6 +271,29 @@ async def test_the_command_prints_one_document_and_its_exit_code_tells_failures(
     stored = await run("--allow-private")
     assert (stored.exit_code, json.loads(stored.stdout)["created"]) == (0, 1)
     assert SyncState(tmp_path / "list.txt.state").keys() == {site.url + "/a.md"}
+
+
+async def test_rounds_read_the_list_again_and_survive_a_wrong_one(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The service is a web server too: it refuses every request, as one does whose key was revoked."""
+    file = tmp_path / "list.txt"
+    file.write_text("# empty")
+    site.put("/documents?source=https%3A%2F%2Fhost.example%2Fa.pdf&limit=100", '{"detail": "no"}', status=403)
+    lists = iter(["ftp://host/a.pdf", "https://host.example/a.pdf", "# empty"])
+
+    async def pause(seconds: float) -> None:
+        assert 240 <= seconds <= 360
+        text = next(lists, None)
+        if text is None:
+            raise asyncio.CancelledError
+        file.write_text(text)
+
+    runs = SyncRuns(SyncPlan(file, CommonFields()), SyncState(tmp_path / "state"), as_json=True, pause=pause)
+    with pytest.raises(asyncio.CancelledError):
+        await runs.run(site.url, "", 300.0, 1000, 30)
+    rounds = [json.loads(line)["failures"] for line in capsys.readouterr().out.splitlines()]
+    assert rounds == [[], ["line 1: a URL begins with http://HOST or https://HOST"], ["403: no"], []]
 
 
 def test_a_wrong_list_is_bad_usage_and_a_service_that_is_down_is_unreachable(

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from ragherd.follow import DeletionLimit, Stamp, due
+from ragherd.follow import Stamp, due
 from ragherd.journal import Journal
+from ragherd.uploads import DeletionLimit
 from ragherd.watch import LONGEST_WAIT, Backoff
 
 OLD, NEW = Stamp(1, 10), Stamp(2, 20)

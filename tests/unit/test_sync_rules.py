@@ -106,6 +106,12 @@ async def test_private_addresses_need_permission() -> None:
         await connected_to(AllowedHosts({"host", "other"}, {"other"}), ["10.0.0.1"])
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+async def test_a_name_that_no_host_can_have_is_not_found(host: str) -> None:
+    with pytest.raises(httpcore.ConnectError, match="is not found"):
+        await GuardedBackend(AllowedHosts({host})).connect_tcp(host, 80)
+
+
 @pytest.mark.parametrize(
     ("url", "declared", "name"),
     [
@@ -131,6 +137,12 @@ def test_the_state_survives_and_anything_else_counts_as_empty(tmp_path: Path) ->
     assert dict(SyncState(path)) == {"https://host/a": seen}
     assert [one.name for one in tmp_path.iterdir()] == ["list.state"]
     assert seen.headers() == {"If-None-Match": '"1"', "If-Modified-Since": "yesterday"}
-    for wrong in ("", "[]", '{"urls": {"a": {"unknown": 1}}}', '{"urls": [1]}'):
+    for wrong in (
+        "",
+        "[]",
+        '{"urls": {"a": {"unknown": 1}}}',
+        '{"urls": [1]}',
+        '{"urls": {"a": {"url": 1, "fields": ""}}}',
+    ):
         path.write_text(wrong)
         assert dict(SyncState(path)) == {}
