@@ -5,7 +5,8 @@ The scripts in `redis_store/stores/bulkhead.lua` apply the same rules in Redis.
 Users go before batch calls, and those before background work. Among equals tenants take turns, and within a tenant the
 oldest goes first. A full queue accepts another call only in place of one with a weaker claim: weaker priorities give
 way to stronger ones, and the tenant with the most queued calls to tenants with fewer. So no tenant can fill the queue
-for all others. A batch call that has waited for long goes before users, but only one in that time (`BatchShare`).
+for all others. A batch call that has waited for long goes before users, but only one in that time, one at once, and for
+a quarter of the backend's time (`BatchShare`).
 
 A ticket names a call from its request until its permit is returned. Its bytes are its place in the queue: `user acme
 1795441663212000 vm-16499-f46f 9f3c1a7be2d04c55` has priority, tenant (percent-encoded, without spaces), the time of the
@@ -166,6 +167,10 @@ SMOOTHING: Final = 0.1
 """The weight of the newest call in the mean service time."""
 
 
+BATCH_PART: Final = 4
+"""Batch calls that go before users use one part in four of a backend's permits over time."""
+
+
 class BatchShare(NamedTuple):
     """The share of batch calls while users wait: one call every `after_us`, if it has waited as long. 0: none.
 
@@ -183,7 +188,7 @@ NO_SHARE: Final = BatchShare()
 class WaitQueue:
     """Tickets that hold a permit and queued ones (sorted). `turns`: by priority, the tenant served last.
 
-    `batch_us`: when a batch call last got a permit.
+    `batch_us`: when a batch call last got a permit. `batch_next_us`: when one may go before users, after a long one.
     """
 
     held: frozenset[str] = frozenset()
@@ -191,6 +196,7 @@ class WaitQueue:
     turns: Mapping[Priority, str] = field(default_factory=dict)
     service_ms: float = 0.0
     batch_us: int = 0
+    batch_next_us: int = 0
 
 
 def take(
@@ -265,7 +271,11 @@ def give(
     if held_ms >= 0:
         service = service + (held_ms - service) * SMOOTHING if service else float(held_ms)
     queue = tuple(waiting for waiting in line.queue if waiting != ticket)
-    return hand_out(replace(line, held=line.held - {ticket}, queue=queue, service_ms=service), limit, reserve, share)
+    line = replace(line, held=line.held - {ticket}, queue=queue, service_ms=service)
+    if held_ms >= 0 and share.after_us and place(ticket)[0] is Priority.BATCH:
+        pause_us = held_ms * 1000 * BATCH_PART // limit - held_ms * 1000
+        line = replace(line, batch_next_us=max(line.batch_next_us, share.now_us + pause_us))
+    return hand_out(line, limit, reserve, share)
 
 
 def hand_out(
@@ -306,7 +316,10 @@ def _next_of(line: WaitQueue, priority: Priority) -> str | None:
 def overdue(line: WaitQueue, limit: int, reserve: int, share: BatchShare) -> str | None:
     """The batch ticket that goes before users now, if any."""
     due_us = share.now_us - share.after_us
-    if not share.after_us or line.batch_us > due_us or not _is_free(line, limit, reserve, Priority.BATCH):
+    if not share.after_us or line.batch_us > due_us or line.batch_next_us > share.now_us:
+        return None
+    is_running = any(place(ticket)[0] is Priority.BATCH for ticket in line.held)
+    if is_running or not _is_free(line, limit, reserve, Priority.BATCH):
         return None
     ticket = _next_of(line, Priority.BATCH)
     return ticket if ticket is not None and asked_us(ticket) <= due_us else None

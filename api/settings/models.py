@@ -213,7 +213,7 @@ class BulkheadSettings(SettingsGroup):
     batch_after: Annotated[float, Field(ge=0, le=3600, title="seconds")] = 10.0
     """A batch call goes first after this wait. 0: never.
 
-    At each backend, one batch call goes first in this time, so interactive calls lose at most one permit for it.
+    At each backend one batch call goes first in this time, if no other is running, for a quarter of the time at most.
     """
     embed_max_concurrent: Positive = 8
     """Embedding calls at once, with `EMBEDDER=ollama`.

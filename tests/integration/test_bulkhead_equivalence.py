@@ -68,17 +68,21 @@ class Both:
 
     async def give(self, ticket: str, held_ms: int) -> None:
         seconds, micros = await self.redis.time()
-        last = await self.batch_us()
+        last, last_pause = await self.batch_us()
         granted = await self.store.give([PermitReturn(ticket, held_ms)])
-        started = await self.batch_us()
+        started, pause = await self.batch_us()
         # Without a start, the script's time is known only to be later, and no batch call was due by then.
         now_us = started if started != last else seconds * 1_000_000 + micros
+        if pause != last_pause:
+            now_us = pause - (held_ms * 1000 * rules.BATCH_PART // POLICY.limit - held_ms * 1000)
         share = BatchShare(now_us, self.after_us)
         self.line, expected = rules.give(self.line, POLICY.limit, ticket, held_ms, self.reserve, share)
         assert granted == list(expected)
 
-    async def batch_us(self) -> int:
-        return int(await self.redis.hget("rag:bulkhead:{ollama}:stats", "batch_us") or 0)
+    async def batch_us(self) -> tuple[int, int]:
+        """Returns when a batch call last started, and when one may go first after a long one."""
+        last, pause = await self.redis.hmget("rag:bulkhead:{ollama}:stats", ["batch_us", "batch_next_us"])
+        return int(last or 0), int(pause or 0)
 
     async def compare(self) -> None:
         reading = await self.store.read()

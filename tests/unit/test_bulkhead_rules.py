@@ -239,6 +239,27 @@ def test_batch_calls_take_a_bounded_share_and_never_starve(gaps: list[int]) -> N
         assert now - started[-1] <= after + gap, "it starts with the first permit that is free after 10 s"
 
 
+@settings(max_examples=30)
+@given(st.integers(1, 4), st.lists(st.integers(100, 120_000), min_size=60, max_size=60))
+def test_long_batch_calls_leave_users_most_of_the_time(limit: int, lengths: list[int]) -> None:
+    """However long calls take, batch calls that go first hold one permit, for a quarter of all time."""
+    line = line_of(
+        *(ticket("a", number) for number in range(99)), *(ticket("b", number, "batch") for number in range(99)), held=0
+    )
+    line, started = rules.hand_out(line, limit)
+    now, began, ends, batch_ms = 0, dict[str, int](), dict[str, int](), 0
+    for length in lengths:
+        began.update(dict.fromkeys(started, now))
+        ends.update(dict.fromkeys(started, now + length))
+        assert sum(one.startswith("batch") for one in line.held) <= 1
+        ended = min(ends, key=ends.__getitem__)
+        now = ends.pop(ended)
+        held = now - began[ended]
+        batch_ms += held if ended.startswith("batch") else 0
+        line, started = rules.give(line, limit, ended, held, share=BatchShare(now * 1000, 10_000_000))
+    assert batch_ms <= limit * now / 4 + max(lengths)
+
+
 def test_the_weakest_priority_gives_way_in_a_full_queue() -> None:
     queue = [ticket("a", 1), ticket("b", 2, "batch"), ticket("b", 3, "batch"), ticket("c", 4, "background")]
     assert rules.displaced(sorted(queue), ticket("d", 5)) == queue[3]

@@ -4,12 +4,13 @@
 -- KEYS[2] zset  rag:bulkhead:{name}:queue    ticket -> 0: the queue, in byte order
 -- KEYS[3] zset  rag:bulkhead:{name}:waiting  ticket -> end of its lease (ms): the tickets in the queue that are alive
 -- KEYS[4] hash  rag:bulkhead:{name}:stats    service_ms, <priority>_turn, batch_us (when a batch call last got a
---                                            permit), counts
+--                                            permit), batch_next_us (when one may go first, after a long one), counts
 -- ARGV[1] limit, reserve and batch_after_ms: '8 2 10000'   ARGV[2] lease_ms   ARGV[3] prefix of the workers' channels
 -- PUBLISH <prefix><worker>: 'granted <ticket>' or 'displaced <ticket>'
 
 local STATS_MS = 30 * 24 * 3600 * 1000
 local SMOOTHING = 0.1
+local BATCH_PART = 4
 local PRIORITIES = {'user', 'batch', 'background'}
 local limit, reserve, batch_after = ARGV[1]:match('^(%d+) (%d+) (%d+)$')
 limit, reserve, batch_after = tonumber(limit), tonumber(reserve), tonumber(batch_after) * 1000
@@ -88,10 +89,16 @@ local function is_free(priority)
   return behind < limit - reserve
 end
 
--- Returns the batch ticket that goes before users now, if any: it and all batch calls have waited for `batch_after`.
+-- Returns the batch ticket that goes before users now, if any: it and all batch calls have waited for `batch_after`, none
+-- is running, and the last one was not too long.
 local function overdue()
   local due = micros - batch_after
-  if batch_after == 0 or tonumber(redis.call('HGET', KEYS[4], 'batch_us') or 0) > due then return end
+  if batch_after == 0 then return end
+  local last, following = unpack(redis.call('HMGET', KEYS[4], 'batch_us', 'batch_next_us'))
+  if tonumber(last or 0) > due or tonumber(following or 0) > micros then return end
+  for _, running in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    if running:sub(1, 6) == 'batch ' then return end
+  end
   local ticket = next_of('batch')
   if ticket and tonumber(ticket:match('^%S+ %S+ (%d+)')) <= due and is_free('batch') then return ticket end
 end
@@ -167,6 +174,12 @@ local function positions()
   return found
 end
 
+-- Lets users pass for a while after a batch call, so that those that go first use one permit in BATCH_PART over time.
+local function pause_batch(held)
+  local pause = micros + math.floor(held * 1000 * BATCH_PART / limit) - held * 1000
+  if pause > tonumber(redis.call('HGET', KEYS[4], 'batch_next_us') or 0) then note('batch_next_us', int(pause)) end
+end
+
 -- name: take
 -- Asks for a permit.
 -- ARGV[4..]: priority, tenant as in tickets, worker, hex digits of the new ticket, max_queue (-1: the call does not
@@ -239,6 +252,7 @@ for i = 4, #ARGV, 3 do
   redis.call('ZREM', KEYS[1], ticket)
   dequeue(ticket)
   if held >= 0 then
+    if batch_after > 0 and ticket:sub(1, 6) == 'batch ' then pause_batch(held) end
     local service = service_ms()
     if service > 0 then held = service + (held - service) * SMOOTHING end
     note('service_ms', string.format('%.3f', held))
