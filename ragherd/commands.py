@@ -51,6 +51,7 @@ COMMANDS: Final = {
     "quality": Entry(
         "quality", PLAN, "Show how often the semantic cache is wrong, or measure it on your own questions."
     ),
+    "eval": Entry("evaluation", PLAN, "Measure how well the service finds, cites and answers."),
     "analyse": Entry("analyse", PLAN, "Show what a cache would do for you, from a log of your questions."),
     "train-verifier": Entry("train_verifier", PLAN, "Train the verifier of cached answers on your own questions."),
     "load-test": Entry("load_test", PLAN, "Measure a service under load: latency, hit rate and errors."),

@@ -110,7 +110,7 @@ def read_samples(file: str) -> Samples:
         return _as_pairs(FOW, ((f"{FOW}:{number}", record) for number, record in enumerate(_fow(), 1)))
     path = Path(file)
     try:
-        first = next(records := _records(path), None)
+        first = next(records := read_records(path), None)
         if first is None:
             raise Unreadable(f"{file}: has no questions")
         return _as_samples(path.name, first, records)
@@ -142,7 +142,8 @@ def _fow() -> list[Record]:
 # -- Formats of files --------------------------------------------------------------------------------------------------
 
 
-def _records(path: Path) -> Iterator[tuple[str, Record]]:
+def read_records(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yields where each record stands, such as `file.csv:2`, and its columns. Raises `Unreadable` and `OSError`."""
     if path.suffix in LOG_SUFFIXES:
         return _questions_asked(path, _log_lines(path))
     return _questions_asked(path, _json_lines(path)) if path.suffix in JSON_SUFFIXES else _csv(path)

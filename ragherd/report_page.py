@@ -6,7 +6,8 @@ The page refers to no other file and no host. A browser prints it as a PDF.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from api import __version__
@@ -119,17 +120,35 @@ def _inline(text: str) -> str:
 def page(found: Document) -> str:
     """Returns the report as an HTML page."""
     verdict = found["recommendation"]
-    service, window = map(html.escape, heading(found))
-    name = service.rpartition("://")[2]
-    body = "".join(_page_section(section) for section in sections(found))
+    service, window = heading(found)
+    said = Verdict(TONES[verdict["verdict"]], f"Recommendation: {VERDICTS[verdict['verdict']]}", verdict["reasons"])
+    lines = [service.rpartition("://")[2], window]
+    return whole_page("Deployment report", lines, said, sections(found), found["made"], before=HATCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The box on top of a page: `tone` is good, warn or bad."""
+
+    tone: str
+    title: str
+    reasons: Sequence[str]
+
+
+def whole_page(
+    title: str, lines: Sequence[str], verdict: Verdict, parts: Iterable[Section], made: str, before: str = ""
+) -> str:
+    """Returns an HTML page. `lines` stand below its title, `before` is HTML that its charts need."""
+    head = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    body = "".join(_page_section(section) for section in parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Deployment report</title>'
-        f"<style>{STYLE}</style></head><body>{HATCH}<main>"
-        f"<header><h1>Deployment report</h1><p>{name}</p><p>{window}</p></header>"
-        f'<section class="verdict {TONES[verdict["verdict"]]}"><h2>Recommendation: {VERDICTS[verdict["verdict"]]}</h2>'
-        f"{_items(verdict['reasons'])}</section>{body}"
-        f"<footer>Ragherd {__version__}, {found['made']}</footer></main></body></html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body>{before}<main>"
+        f"<header><h1>{html.escape(title)}</h1>{head}</header>"
+        f'<section class="verdict {verdict.tone}"><h2>{html.escape(verdict.title)}</h2>'
+        f"{_items(verdict.reasons)}</section>{body}"
+        f"<footer>Ragherd {__version__}, {html.escape(made)}</footer></main></body></html>\n"
     )
 
 

@@ -128,7 +128,7 @@ def _rate(numerator: Flags, denominator: Flags, cluster: Ints, seed: int) -> Rat
     return Rate(hits / total, low, high)
 
 
-def wilson(hits: int, total: int) -> tuple[float, float]:
+def wilson(hits: float, total: int) -> tuple[float, float]:
     """Returns Wilson's 95 % interval of a share."""
     share, spread = hits / total, Z * Z / total
     middle = share + spread / 2

@@ -53,7 +53,12 @@ class CacheKeys:
     def feedback(self, scope: str, digest: str) -> list[str]:
         """The keys that a vote on an entry changes: its votes, the invalidation tags, eviction, all quarantines."""
         votes = f"{self._tagged('votes')}{scope}:{digest}"
-        return [votes, self.invalidated, *self.eviction_keys, self._one("quarantined")]
+        return [votes, self.invalidated, *self.eviction_keys, self.quarantined]
+
+    @property
+    def quarantined(self) -> str:
+        """The quarantined entries, by time."""
+        return self._one("quarantined")
 
     def quarantine(self, entry: str) -> str:
         """The key of an entry while it is quarantined."""

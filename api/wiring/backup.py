@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.documents.work import RedisDeletions, RedisDocumentWork
+from api.redis_store.stores.feedback import QuarantinedAnswer, quarantined_answers
 from api.redis_store.stores.label_store import RedisLabels
 from api.redis_store.stores.quality_store import RedisVerifierModels
 from api.settings import Settings
@@ -74,6 +76,15 @@ async def opened_labels(settings: Settings) -> AsyncIterator[RedisLabels]:
     """Opens the labels and the kept pairs, to read. Raises `StoreUnavailable` like `opened_memory`."""
     async with _opened(settings, writes=False) as (client, keys, _):
         yield RedisLabels(client, keys)
+
+
+@asynccontextmanager
+async def opened_quarantine(
+    settings: Settings,
+) -> AsyncIterator[Callable[[int], Awaitable[list[QuarantinedAnswer]]]]:
+    """Opens the answers that were judged bad, to read a number of them. Raises `StoreUnavailable`."""
+    async with _opened(settings, writes=False) as (client, keys, _):
+        yield partial(quarantined_answers, client, keys)
 
 
 @asynccontextmanager

@@ -39,6 +39,7 @@ SPEAKING = {
     "warm": ("-",),
     "invalidate": ("--all", "--yes"),
     "breaker": ("history",),
+    "eval": ("--retrieval",),
     "status": (),
     "monitor": (),
     "backends": (),

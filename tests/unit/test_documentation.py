@@ -277,7 +277,7 @@ def test_key_patterns_covers_every_key_method() -> None:
     }
     assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {
         *("entry", "eviction_keys", "entries_of", "invalidated", "index", "index_uses", "flight"),
-        *("feedback", "quarantine"),
+        *("feedback", "quarantine", "quarantined"),
         *("entries", "embedded_by", "indexes", "quarantines"),  # what all of them begin with, and what an index covers
     }
 

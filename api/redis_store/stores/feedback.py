@@ -15,6 +15,8 @@ from dataclasses import astuple, replace
 from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
+import orjson
+
 from api.errors import StoreUnavailable
 from api.ports.answer_cache import FeedbackVerdict, ServedAnswer, ServedStatus, Vote, Voted
 from api.ports.answer_quality import Evidence, Label, QualityState, Verdict
@@ -332,3 +334,56 @@ def _why(served: ServedAnswer, vote: Vote) -> dict[str, str]:
         "similarity": f"{served.similarity:g}",
         "comment": vote.comment,
     }
+
+
+class QuarantinedAnswer(NamedTuple):
+    """An answer that was judged bad. `question`: that of its entry. `is_asked`: the judged request asked the same.
+
+    Of a semantic hit only the digest of the asked question is known. `sources`: the titles of its passages.
+    """
+
+    question: str
+    answer: str
+    sources: tuple[str, ...]
+    tenant: str
+    request: str
+    comment: str
+    is_asked: bool
+
+
+_KEPT: Final = ("question", "answer", "sources", "tenant", "request", "comment", "asked")
+
+
+async def quarantined_answers(redis: HealthGatedClients, keys: Keys, most: int) -> list[QuarantinedAnswer]:
+    """Returns the answers that were judged bad last, newest first, one for each request. Raises `StoreUnavailable`."""
+    found: dict[str, tuple[float, QuarantinedAnswer]] = {}
+    for part in keys.partitions:
+        for copy, score, fields in await _quarantined(redis, part):
+            if None in fields:
+                continue  # it has expired or came back
+            one = _quarantined_answer(copy, [field.decode("utf-8", "replace") for field in fields])
+            if one.request not in found or one.is_asked:
+                found[one.request] = (score, one)
+    newest = sorted(found.values(), key=lambda known: known[0], reverse=True)
+    return [one for _, one in newest[:most]]
+
+
+async def _quarantined(redis: HealthGatedClients, part: CacheKeys) -> list[tuple[str, float, list[Any]]]:
+    async def read(client: Any) -> Any:
+        listed = await client.zrange(part.quarantined, 0, MOST_QUARANTINED - 1, desc=True, withscores=True)
+        async with client.pipeline(transaction=False) as pipe:
+            for copy, _ in listed:
+                pipe.hmget(copy, *_KEPT)
+            fields = await pipe.execute()
+        return [(copy.decode(), score, known) for (copy, score), known in zip(listed, fields, strict=True)]
+
+    found: list[tuple[str, float, list[Any]]] = await redis.of(part.quarantined).run("feedback", read)
+    return found
+
+
+def _quarantined_answer(copy: str, fields: Sequence[str]) -> QuarantinedAnswer:
+    question, answer, sources, tenant, request, comment, asked = fields
+    titles = dict.fromkeys(str(source["title"]) for source in orjson.loads(sources))
+    return QuarantinedAnswer(
+        question, answer, tuple(titles), tenant, request, comment, copy.rpartition(":")[2] == asked
+    )
