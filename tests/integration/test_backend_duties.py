@@ -163,6 +163,8 @@ async def test_the_reading_speed_is_shared_bounded_and_of_one_machine(redis: Red
         assert 0 < await redis.pttl("rag:speeds:ollama") <= 24 * 3600 * 1000
         moved = BackendHealthStore(gate, Keys(), {"ollama": "http://c:1"}, "three")
         assert await moved.share_speeds({"ollama": {}}) == {}
+        assert await moved.share_speeds({"ollama": {"other": 0.5}}) == {"ollama": {"other": 0.5}}
+        assert await moved.share_speeds({"ollama": {}}) == {"ollama": {"other": 0.5}}, "not those of the former machine"
         many = {f"m{number}": 1.0 for number in range(MAX_SPEEDS + 1)}
         await first.share_speeds({"ollama": many})
         assert await second.share_speeds({"ollama": {}, "ollama-2": {}}) == {}

@@ -120,10 +120,14 @@ class BackendHealthStore:
     async def share_speeds(self, learned: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
         """Publishes the seconds per prompt token by backend and model. Returns those of the fleet.
 
-        Ignores those of a backend whose URL has changed.
+        Ignores those of a backend whose URL has changed, and deletes them before it publishes others.
         """
 
         async def exchange(client: Redis) -> list[dict[bytes, bytes]]:
+            for name in [name for name, speeds in learned.items() if speeds]:
+                url: Any = await client.hget(self._keys.speeds(name), "url")
+                if url not in (None, self._urls[name].encode()):
+                    await client.delete(self._keys.speeds(name))
             async with client.pipeline(transaction=False) as pipe:
                 for name, speeds in learned.items():
                     if speeds:
