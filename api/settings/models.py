@@ -213,7 +213,8 @@ class BulkheadSettings(SettingsGroup):
     batch_after: Annotated[float, Field(ge=0, le=3600, title="seconds")] = 10.0
     """A batch call goes first after this wait. 0: never.
 
-    At each backend one batch call goes first in this time, if no other is running, for a quarter of the time at most.
+    At each backend, one batch call goes first in this time, if no other is running. Users keep three quarters of the
+    permits' time.
     """
     embed_max_concurrent: Positive = 8
     """Embedding calls at once, with `EMBEDDER=ollama`.
