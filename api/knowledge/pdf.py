@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 import pypdfium2
@@ -135,7 +136,11 @@ def _recognized(document: pypdfium2.PdfDocument, numbers: Sequence[int], languag
     program = shutil.which("tesseract") if languages else None
     if program is None:
         return {}
-    return {number: repaired(_read_by_ocr(program, document[number], languages)).strip() for number in numbers}
+    found: dict[int, str] = {}
+    for number in numbers:
+        with suppress(pypdfium2.PdfiumError):  # a damaged page has no text either way
+            found[number] = repaired(_read_by_ocr(program, document[number], languages)).strip()
+    return found
 
 
 def _read_by_ocr(program: str, page: pypdfium2.PdfPage, languages: str) -> str:

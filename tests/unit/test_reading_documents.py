@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from fpdf import FPDF
 
 from api.errors import UnreadableDocument
 from api.knowledge import parse_process, pdf
@@ -112,6 +114,24 @@ def test_divided_words_and_ligatures_are_found_as_words() -> None:
 def test_pages_without_text_are_named() -> None:
     found = read("pdf-partly-scanned.pdf")
     assert (found["pages"], found["warnings"]) == (4, ("3 of 4 pages (2-4) without text.",))
+
+
+@pytest.mark.parametrize("languages", ["", "eng"])
+def test_a_page_that_cannot_be_loaded_counts_as_one_without_text(
+    monkeypatch: pytest.MonkeyPatch, languages: str
+) -> None:
+    made = FPDF()
+    made.set_font("helvetica")
+    for words in ("The first page.", "The second page."):
+        made.add_page()
+        made.cell(text=words)
+    data = bytes(made.output())
+    kids = re.search(rb"/Kids \[(\d+) 0 R\s+(\d+) 0 R", data)
+    assert kids is not None
+    damaged = data[: kids.start(2)] + b"0" * len(kids[2]) + data[kids.end(2) :]
+    monkeypatch.setattr(shutil, "which", lambda _: "tesseract")
+    found = pdf.read(damaged, 10, 1_000, languages)
+    assert (found.text, found.warnings) == ("The first page.", ("1 of 2 pages (2) without text.",))
 
 
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="Tesseract is not installed")
