@@ -66,7 +66,7 @@ _ARCHIVES: Final = frozenset((PDF, DOCX, ZIP, *OFFICE.values()))
 _BINARY: Final = (b"\x7fELF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x1f\x8b", b"\xd0\xcf\x11\xe0", b"Rar!")
 SHOWN: Final = 200
 """Characters of a file's name in an error."""
-_READ: Final = f"read are {', '.join(sorted(BY_SUFFIX))}"
+_SUPPORTED: Final = f"Supported: {', '.join(sorted(BY_SUFFIX))}."
 
 
 def readable() -> frozenset[str]:
@@ -82,9 +82,9 @@ def media_type(file_name: str | None, declared: str | None, head: bytes) -> str:
     if head.lstrip()[:5] == b"%PDF-":
         return PDF
     if kind is None:
-        raise UnsupportedDocument(f"The kind of {_described(file_name, said)} is not known: {_READ}.")
+        raise UnsupportedDocument(f"The type of {_described(file_name, said)} is not supported. {_SUPPORTED}")
     if kind not in _ARCHIVES and (head.startswith((b"PK\x03\x04", *_BINARY)) or _is_binary(head)):
-        raise UnsupportedDocument(f"{_described(file_name, said)} is not text: {_READ}.")
+        raise UnsupportedDocument(f"The content of {_described(file_name, said)} is not text. {_SUPPORTED}")
     if kind not in readable():
         raise UnsupportedDocument(f"To read {_described(file_name, said)}, install the extra: ragherd[formats].")
     return kind
@@ -96,4 +96,4 @@ def _is_binary(head: bytes) -> bool:
 
 
 def _described(file_name: str | None, said: str) -> str:
-    return f"'{one_line(file_name, SHOWN)}'" if file_name else f"a file of type '{said or 'unknown'}'"
+    return f"'{one_line(file_name, SHOWN)}'" if file_name else f"a file of type '{one_line(said, SHOWN) or 'unknown'}'"
