@@ -25,6 +25,7 @@ from api.errors import EmbeddingUnavailable, NotFound, ServiceUnavailable, Store
 from api.knowledge.retrieval import PassageQuery
 from api.ports.document_store import DocumentFilter, Holdings
 from api.ports.question import AnswerFinished, Query
+from api.query.citations import rewritten
 from api.values import Source, Token
 
 # -- arguments and results ---------------------------------------------------------------------------------------------
@@ -90,6 +91,7 @@ class WholePassageOut(BaseModel):
     citation: str
     document_id: str
     title: str
+    page: int | None
     heading: str
     text: str
     chunk: int
@@ -171,7 +173,10 @@ async def search(request: Request, given: SearchIn, _: Progress | None) -> ToolA
     except EmbeddingUnavailable as error:
         raise ServiceUnavailable(f"The embedder cannot be used now: {error}.", retry_after=1) from error
     passages = [_passage(source) for source in found.sources]
-    listed = [f"[{number}] {one['citation']} (id {one['id']})\n{one['text']}" for number, one in enumerate(passages, 1)]
+    listed = [  # a document's own [2] is no passage
+        f"[{number}] {one['citation']} (id {one['id']})\n{rewritten(one['text'])}"
+        for number, one in enumerate(passages, 1)
+    ]
     return ToolAnswer(
         "\n\n".join(listed) or "No passage is relevant.", {"passages": passages, "complete": found.complete}
     )
@@ -189,12 +194,13 @@ async def get_passage(request: Request, given: GetPassageIn, _: Progress | None)
     if found.revision != revision or not chunks:
         raise NotFound(f"The document of the passage '{given.id}' has changed.")
     (chunk,), facts = chunks, found.facts
-    citation = _citation(facts.title, facts.version, facts.source)
+    citation = _citation(facts.title, facts.version, facts.source, chunk.page)
     fields = {
         "id": given.id,
         "citation": citation,
         "document_id": name,
         "title": facts.title,
+        "page": chunk.page,
         "heading": chunk.heading,
         "text": chunk.text,
         "chunk": number,
@@ -274,12 +280,12 @@ def _passage(source: Source) -> dict[str, Any]:
     return {
         **asdict(source),
         "id": f"{source.document_id}-{source.revision}-{source.chunk}",
-        "citation": _citation(source.title, source.version, source.source),
+        "citation": _citation(source.title, source.version, source.source, source.page),
     }
 
 
-def _citation(title: str, version: str | None, source: str | None) -> str:
-    return ", ".join(filter(None, (title, version, source)))
+def _citation(title: str, version: str | None, source: str | None, page: int | None) -> str:
+    return ", ".join(dict.fromkeys(filter(None, (title, version, source, f"page {page}" if page else None))))
 
 
 # -- descriptions ------------------------------------------------------------------------------------------------------

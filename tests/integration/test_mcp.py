@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from fpdf import FPDF
 from mcp import MCPError
 from mcp.client.client import ConnectMode
 
@@ -109,7 +110,12 @@ async def test_ask_answers_with_sources_and_shares_the_cache_with_the_http_api(
 
 @both_protocols
 async def test_search_and_reading_on(service: httpx.AsyncClient, mode: ConnectMode) -> None:
-    text = "\n\n".join(f"# Part {number}\n\n" + "The holiday needs approval. " * 60 for number in range(3))
+    kinds = ("summer holiday", "sick child at home", "moving house")
+    text = "\n\n".join(
+        f"# Part {number}\n\n"
+        + " ".join(f"The {kind} {number}{day} needs approval of the holiday." for day in range(60))
+        for number, kind in enumerate(kinds)
+    )
     await store(service, "one", "Handbook", text, version="7", tags=["book"])
     async with mcp_client(service.base_url, key="k1", mode=mode) as client:
         found = await client.call_tool("search", {"question": "approval of the holiday", "tags": ["book"], "top_k": 20})
@@ -125,6 +131,24 @@ async def test_search_and_reading_on(service: httpx.AsyncClient, mode: ConnectMo
     assert text_of(second).endswith(passages[1]["text"])
     last = passages[max(passages)]
     assert passages[0]["id"].rpartition("-")[0] == last["id"].rpartition("-")[0]
+
+
+async def test_passages_say_their_page_and_their_own_numbers_are_no_citations(service: httpx.AsyncClient) -> None:
+    made = FPDF()
+    made.set_font("helvetica")
+    made.add_page()
+    made.add_page()
+    made.cell(text="The old bridge was opened in 1931 [2].")
+    files, data = {"file": ("bridge.pdf", bytes(made.output()))}, {"tenant": "one"}
+    assert (await service.post("/documents", files=files, data=data, headers=ADMIN)).status_code == 201
+    async with mcp_client(service.base_url, key="k1") as client:
+        found = await client.call_tool("search", {"question": "When was the old bridge opened?", "top_k": 1})
+        (passage,) = found.structured_content["passages"]
+        read = await client.call_tool("get_passage", {"id": passage["id"]})
+    assert "opened in 1931 (2)." in text_of(found)
+    assert "opened in 1931 [2]." in passage["text"]
+    assert passage["citation"] == read.structured_content["citation"] == "bridge.pdf, page 2"
+    assert read.structured_content["page"] == passage["page"] == 2
 
 
 @both_protocols
