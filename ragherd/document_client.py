@@ -257,7 +257,8 @@ def legacy_source(source: str) -> str:
 def title_of(file: DocumentFile, content: bytes) -> str | None:
     """Returns the first heading of Markdown, or the file's name, or None for types with their own title."""
     if file.path.suffix.lower() in {".md", ".markdown"}:
-        return markdown.read(content[:65_536].decode("utf-8", "replace").replace("\r\n", "\n")).title or file.path.stem
+        text = content[:65_536].decode("utf-8", "replace").replace("\r\n", "\n")
+        return markdown.read(text).title or markdown.any_heading(text) or file.path.stem
     return file.path.stem if file.path.suffix.lower() in {".txt", ".text"} else None
 
 

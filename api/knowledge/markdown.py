@@ -25,6 +25,7 @@ _SETEXT: Final = re.compile(
 """A heading underlined with `=` or `-`."""
 _NOTHING: Final = ("", "~", "null")
 """A value that is not given, in YAML."""
+_HEADING: Final = re.compile(r"^#[ \t]+(\S.*)$", re.MULTILINE)
 _TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*)")
 
 
@@ -103,6 +104,12 @@ def _without_comments(text: str) -> str:
 def first_heading(text: str) -> str | None:
     """The level-one heading at the start of a Markdown text, as its title."""
     found = _TITLE.match(text)
+    return heading_words(found[1])[:LONGEST_TITLE] if found else None
+
+
+def any_heading(text: str) -> str | None:
+    """The first level-one heading outside of code."""
+    found = _HEADING.search(FENCED.sub("", text))
     return heading_words(found[1])[:LONGEST_TITLE] if found else None
 
 
