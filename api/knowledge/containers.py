@@ -103,7 +103,7 @@ def _entries(archive: ZipFile) -> list[ZipInfo]:
 
 
 def _is_hidden(path: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
+    return any(part.startswith((".", "__MACOSX")) for part in path.split("/") if part != ".")
 
 
 def read_email(data: bytes, characters: int, read: Read) -> Parsed:

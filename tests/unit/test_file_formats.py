@@ -92,6 +92,7 @@ def test_a_table_that_one_long_row_makes_large_is_refused_at_once(monkeypatch: p
 
 def test_an_archive_names_what_it_leaves_out() -> None:
     found = read(archive({"a.txt": b"One.", "b.png": b"\x89PNG", ".git/config": b"x", "c.docx": b"no"}), ZIP)
+    assert read(archive({"./a.txt": b"One."}), ZIP)["text"] == "# ./a.txt\n\nOne."
     assert found["text"] == "# a.txt\n\nOne."
     assert found["warnings"] == ("2 files were left out: b.png, c.docx.",)
 
