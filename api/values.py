@@ -352,9 +352,15 @@ class Source:
 
 
 def source_of(said: Mapping[str, Any]) -> Source:
-    """A source from the JSON of another worker. Raises `TypeError` if a field is missing."""
+    """A source from the JSON of another worker. Raises `TypeError` if it is not one, or a field is missing."""
+    if not isinstance(said, Mapping):
+        raise TypeError("A source is not an object.")
     span = said.get("span")
-    return known(Source, said if span is None else {**said, "span": (span[0], span[1])})
+    if span is None:
+        return known(Source, said)
+    if not isinstance(span, list) or len(span) != 2:
+        raise TypeError("A span is not a start and an end.")
+    return known(Source, {**said, "span": (span[0], span[1])})
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,7 @@ async def read_figures(state: AppState) -> Parts:
         "health": (await health_report(state)).model_dump(mode="json", exclude={"worker"}),
         "breaker": breaker,
         "bulkhead": bulkhead,
-        "backends": backend_reports(state, breaker, bulkhead),
+        "backends": backend_reports(state, breaker, bulkhead, await state.remembered_prompts()),
         f"{ADMIN}bulkhead": await bulkhead_report(state, named=True),
         "pool": _pools(state.pool_report()),
         "price_per_million_tokens": state.price_per_million_tokens,

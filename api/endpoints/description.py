@@ -43,7 +43,14 @@ _DOCUMENT: Final[dict[str, Any]] = {
     "failed_chunks": [],
     "progress": None,
 }
-_PASSAGE: Final = {"chunk": 0, "heading": "", "text": "Holiday is approved by the team lead.", "start": 0, "end": 37}
+_PASSAGE: Final = {
+    "chunk": 0,
+    "page": None,
+    "heading": "",
+    "text": "Holiday is approved by the team lead.",
+    "start": 0,
+    "end": 37,
+}
 _BREAKER: Final[dict[str, Any]] = {
     "state": "OPEN",
     "failure_count": 5,

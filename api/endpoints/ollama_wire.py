@@ -109,7 +109,7 @@ class EmbedBody(ModelBody):
     truncate: bool | None = None
     dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS), IsInteger] | None = None
     options: GivenOptions = Field(default_factory=dict)
-    keep_alive: str | int | float | None = None
+    keep_alive: Annotated[str, Field(max_length=100)] | int | float | None = None
 
     @property
     def texts(self) -> list[str]:

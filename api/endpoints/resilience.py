@@ -300,16 +300,18 @@ async def _need_another(state: AppState, name: str) -> None:
 
 
 def backend_reports(
-    state: AppState, breaker: dict[str, Any], bulkhead: dict[str, Any], prompts: Mapping[str, int] | None = None
+    state: AppState, breaker: dict[str, Any], bulkhead: dict[str, Any], prompts: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """Joins what is known about each backend. `breaker` and `bulkhead` are their reports.
 
-    `prompts`: how many prompts the fleet remembers of each; None leaves the field out.
+    `prompts`: how many prompts the fleet remembers of each.
     """
-    remembered = [{} if prompts is None else {"remembered_prompts": prompts.get(name)} for name in _backends(state)]
     return [
-        {**_backend_report(name, pool, state.breakers[name], breaker["breakers"], bulkhead["bulkheads"]), **more}
-        for (name, pool), more in zip(_backends(state).items(), remembered, strict=True)
+        {
+            **_backend_report(name, pool, state.breakers[name], breaker["breakers"], bulkhead["bulkheads"]),
+            "remembered_prompts": prompts.get(name),
+        }
+        for name, pool in _backends(state).items()
     ]
 
 

@@ -77,7 +77,7 @@ async def test_a_re_ranker_reads_title_and_text_and_never_what_is_irrelevant(
 ) -> None:
     client = await serve(embedder=ONNX, retrieval=model)
     await add(client, "Holiday", NEUTRAL)
-    await add(client, "Holiday likes", NEUTRAL)
+    await add(client, "Holiday likes", "Who approves a holiday answers within a week.")
     await add(client, "Tungsten", "Likes likes likes likes: it boils at 5,930 degrees.")
     assert await titles(client) == ["Holiday likes", "Holiday"]
 

@@ -156,7 +156,7 @@ async def test_further_fields_of_an_entry_and_of_its_sources_change_nothing(serv
     answered = await ask(client, "Who approves my holiday?")
     entry = answered["cache"]["entry"]
     stored = orjson.loads(raw(await redis.hget(entry, "sources")))
-    sources = [{**source, "page": 4, "spans": [[0, 3]]} for source in stored]
+    sources = [{**source, "leaf": 4, "spans": [[0, 3]]} for source in stored]
     await redis.hset(entry, mapping={"sources": orjson.dumps(sources), "form": "2", "reviewed_by": "nobody"})
     hit = await ask(client, "Who approves my holiday?")
     assert (hit["cache"]["status"], hit["sources"]) == ("hit", answered["sources"])

@@ -45,6 +45,7 @@ def test_the_environment_overrides_the_file_and_the_file_the_defaults() -> None:
 def test_no_secret_is_printed() -> None:
     secrets = {
         "API_KEYS": "acme=second-secret-key",
+        "BATCH_KEYS": "second-secret-key",
         "REDIS_URL": "redis+sentinel://me:third-secret-key@a:26379,b:26379/main",
         "REDIS_SENTINEL_USERNAME": "me",
         "REDIS_SENTINEL_PASSWORD": "fourth-secret-key",

@@ -89,8 +89,8 @@ local function is_free(priority)
   return behind < limit - reserve
 end
 
--- Returns the batch ticket that goes before users now, if any: it and all batch calls have waited for `batch_after`, none
--- is running, and the last one was not too long.
+-- Returns the batch ticket that goes before users now, if any: it and all batch calls have waited for `batch_after`,
+-- none is running, and the last one was not too long.
 local function overdue()
   local due = micros - batch_after
   if batch_after == 0 then return end

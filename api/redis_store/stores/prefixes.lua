@@ -62,7 +62,8 @@ return found
 return redis.call('ZCOUNT', KEYS[1], now_ms(), '+inf') + redis.call('ZCARD', KEYS[2])
 
 -- name: record
--- Notes that a backend has read a prompt. It replaces the prompt that it continues, or else the least recently used one.
+-- Notes that a backend has read a prompt. It replaces the prompt that it continues, or else the one used least
+-- recently.
 -- KEYS[1] string the key of the digests   KEYS[2] hash the backend
 -- ARGV: the worker's key, model, chain, blocks of the prompt, prompts that the backend has room for, lifetime_ms,
 --       1 if the backend has forgotten all other prompts of the model else 0

@@ -70,7 +70,7 @@ end
 -- KEYS[1] hash the document     KEYS[2] hash its work                KEYS[3] string its draft
 -- KEYS[4] zset rag:corpus:work  KEYS[5] hash rag:corpus:state
 -- KEYS[6] zset the owner's documents                                 KEYS[7] string the uploaded content
--- ARGV: id, digest, most documents, 1 to refuse a change, number of facts, fact, value ..., further fields of the work ...
+-- ARGV: id, digest, most documents, 1 to refuse a change, number of facts, fact, value ..., fields of the work ...
 -- Returns {outcome, revision, 1 if the document existed}
 local id, digest, most, facts = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[5])
 local phase, coming, revision, pending = unpack(redis.call('HMGET', KEYS[2], 'phase', 'digest', 'revision', 'owes'))
