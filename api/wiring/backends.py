@@ -87,15 +87,9 @@ class WorkerBackends:
         self.prefixes = self._prefix_store()
         self._affinities: list[PrefixAffinity] = []
         self._in_memory: dict[str, frozenset[str]] = {}
-        self.watch = BackendWatch(
-            self._models,
-            prober,
-            board,
-            ollama.ollama_probe_interval,
-            self.warm_up.start,
-            self.digests,
-            self._forget_prefixes if self.prefixes is not None else None,
-        )
+        on_health = self._forget_prefixes if self.prefixes is not None else None
+        every, started = ollama.ollama_probe_interval, self.warm_up.start
+        self.watch = BackendWatch(self._models, prober, board, every, started, self.digests, on_health)
         self.fleet_retries = FleetRetries(client, self._keys, pools.retries)
         self.facts = BackendFacts(pools, self.watch.known.get, metrics, self._places, self.is_drained)
         self.watch.speeds = self._speeds = {name: ReadingSpeeds() for name in pools}

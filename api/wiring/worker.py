@@ -256,7 +256,7 @@ class _Worker:
         registry: WorkerRegistry,
         history: HistoryReader | None,
     ) -> AppState:
-        client, access = redis.main.client, self._settings.access
+        access = self._settings.access
         return AppState(
             worker=self._id,
             version=__version__,
@@ -267,7 +267,7 @@ class _Worker:
             explainer=cache.explainer,
             documents=knowledge.documents,
             passages=knowledge.retriever,
-            mcp=McpServer(parts.telemetry, __version__, self._settings.access.hosts()),
+            mcp=McpServer(parts.telemetry, __version__, access.hosts()),
             embeddings=backends.embeddings(parts.telemetry),
             embed_max_inputs=self._settings.embedder.embed_max_inputs,
             catalog=backends.catalog,
@@ -291,9 +291,7 @@ class _Worker:
             history=history.read if history is not None else None,
             recent=parts.recent.latest,
             price_per_million_tokens=self._settings.server.price_per_million_tokens,
-            reachability=Reachability(
-                client.check, lambda: client.any_up, redis.guards.client.check, backends.reachable
-            ),
+            reachability=_reachability(redis, backends),
             redis_warnings=lambda: redis.warnings,
             exposition=self._metrics.exposition,
         )
@@ -319,3 +317,8 @@ class _Worker:
             return Embedders(onnx.questions, onnx.documents, model.count_tokens, limit, model.tokenizer)
         questions, documents = await backends.open_embedders(self._stack, telemetry)
         return Embedders(questions, documents, estimated_tokens)
+
+
+def _reachability(redis: WorkerRedis, backends: WorkerBackends) -> Reachability:
+    client = redis.main.client
+    return Reachability(client.check, lambda: client.any_up, redis.guards.client.check, backends.reachable)
