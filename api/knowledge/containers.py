@@ -160,7 +160,7 @@ def _text(part: MIMEPart) -> str:
 
 
 def _bytes(attachment: MIMEPart) -> bytes:
-    """A message in a message has no bytes of its own."""
+    """An attached message has parts instead of bytes."""
     content = attachment.get_payload(decode=True)
     if isinstance(content, bytes):
         return content
