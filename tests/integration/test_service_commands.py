@@ -101,13 +101,20 @@ async def test_ask_takes_the_question_from_standard_input_and_prints_json(serve:
 async def test_a_batch_question_shows_its_place_while_it_waits(serve: Service, stub: StubOllama) -> None:
     client = await serve(bulkhead={"max_concurrent": 1})
     stub.behaviour(mode="hang", path="/api/chat")
-    holding = asyncio.create_task(client.post("/query", json={"question": "Who has the permit?"}))
-    command = asyncio.create_task(run(client, "ask", "Who waits?", "--priority", "batch"))
+
+    async def figures() -> dict[str, Any]:
+        found: dict[str, Any] = (await client.get("/api/bulkhead/metrics")).json()
+        return found
+
+    async def is_held() -> bool:
+        return bool((await figures())["in_use"])
 
     async def waits() -> bool:
-        figures = (await client.get("/api/bulkhead/metrics")).json()
-        return bool(figures["waiting_by_priority"]["batch"])
+        return bool((await figures())["waiting_by_priority"]["batch"])
 
+    holding = asyncio.create_task(client.post("/query", json={"question": "Who has the permit?"}))
+    await wait_until_async(is_held)
+    command = asyncio.create_task(run(client, "ask", "Who waits?", "--priority", "batch"))
     await wait_until_async(waits)
     body, batch = {"question": "Who waits longer?", "stream": True}, {"X-Ragherd-Priority": "batch"}
     async with client.stream("POST", "/query", json=body, headers=batch) as stream:  # begins when both know their place
