@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -20,8 +21,9 @@ from tests.stub_ollama import StubOllama, running_stub
 from tests.support.redis_cluster import Cluster, running_cluster
 from tests.support.service import Service, make_settings, running_service
 
-# How long an example takes is the machine's affair.
-hypothesis.settings.register_profile("untimed", deadline=None)
+# How long an example takes is the machine's affair. A person's run tries new examples every time. CI tries the same
+# ones again, so that a failure there belongs to the change.
+hypothesis.settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("untimed")
 
 WATCHES_PROCESSES = ("processes", "image", "chaos")
