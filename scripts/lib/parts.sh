@@ -11,6 +11,17 @@ part() {
   { time "${@:2}" 2>&3; } 3>&2 2>>"$PART_TIMES"
 }
 
+# attempt NAME COMMAND...: the same, and later parts run even if this one fails, so that one run shows every failure.
+FAILED_PARTS=()
+attempt() { part "$@" || FAILED_PARTS+=("$1"); }
+
+# Ends the script with 1 if an attempt failed.
+finish() {
+  ((${#FAILED_PARTS[@]} > 0)) || exit 0
+  printf 'Failed: %s\n' "${FAILED_PARTS[@]}"
+  exit 1
+}
+
 print_parts() {
   [[ -s $PART_TIMES ]] || return 0
   printf '\n==> Time of each part\n%8s %8s\n' passed CPU
