@@ -264,9 +264,10 @@ def title_of(file: DocumentFile, content: bytes) -> str | None:
 
 def _files(path: Path) -> Iterator[Path]:
     """Yields the files of a folder and everything below it. Links, pipes and files are yielded as they are."""
-    if path.is_symlink() or not path.is_dir():
-        yield path
-        return
-    for child in sorted(path.iterdir()):
-        if not child.name.startswith("."):
-            yield from _files(child)
+    waiting = [path]
+    while waiting:  # no recursion: folders may be nested more deeply than Python's calls
+        place = waiting.pop()
+        if place.is_symlink() or not place.is_dir():
+            yield place
+        else:
+            waiting += sorted((child for child in place.iterdir() if not child.name.startswith(".")), reverse=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
+from urllib.parse import unquote, urlsplit
 from urllib.robotparser import RobotFileParser
 
 import httpx
@@ -25,6 +27,7 @@ ROBOTS_BYTES: Final = 512 * 1024
 ROBOTS_SECONDS: Final = 3600.0
 """Time that a robots.txt is kept."""
 LONGEST_CRAWL_DELAY: Final = 30.0
+LARGEST_PORT: Final = 65_535
 SUFFIX_BY_KIND: Final = {kind: suffix for suffix, kind in reversed(BY_SUFFIX.items())}
 
 
@@ -135,6 +138,8 @@ class Downloads:
         if url.scheme not in {"http", "https"} or not url.host:
             raise NotFetched(f"leads to {url.scheme}://, which is not used")
         host = url.raw_host.decode().lower()
+        if not 0 < (url.port or 80) <= LARGEST_PORT:
+            raise NotFetched(f"leads to port {url.port}, which no host can have")
         if host not in self._allowed.names:
             raise NotFetched(f"leads to {host}, which is not in the list: --allow-host {host} allows it")
 
@@ -176,21 +181,46 @@ class Downloads:
                 raise NotFetched(f"robots.txt of the host cannot be read: {error}") from None
             found = None
         text = found.content.decode("utf-8", "replace") if isinstance(found, Download) else ""
-        parser.parse(text.lstrip("\ufeff").splitlines())
+        parser.parse(filter(_is_rule, text.lstrip("\ufeff").splitlines()))
         return parser
 
 
+def _is_rule(line: str) -> bool:
+    """Returns whether Python's parser can read a line of a robots.txt: it raises `ValueError` for some."""
+    name, _, value = line.partition("#")[0].partition(":")
+    name, value = name.strip().lower(), value.strip()
+    if name == "crawl-delay":
+        return value.isascii() and value.isdecimal() and len(value) < 10
+    try:
+        urlsplit(unquote(value))
+    except ValueError:
+        return False
+    return name != "request-rate"  # not used
+
+
 async def _content(response: httpx.Response, max_bytes: int) -> bytes:
-    """Reads the body, and stops at the limit."""
+    """Reads the body, and stops at the limit. Some servers send gzip unasked.
+
+    httpx would unpack a whole part at once, and as many layers as the server names: a few bytes to gigabytes.
+    """
     too_large = NotFetched(f"has more than {max_bytes:,} bytes")
     length = response.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise too_large
+    coding = response.headers.get("content-encoding", "identity").strip().lower() or "identity"
+    if coding not in {"identity", "gzip", "x-gzip"}:
+        raise NotFetched(f"is sent as {coding[:40]}, though it was asked for as it is")
+    unpacking = None if coding == "identity" else zlib.decompressobj(16 + zlib.MAX_WBITS)
     content = bytearray()
-    async for part in response.aiter_bytes():
-        content += part
+    async for part in response.aiter_raw():
+        try:
+            content += part if unpacking is None else unpacking.decompress(part, max_bytes + 1 - len(content))
+        except zlib.error:
+            raise NotFetched("is said to be gzip, and is not") from None
         if len(content) > max_bytes:
             raise too_large
+    if unpacking is not None and not unpacking.eof:
+        raise NotFetched("is not whole: its gzip has no end")
     return bytes(content)
 
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from ragherd.document_client import DocumentClient, DocumentFile, FoundFiles, ServiceGone, find
 from ragherd.journal import Journal
-from ragherd.uploads import CommonFields, DeletionLimit, Leftovers, leftovers, upload_all
+from ragherd.uploads import CommonFields, DeletionLimit, Leftovers, leftovers, read_whole, upload_all
 
 RETRY_SECONDS: Final = 600.0
 """Until an unchanged file that was refused is sent again."""
@@ -135,7 +135,7 @@ class Follower:
 
     async def _send(self, files: Sequence[DocumentFile], scan: Scan, client: DocumentClient, journal: Journal) -> None:
         def read(file: DocumentFile) -> bytes:
-            content = file.path.read_bytes()
+            content = read_whole(file.path)
             if stamp_of(file.path) != scan.stamps[file.source]:
                 raise ChangesNow(f"{file.path} changes while it is read")
             return content

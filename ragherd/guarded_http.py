@@ -18,6 +18,8 @@ import httpx
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
+"""All that is assigned of the public IPv6 internet. Python knows some special ranges outside of it as global."""
 
 
 @dataclass(slots=True)
@@ -42,8 +44,10 @@ def is_public(address: str) -> bool:
             embedded.append(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF))
         if any(one is not None and not is_public(str(one)) for one in embedded):
             return False
-        if found.ipv4_mapped is not None:
+        if found.ipv4_mapped is not None or found in NAT64:
             return True
+        if found not in GLOBAL_UNICAST:
+            return False
     return found.is_global and not found.is_multicast
 
 
@@ -72,7 +76,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         """Connects to the first admitted address that answers. Raises `httpcore.ConnectError` if there is none."""
         try:
             addresses = await self._resolve(host, port)
-        except (OSError, UnicodeError) as error:  # the second: a name that no host can have
+        except (OSError, UnicodeError, OverflowError) as error:  # names and ports that no host can have
             raise httpcore.ConnectError(f"{host} is not found: {getattr(error, 'strerror', None) or error}") from None
         admitted = [address for address in addresses if self._allowed.admits(host, address)]
         failure: Exception = httpcore.ConnectError(

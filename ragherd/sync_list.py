@@ -103,6 +103,8 @@ def _url(number: int, text: str) -> str:
         raise InvalidList(f"line {number}: not a URL") from None
     if url.scheme not in {"http", "https"} or not url.host:
         raise InvalidList(f"line {number}: a URL begins with http://HOST or https://HOST")
+    if not 0 < (url.port or 80) <= 65_535:
+        raise InvalidList(f"line {number}: a port is a number from 1 to 65535")
     if url.userinfo:
         raise InvalidList(f"line {number}: a URL with a user name or password is not used")
     if len(str(url)) > 2000:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from ragherd.document_client import (
@@ -20,6 +22,8 @@ from ragherd.document_client import (
 )
 
 MAX_DELETE: Final = 0.2
+LARGEST_FILE: Final = 128 * 1024 * 1024
+"""Bytes. Several files are in memory at a time, and the service refuses files from 20 MiB on by default."""
 WINDOW_SECONDS: Final = 3600.0
 """A folder that disappears bit by bit must not lose a share of its documents in each round."""
 
@@ -46,6 +50,20 @@ class Result:
     gone: bool = False
 
 
+def read_whole(path: Path) -> bytes:
+    """Returns the content of a file, but not of one that a link has replaced meanwhile.
+
+    Raises `Refused` for a file over `LARGEST_FILE`, and `OSError`.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # it may be a pipe by now too
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(LARGEST_FILE + 1) if size <= LARGEST_FILE else b""
+    if max(size, len(content)) > LARGEST_FILE:
+        raise Refused(f"the file has more than {LARGEST_FILE:,} bytes")
+    return content
+
+
 OnFile = Callable[[DocumentFile, tuple[str, int] | Exception], None]
 """Gets the outcome and the number of chunks, or why the file is not stored."""
 
@@ -57,7 +75,7 @@ async def upload_all(
     concurrency: int,
     on_done: Callable[[Result], None] = lambda result: None,
     on_file: OnFile = lambda file, outcome: None,
-    read: Callable[[DocumentFile], bytes] = lambda file: file.path.read_bytes(),
+    read: Callable[[DocumentFile], bytes] = lambda file: read_whole(file.path),
 ) -> Result:
     """Uploads files. A refused file does not affect the others. Calls `on_file` and `on_done` after each.
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ragherd.commands import commands
 from ragherd.document_client import DocumentClient, DocumentFile, Refused, connected, find, folder_id, title_of
 from ragherd.ingest import summary
-from ragherd.uploads import CommonFields, Result, legacy_folders, prune, upload_all
+from ragherd.uploads import LARGEST_FILE, CommonFields, Result, legacy_folders, prune, read_whole, upload_all
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
 from tests.support.service import Service
 
@@ -49,6 +49,33 @@ def test_what_is_found_in_a_folder(folder: Path) -> None:
     assert [file.source for file in find([folder / "holiday.md"]).files] == sources[2:]
     assert found.skipped == 4
     assert [title_of(file, file.path.read_bytes()) for file in found.files] == [None, "canteen", "Holiday policy"]
+
+
+def test_folders_may_be_nested_more_deeply_than_calls(tmp_path: Path) -> None:
+    folders = [tmp_path / "pages"]
+    for _ in range(sys.getrecursionlimit()):
+        folders.append(folders[-1] / "a")
+    for one in folders:
+        one.mkdir()
+    try:
+        (folders[-1] / "holiday.md").touch()
+        (file,) = find([folders[0]]).files
+        assert file.source == f"{folder_id(folders[0])}/{'a/' * sys.getrecursionlimit()}holiday.md"
+        file.path.unlink()
+    finally:
+        for one in reversed(folders):
+            one.rmdir()
+
+
+def test_a_file_is_not_read_if_it_is_huge_or_a_link_by_now(folder: Path) -> None:
+    huge = folder / "huge.txt"
+    huge.touch()
+    os.truncate(huge, LARGEST_FILE + 1)
+    with pytest.raises(Refused, match="more than 134,217,728 bytes"):
+        read_whole(huge)
+    with pytest.raises(OSError, match="symbolic links"):
+        read_whole(folder / "link.md")
+    assert read_whole(folder / "pipe.md") == b""
 
 
 def test_a_comment_in_code_is_no_title(tmp_path: Path) -> None:

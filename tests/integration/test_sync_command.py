@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,8 +41,9 @@ class Site:
         self.released = threading.Event()
         """Until it is set, a page named /slow.md does not end."""
 
-    def put(self, path: str, body: str, status: int = 200, **headers: str) -> str:
-        self.pages[path] = (status, {name.replace("_", "-"): value for name, value in headers.items()}, body.encode())
+    def put(self, path: str, body: str | bytes, status: int = 200, **headers: str) -> str:
+        content = body.encode() if isinstance(body, str) else body
+        self.pages[path] = (status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
         return self.url + path
 
 
@@ -194,6 +197,8 @@ async def test_redirects_are_followed_only_to_allowed_hosts_and_a_few_times(site
     assert "file://" in await why_not(site.put("/file.md", "", status=302, Location="file:///etc/passwd"))
     loop = site.put("/loop.md", "", status=302, Location="/loop.md")
     assert "more than 5 redirects" in await why_not(loop)
+    port = site.put("/port.md", "", status=302, Location="http://127.0.0.1:99999/end.md")
+    assert "port 99999" in await why_not(port)
 
 
 async def test_private_addresses_are_refused_by_default_also_after_a_redirect(site: Site) -> None:
@@ -238,6 +243,37 @@ async def test_downloads_are_bounded_in_size_and_time_and_have_to_be_whole(site:
     with pytest.raises(FileGone):
         async with downloads() as fetching:
             await fetching.fetch(site.url + "/never.md")
+
+
+async def test_gzip_is_unpacked_no_further_than_the_limit(site: Site) -> None:
+    page = site.put("/a.md", gzip.compress(b"# A"), Content_Encoding="gzip")
+    bomb = gzip.compress(bytes(100_000_000))
+    async with downloads() as fetching:
+        found = await fetching.fetch(page)
+        assert found is not None
+        assert found.content == b"# A"
+    tracemalloc.start()
+    try:
+        assert "more than 100,000 bytes" in await why_not(
+            site.put("/bomb.md", bomb, Content_Encoding="gzip"), max_bytes=100_000
+        )
+        layers = site.put("/layers.md", gzip.compress(bomb), Content_Encoding="gzip, gzip")
+        assert "is sent as gzip, gzip" in await why_not(layers, max_bytes=100_000)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    assert "no end" in await why_not(site.put("/half.md", gzip.compress(b"# A")[:-9], Content_Encoding="gzip"))
+    assert "is said to be gzip" in await why_not(site.put("/plain.md", "# A", Content_Encoding="gzip"))
+
+
+@pytest.mark.parametrize(
+    "line", ["Crawl-delay: ²", f"Crawl-delay: {'9' * 5000}", "Disallow: //[x", "Request-rate: ²/1"]
+)
+async def test_a_line_of_robots_that_cannot_be_read_changes_nothing(site: Site, line: str) -> None:
+    site.put("/robots.txt", f"User-agent: *\n{line}\nDisallow: /secret/\n")
+    async with downloads() as fetching:
+        assert (await fetching.fetch(site.put("/a.md", "# A"))) is not None
+    assert "robots.txt of the host does not allow it" in await why_not(site.put("/secret/a.md", "# A"))
 
 
 async def test_validators_are_sent_only_to_the_address_that_gave_them(site: Site) -> None:

@@ -40,6 +40,8 @@ http://wiki.internal/rules.html allow-private
         ("file:///etc/passwd", "begins with http"),
         ("https://me:hush@host/a.pdf", "user name or password"),
         ("https://host:x/a.pdf", "not a URL"),
+        ("https://host:99999/a.pdf", "a port is"),
+        ("https://host:-1/a.pdf", "a port is"),
         ("two words", "quote a path with spaces"),
         ("'open", "quote is not closed"),
         ("folder tag=", "options are"),
@@ -60,7 +62,7 @@ def test_a_list_that_cannot_be_followed_is_named_with_its_line(line: str, why: s
 PRIVATE = """
 127.0.0.1 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 255.255.255.255
 ::1 :: fe80::1 fe80::1%eth0 fc00::1 ff02::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 2002:7f00:1:: 64:ff9b::7f00:1
-64:ff9b::a9fe:a9fe
+64:ff9b::a9fe:a9fe 64:ff9b:1::a00:1 ::127.0.0.1 ::ffff:0:127.0.0.1 fec0::1 5f00::1
 """
 
 
@@ -69,7 +71,9 @@ def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34"])
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34", "64:ff9b::5db8:d822"]
+)
 def test_addresses_that_are_public(address: str) -> None:
     assert is_public(address)
 
