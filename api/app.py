@@ -31,9 +31,11 @@ from api.endpoints import (
 from api.endpoints.access import Role
 from api.endpoints.access_log import AccessLog
 from api.endpoints.description import ERRORS, DescribedApp
+from api.endpoints.fast_path import Repeatables
 from api.endpoints.middleware import (
     FORM_BYTES,
     BodyLimit,
+    FastPath,
     HeadRequests,
     HttpMetrics,
     RequestContext,
@@ -107,6 +109,7 @@ def create_app(settings: Settings) -> FastAPI:
         timeout=settings.server.body_timeout,
     )
     app.add_middleware(RequestHead, allowed=settings.access.hosts())
+    app.add_middleware(FastPath, known=Repeatables())
     app.add_middleware(RequestContext, worker=name)
     app.add_middleware(HttpMetrics, metrics=metrics, log=_access_log(settings.server))
     if settings.tracing.is_on:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -26,12 +27,13 @@ from api.endpoints.dropin_wire import (
     parsed,
     without_empty_fields,
 )
+from api.endpoints.fast_path import Repeatable
 from api.endpoints.health import worker_state
 from api.endpoints.model_admin import is_zero, unloaded
 from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
 from api.endpoints.validation import Options, list_header, refused, request_priority, request_timeout
 from api.errors import InvalidRequest, RagherdError
-from api.ports.question import CLIENT_HEADER, RAW, Query, parse
+from api.ports.question import CLIENT_HEADER, RAW, UNLIMITED, AnswerFinished, CacheControl, Query, parse
 from api.unicode_text import is_blank
 from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest, Priority
 
@@ -113,17 +115,24 @@ def embedding_options(request: Request, given: dict[str, Any]) -> dict[str, Any]
     return options if given.get("num_ctx") is None else {**options, "num_ctx": given["num_ctx"]}
 
 
-async def reply(request: Request, query: Query, form: AnswerForm, *, stream: bool) -> Response:
-    """Runs the query flow and returns its response. Raises the errors of the flow."""
-    state = worker_state(request)
+async def reply(request: Request, query: Query, form: Callable[[str], AnswerForm], *, stream: bool) -> Response:
+    """Runs the query flow and returns its response. `form` takes the request id. Raises the errors of the flow."""
+    state, request_id = worker_state(request), request.state.request_id
     request.state.query = query
     if stream:
-        return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
+        return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form(request_id))
     async with cancel_on_disconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
+    request.state.repeatable = Repeatable(await request.body(), query, partial(_response, form))
+    return _response(form, answered, request_id, query.cache_control)
+
+
+def _response(
+    form: Callable[[str], AnswerForm], answered: AnswerFinished, request_id: str, control: CacheControl = UNLIMITED
+) -> Response:
     return Response(
-        orjson.dumps(form.buffered(answered)),
-        headers=cache_headers(answered, query.cache_control),
+        orjson.dumps(form(request_id).buffered(answered)),
+        headers=cache_headers(answered, control),
         media_type="application/json",
     )
 
@@ -193,11 +202,20 @@ async def forward(request: Request, query: Query, path: ForwardedPath) -> Respon
     async with cancel_on_disconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
     headers = cache_headers(answered, query.cache_control)
-    if bypasses:
+    if not bypasses:
+        request.state.repeatable = Repeatable(await request.body(), query, _forwarded)
+    else:
         headers["Cache-Status"] = f"ragherd; fwd=bypass; detail={bypasses}"
     is_text = forwarded.content_type and not answered.answer.startswith("{")
-    kind = "text/plain" if is_text else "application/json"
-    return Response(answered.answer.encode(), headers=headers, media_type=kind)
+    return _document(answered, headers, "text/plain" if is_text else "application/json")
+
+
+def _forwarded(answered: AnswerFinished, _request_id: str) -> Response:
+    return _document(answered, cache_headers(answered, UNLIMITED))
+
+
+def _document(answered: AnswerFinished, headers: Mapping[str, str], media_type: str = "application/json") -> Response:
+    return Response(answered.answer.encode(), headers=headers, media_type=media_type)
 
 
 RUNNER_OPTIONS: Final = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")

@@ -6,6 +6,7 @@ Streams pass through the middleware, and it costs microseconds.
 - `TracedRequests`: only if there is a collector of traces.
 - `HttpMetrics`: times and logs every request by the template of its route.
 - `RequestContext`: every response names its request and its worker, and every log line its request.
+- `FastPath`: answers a request that equals an earlier one from the exact tier; see `fast_path`.
 - `RequestHead`: `Host` and `Authorization` come once. Two of them are read differently by a proxy and by the server
   behind it: one checks the first, the other acts on the second. HTTP/1.1 needs one `Host` (RFC 9112, section 3.2).
 - `BodyLimit`: refuses a body that is too large or too slow, by its declared length or while it arrives. FastAPI's own
@@ -22,6 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -33,17 +35,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.access import Role
+from api.endpoints.fast_path import Repeatable, Repeatables, head_of
 from api.endpoints.ollama_wire import BLOBS
 from api.endpoints.problems import ClientDisconnected, problem
 from api.endpoints.validation import JsonRequest, refuse_too_many_values
 from api.errors import (
     CLIENT_CLOSED_REQUEST,
+    EmbeddingUnavailable,
     HostNotAllowed,
     InternalError,
     InvalidRequest,
     MalformedHead,
     PayloadTooLarge,
     RagherdError,
+    StoreUnavailable,
 )
 
 HEALTH: Final = "/health"
@@ -163,6 +168,70 @@ class RequestContext:
                 if started:
                     raise
                 await problem(InternalError(), path=scope["path"], request_id=request_id)(scope, receive, labelled)
+
+
+PAUSE: Final = 1.0
+"""Seconds for which the full path takes everything after the cache failed, so that no question waits for it twice."""
+
+
+class FastPath:
+    """The ASGI middleware of one worker."""
+
+    def __init__(self, app: ASGIApp, known: Repeatables) -> None:
+        self._app = app
+        self._known = known
+        self._paused_until = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers from the exact tier, or hands the request on."""
+        head = head_of(scope)
+        if head is None:
+            await self._app(scope, receive, send)
+            return
+        if time.monotonic() >= self._paused_until:
+            found, messages = await self._known.find(head, receive)
+            if found is not None:
+                if (response := await self._again(scope, found)) is not None:
+                    await response(scope, receive, send)
+                    return
+                self._known.forget(head, found.body)
+            receive = _replayed(messages, receive)
+        await self._app(scope, receive, send)
+        repeatable: Repeatable | None = scope["state"].get("repeatable")
+        if repeatable is not None:
+            self._known.add(head, repeatable, scope["state"]["answered"])
+
+    async def _again(self, scope: Scope, found: Repeatable) -> Response | None:
+        """The response to an equal request, or None if the exact tier has no fresh answer."""
+        state = scope["state"]
+        request_id = state["request_id"]
+        query = replace(found.query, request_id=request_id)
+        try:
+            answered = await state["worker"].queries.again(query)
+        except (StoreUnavailable, EmbeddingUnavailable):  # the full path meets it too, and reports it
+            self._paused_until = time.monotonic() + PAUSE
+            return None
+        if answered is None:
+            return None
+        state["tenant"], state["query"], state["answered"] = query.tenant, query, answered
+        scope["route"] = _RouteName(scope["path"])
+        return found.respond(answered, request_id)
+
+
+def _replayed(messages: list[Message], receive: Receive) -> Receive:
+    """A `receive` that returns these messages first."""
+    first = iter(messages)
+
+    async def replayed() -> Message:
+        return next(first, None) or await receive()
+
+    return replayed
+
+
+class _RouteName(NamedTuple):
+    """Names the route for metrics, logs and traces, as FastAPI's routes do."""
+
+    path: str
 
 
 MINIMUM_RATE: Final = 240

@@ -86,7 +86,8 @@ async def _answered(request: Request, path: ForwardedPath, kind: type[Generation
     del fields
     if query.forwarded is not None:
         return await forward(request, query, path)
-    return await dropin.reply(request, query, OllamaForm(body.model, content, query.options), stream=body.stream)
+    form = OllamaForm(body.model, content, query.options)
+    return await dropin.reply(request, query, lambda _: form, stream=body.stream)
 
 
 @router.post("/api/embed", summary="Ollama: embed texts", response_model=None, openapi_extra=_EMBED)

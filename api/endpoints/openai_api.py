@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -53,7 +54,7 @@ async def chat_completions(request: Request) -> Response:
     if query.forwarded is not None:
         return await forward(request, query, _CHAT_PATH)
     include_usage = body.stream_options.include_usage
-    form = OpenAIForm(body.model, request.state.request_id, query.options, include_usage=include_usage)
+    form = partial(OpenAIForm, body.model, options=query.options, include_usage=include_usage)
     return await dropin.reply(request, query, form, stream=body.stream)
 
 

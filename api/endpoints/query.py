@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import orjson
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
 from api.endpoints import streaming as event_stream
 from api.endpoints.description import stream_of
+from api.endpoints.fast_path import Repeatable
 from api.endpoints.health import AppState
 from api.endpoints.middleware import JsonRoute, needs
-from api.endpoints.streaming import EventStream, QueryOut, cache_headers, cancel_on_disconnect, document
+from api.endpoints.streaming import EventStream, QueryOut, cancel_on_disconnect, query_response
 from api.endpoints.validation import (
     CLIENT_OPENAPI,
     PRIORITY_HEADER,
@@ -90,11 +90,8 @@ async def post_query(body: QueryIn, request: Request) -> Response:
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
     async with cancel_on_disconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
-    return Response(
-        orjson.dumps(document(answered, request.state.request_id)),
-        headers=cache_headers(answered, query.cache_control),
-        media_type="application/json",
-    )
+    request.state.repeatable = Repeatable(await request.body(), query, query_response)
+    return query_response(answered, request.state.request_id, query.cache_control)
 
 
 def build_query(body: QueryIn, request: Request, state: AppState) -> Query:

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import orjson
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
@@ -26,6 +27,7 @@ from api.endpoints.dropin_wire import StreamForm, single_line
 from api.endpoints.problems import ClientDisconnected, problem_document
 from api.errors import InternalError, RagherdError
 from api.ports.question import (
+    UNLIMITED,
     VARIANT_HEADER,
     AnswerEvent,
     AnswerFinished,
@@ -149,6 +151,15 @@ def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
     if answered.variant:
         shown["cache"]["variant"] = answered.variant
     return shown
+
+
+def query_response(answered: AnswerFinished, request_id: str, control: CacheControl = UNLIMITED) -> Response:
+    """Returns the response of POST /query."""
+    return Response(
+        orjson.dumps(document(answered, request_id)),
+        headers=cache_headers(answered, control),
+        media_type="application/json",
+    )
 
 
 def cache_headers(answer: AnswerQueued | AnswerStarted | AnswerFinished, control: CacheControl) -> dict[str, str]:

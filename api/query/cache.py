@@ -216,6 +216,15 @@ class SemanticCache:
             self._observer.store_failed(error)
         return lookup
 
+    async def look_up_exact(self, query: Query, timings: Timings) -> Lookup:
+        """Looks in the exact tier only. Raises `StoreUnavailable` and `EmbeddingUnavailable`."""
+        lookup = Lookup()
+        if self._cache is not None and not self.quality.observes:
+            lookup.key = await self._keys.of(query)
+            lookup.available = True
+            await self._exact(self._cache, query, lookup.key, lookup, timings)
+        return lookup
+
     async def _as_first_worded(self, cache: AnswerCache, query: Query, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier after the same conversation as the cache words it, if that differs."""
         rules = self._quality(query).rules(lookup.key.scope, query.tenant) if lookup.key is not None else None

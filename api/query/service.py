@@ -121,6 +121,22 @@ class QueryService:
                     return event
         raise AssertionError("the flow ends with an answer or an error")
 
+    async def again(self, query: Query) -> AnswerFinished | None:
+        """Answers a question that was answered before, if the exact tier has a fresh answer.
+
+        If not, returns None and counts nothing: `answer` or `stream` follows. Raises `StoreUnavailable` and
+        `EmbeddingUnavailable`.
+        """
+        if self._experiments.running is not None or (query.history and self._condenser is not None):
+            return None
+        request = _Request(query, buffered=True)
+        request.lookup = await self._shared.look_up_exact(query, request.timings)
+        if request.lookup.match is None or request.lookup.stale:
+            return None
+        answered = self._cached(request)
+        self._count(request, answered)
+        return answered
+
     def stream(self, query: Query) -> AbstractAsyncContextManager[AsyncIterator[AnswerEvent]]:
         """Yields `AnswerStarted`, the `Token`s, and `AnswerFinished`, once stored.
 
@@ -166,10 +182,13 @@ class QueryService:
         except Exception:  # a bug: the caller gets 500, so the error rate must show it
             self._observer.refused(request.asked, InternalError())
             raise
+        self._count(request, answered)
+        yield answered
+
+    def _count(self, request: _Request, answered: AnswerFinished) -> None:
         request.end()
         key = request.lookup.key
         self._observer.answered(request.asked, answered, FlightKey(key.scope, key.digest) if key is not None else None)
-        yield answered
 
     # -- by the cache -------------------------------------------------------------------------------------------------
 
