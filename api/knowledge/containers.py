@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage, MIMEPart
 from io import BytesIO
-from typing import Final
+from lzma import LZMAError
+from typing import Any, Final
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from api.errors import PayloadTooLarge, RagherdError, UnreadableDocument
@@ -28,6 +31,9 @@ LONGEST_NAME: Final = 200
 ASCII: Final = ("us-ascii", "ascii")
 """Encodings that messages name by default."""
 HEADERS: Final = ("From", "To", "Cc", "Date")
+LONGEST_HEADER: Final = 2_000
+"""Characters of a header that Python's parser takes at a time: it needs quadratic time."""
+_HEADER_PARTS: Final = re.compile(rf"(?s).{{1,{LONGEST_HEADER}}}(?:[,\s]|\Z)|.{{1,{LONGEST_HEADER}}}")
 
 
 @dataclass(slots=True)
@@ -53,11 +59,13 @@ class _Contents:
         Raises `PayloadTooLarge`.
         """
         heading = one_line(name, LONGEST_NAME) or "unnamed"
+        left = self.most - self.characters
         try:
             kind = media_type(name, declared, data[:SNIFFED_BYTES])
-            self.add(heading, read(data, kind, self.most - self.characters).text)
+            self.add(heading, read(data, kind, left).text)
         except PayloadTooLarge as error:
-            raise PayloadTooLarge(f"'{heading}': {error.detail}") from None
+            detail = error.detail.replace(too_long(left).detail, too_long(self.most).detail)
+            raise PayloadTooLarge(f"'{heading}': {detail}") from None
         except RagherdError:
             self.left_out.append(heading)
 
@@ -80,7 +88,7 @@ def read_zip(data: bytes, characters: int, read: Read) -> Parsed:
         with ZipFile(BytesIO(data)) as archive:
             for entry in _entries(archive):
                 contents.add_file(entry.filename, "", archive.read(entry), read)
-    except BadZipFile as error:
+    except (BadZipFile, zlib.error, LZMAError, EOFError, OSError) as error:
         raise UnreadableDocument(f"The archive is damaged: {error}") from None
     except NotImplementedError as error:
         raise UnreadableDocument(f"The archive cannot be unpacked: {error}.") from None
@@ -108,12 +116,13 @@ def _is_hidden(path: str) -> bool:
 
 def read_email(data: bytes, characters: int, read: Read) -> Parsed:
     """Sender, recipients, date and body, then each attachment under a heading. The subject is the title."""
-    message = message_from_bytes(data.removeprefix(BOM_UTF8), policy=policy.default)
+    message = message_from_bytes(data.removeprefix(BOM_UTF8), policy=_Policy())
     if not isinstance(message, EmailMessage) or not (message["From"] or message["Subject"]):
         raise UnreadableDocument("The file is not an e-mail: it has no headers.")
     contents = _Contents(characters)
-    subject = " ".join(str(message["Subject"] or "").split())
-    contents.add(subject, "\n".join(f"{name}: {message[name]}" for name in HEADERS if message[name]))
+    subject = " ".join(_header(message, "Subject").split())
+    headers = {name: _header(message, name) for name in HEADERS}
+    contents.add(subject, "\n".join(f"{name}: {value}" for name, value in headers.items() if value))
     body = message.get_body(preferencelist=("plain", "html"))
     if body is not None:
         contents.add("", _text(body))
@@ -124,6 +133,31 @@ def read_email(data: bytes, characters: int, read: Read) -> Parsed:
         else:
             contents.add("", _text(part))
     return Parsed("\n\n".join(contents.parts), subject or None, warnings=contents.warnings())
+
+
+class _Policy(policy.EmailPolicy):
+    """Parses the beginning of long headers. Some programs write headers without encoding, in UTF-8 or Latin letters."""
+
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        return super().header_fetch_parse(name, _readable(value)[:LONGEST_HEADER])
+
+
+def _readable(header: str) -> str:
+    """The parser passes on bytes that are not ASCII as lone surrogates."""
+    data = header.encode("utf-8", "surrogateescape")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
+def _header(message: EmailMessage, name: str) -> str:
+    """A whole header as text. There may be thousands of recipients."""
+    found = next((value for key, value in message.raw_items() if key.lower() == name.lower()), "")
+    whole = "".join(_readable(found).splitlines())
+    if len(whole) <= LONGEST_HEADER:
+        return str(message[name] or "")
+    return "".join(str(policy.default.header_factory("Subject", part)) for part in _HEADER_PARTS.findall(whole))
 
 
 def _files(part: MIMEPart, body: MIMEPart | None, *, is_repeated: bool = False) -> Iterator[MIMEPart]:

@@ -64,9 +64,9 @@ def read(data: bytes, read_file: Reader, pages: int, characters: int) -> dict[st
 def reader(media_type: str, languages: str, depth: int = 0) -> Reader:
     """Imports only the libraries that this kind needs. `depth`: of a file in a file."""
     if media_type in PLAIN:
-        return lambda data, _, __: read_text(data, media_type)
+        return lambda data, _, characters: read_text(_bounded(data, characters), media_type)
     if media_type in (CSV, TSV):
-        return lambda data, _, characters: read_table(data, media_type, characters)
+        return lambda data, _, characters: read_table(_bounded(data, characters), media_type, characters)
     if media_type in (ZIP, EMAIL):
         return _container_reader(media_type, languages, depth)
     if media_type == PDF:
@@ -84,6 +84,13 @@ def reader(media_type: str, languages: str, depth: int = 0) -> Reader:
     from api.knowledge import office
 
     return partial(office.read, media_type=media_type)
+
+
+def _bounded(data: bytes, characters: int) -> bytes:
+    """Refuses a text that must be too long before it is decoded: a small archive may have one of 100 MB."""
+    if len(data) > 4 * (characters + 1):  # a character and a byte order mark have at most four bytes
+        raise too_long(characters)
+    return data
 
 
 def _container_reader(media_type: str, languages: str, depth: int) -> Reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from email.message import EmailMessage
 from io import BytesIO
@@ -115,6 +116,26 @@ def test_an_archive_that_no_password_would_open_does_not_ask_to_remove_one() -> 
 def test_an_archive_with_too_much_text_names_the_file_and_the_limit() -> None:
     found = read(archive({"a.txt": b"word " * 100, "b.txt": b"word " * 100}), ZIP, 600)
     assert found == {"too_large": "'b.txt': Its text is longer than 600 characters."}
+    inner = archive({"c.csv": b"word " * 200})
+    found = read(archive({"a.txt": b"word " * 100, "b.zip": inner}), ZIP, 600)
+    assert found == {"too_large": "'b.zip': 'c.csv': Its text is longer than 600 characters."}
+
+
+def test_a_text_with_too_many_bytes_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(plain_text, "decoded")
+    bomb = archive({"a.txt": b"0" * 10_000_000})
+    for data, kind in [(bomb, ZIP), (archive({"b.zip": bomb}), ZIP), (b"a,b\n" * 200_000, CSV), (bytes(500_000), CODE)]:
+        assert "longer than 100000 characters" in read(data, kind)["too_large"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_within_an_archive_is_named(method: int) -> None:
+    out = BytesIO()
+    with zipfile.ZipFile(out, "w", method) as made:
+        made.writestr("a.txt", "One. Two. " * 50)
+    data = bytearray(out.getvalue())
+    data[45:60] = b"\xff" * 15
+    assert read(bytes(data), ZIP)["unreadable"].startswith("The archive is damaged: ")
 
 
 HEAD = b"From: a@example.com\nSubject: Hello\nMIME-Version: 1.0\n"
@@ -125,6 +146,31 @@ def test_a_mail_with_a_wrong_charset_or_none_is_read(kind: str) -> None:
     mail = HEAD + f"Content-Type: {kind}\nContent-Transfer-Encoding: 8bit\n\nDie Größe.".encode()
     assert read(mail, EMAIL)["text"].endswith("Die Größe.")
     assert read(b"\xef\xbb\xbf" + mail, EMAIL)["title"] == "Hello"
+
+
+def test_names_without_an_encoding_are_read() -> None:
+    mail = 'From: Jürgen <j@example.com>\nSubject: Grüße\nTo: "Müller, Ö." <m@example.com>\n\nHallo.'
+    for data in (mail.encode(), mail.encode("latin-1")):
+        found = read(data, EMAIL)
+        assert found["text"] == ('# Grüße\n\nFrom: Jürgen <j@example.com>\nTo: "Müller, Ö." <m@example.com>\n\nHallo.')
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'To: "Doe, Jo" <jo@example.com>' + b',\r\n "Doe, J\xc3\xb6rg" <j@example.com>' * 8_000,
+        b"Subject: Greetings" + b"\n =?utf-8?q?J=C3=B6rg?= and" * 8_000,
+        b"Content-Type: text/plain" + b"; a=b" * 20_000,
+        b"Content-Disposition: inline" + b"".join(b"; a*%d=b" % number for number in range(20_000)),
+    ],
+    ids=["recipients", "subject", "parameters", "continued parameters"],
+)
+def test_the_longest_headers_are_read_at_once(line: bytes) -> None:
+    before = time.thread_time()
+    found = read(b"From: a@example.com\n" + line + b"\n\nHello.", EMAIL, 1_000_000)
+    assert time.thread_time() - before < 3, "quadratic time is 10 s and more"
+    assert found["text"].endswith("Hello.")
+    assert found["text"].count("Jörg") == (8_000 if line.startswith((b"To", b"Subject")) else 0)
 
 
 def test_lone_surrogates_of_a_charset_do_not_end_the_reader() -> None:
