@@ -10,7 +10,7 @@ A chunk that continues a table begins with the table's header, which is not part
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,6 +34,8 @@ _HEADING: Final = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+)$", re.MULTILINE)
 _FENCE: Final = re.compile(r"^ {0,3}(?:`{3,}|~{3,}).*$", re.MULTILINE)
 _TURN: Final = re.compile(rf"(?<=[^{PAGE}]{{40}}){PAGE}(?!\s*[a-zß-öø-ÿ])")
 """The turn of a page, unless the page is nearly empty or a sentence runs on: such pages share chunks."""
+_CODE: Final = re.compile(r"^(?:#{1,6} .+\n\n){0,6}`{3,}[a-z]+ linenums=\"\d+\"$", re.MULTILINE)
+"""The beginning of a part of source code, with its headings."""
 _WORD: Final = re.compile(r"\w")
 _RULE: Final = re.compile(r"[ \t]*\|?[ \t:-]*-[ \t:|-]*")
 """The line between a table's header and its rows."""
@@ -153,9 +155,9 @@ def tables(text: str) -> list[Table]:
 
 
 def sections(text: str) -> list[tuple[int, str]]:
-    """Parts of a text with their starts: pages, and parts of long ones, cut at blank lines where possible."""
-    turns = [found.start() for found in _TURN.finditer(text) if found.start() > 0]
-    return [part for start, end in pairwise([0, *turns, len(text)]) for part in _sections(text[:end], start)]
+    """Parts of a text with their starts: pages, parts of code, and of long texts, cut at blank lines where possible."""
+    turns = {found.start() for pattern in (_TURN, _CODE) for found in pattern.finditer(text)} - {0}
+    return [part for start, end in pairwise([0, *sorted(turns), len(text)]) for part in _sections(text[:end], start)]
 
 
 def _sections(text: str, start: int) -> list[tuple[int, str]]:
@@ -179,7 +181,8 @@ def numbered(text: str, cuts: Iterable[Cut | tuple[int, str]]) -> list[Chunk]:
     headings, pages = _headings(text), [at for at, character in enumerate(text) if character == PAGE]
     worded = [cut for cut in (Cut(*cut) for cut in cuts) if _WORD.search(_FENCE.sub("", cut.text))]
     # A text with nothing but headings is searchable by them.
-    kept = [cut for cut in worded if _WORD.search(_FENCE.sub("", _HEADING.sub("", cut.text)))] or worded
+    starts = [start for start, _ in headings]
+    kept = [cut for cut in worded if _WORD.search(_FENCE.sub("", _without_headings(cut, starts)))] or worded
     return [
         Chunk(
             number,
@@ -232,6 +235,17 @@ def _headings(text: str) -> list[tuple[int, str]]:
         above = [*((of, words) for of, words in above if of < level), (level, heading_words(found[2]))]
         paths.append((found.start(), " > ".join(words for _, words in above)[:LONGEST_HEADING]))
     return paths
+
+
+def _without_headings(cut: Cut, starts: Sequence[int]) -> str:
+    """The text of a piece without the lines that begin at `starts`, in order. A `#` in code is a comment."""
+    parts, at = [], 0
+    first = bisect_left(starts, cut.start - 3)  # the piece begins behind the indent
+    for start in starts[first : bisect_left(starts, cut.start + len(cut.text))]:
+        parts.append(cut.text[at : max(start - cut.start, 0)])
+        end = cut.text.find("\n", max(start - cut.start, 0))
+        at = end if end >= 0 else len(cut.text)
+    return "".join((*parts, cut.text[at:]))
 
 
 def _body(piece: str) -> int:

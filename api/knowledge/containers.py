@@ -20,8 +20,8 @@ from api.knowledge.kinds import HTML, TEXT, media_type
 from api.knowledge.plain_text import Parsed, decoded, too_long
 from api.unicode_text import one_line
 
-Read = Callable[[bytes, str, int], Parsed]
-"""Reads a contained file: its bytes, its kind, the most characters."""
+Read = Callable[[bytes, str, str, int], Parsed]
+"""Reads a contained file: its bytes, its kind, its name, the most characters."""
 MAX_ENTRIES: Final = 500
 MAX_UNPACKED: Final = 100 * 1024 * 1024
 MAX_DEPTH: Final = 3
@@ -62,7 +62,8 @@ class _Contents:
         left = self.most - self.characters
         try:
             kind = media_type(name, declared, data[:SNIFFED_BYTES])
-            self.add(heading, read(data, kind, left).text)
+            text = read(data, kind, heading, left).text
+            self.add("" if text.startswith(f"# {heading}\n") else heading, text)
         except PayloadTooLarge as error:
             detail = error.detail.replace(too_long(left).detail, too_long(self.most).detail)
             raise PayloadTooLarge(f"'{heading}': {detail}") from None

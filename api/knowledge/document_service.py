@@ -190,7 +190,7 @@ class DocumentService:
         """Reads small files now, so that an unreadable one is refused before anything is stored."""
         if len(given.content) > INLINE_READ_BYTES and given.media_type != TEXT:
             return draft
-        parsed = await self._parser.parse(given.content, given.media_type)
+        parsed = await self._parser.parse(given.content, given.media_type, draft.facts.title)
         facts = with_what_was_read(draft.facts, parsed, untitled=draft.untitled)
         return replace(draft, facts=facts, content=parsed.marked_text.encode(), media_type=None)
 

@@ -212,7 +212,7 @@ class Ingestion:
             raise UnreadableDocument("The uploaded content is lost. Upload the document again.")
         if work.media_type is None:
             return work, content.decode()
-        parsed = await self._parser.parse(content, work.media_type)
+        parsed = await self._parser.parse(content, work.media_type, work.facts.title)
         work = replace(work, facts=with_what_was_read(work.facts, parsed, untitled=work.untitled))
         await self._work.settle_text(work, parsed.marked_text.encode())
         return work, parsed.marked_text

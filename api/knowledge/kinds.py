@@ -39,6 +39,27 @@ _CODE_SUFFIXES: Final = """
 .c .cc .cfg .conf .cpp .cs .css .dart .go .h .hpp .ini .java .js .json .jsonl .jsx .kt .lua .php .pl .ps1 .py .r .rb
 .rs .scala .sh .sql .swift .tf .toml .ts .tsx .xml .yaml .yml
 """
+_PARSED: Final = {
+    ".py": ("text/x-python", "tree_sitter_python", "language"),
+    ".js": ("text/x-javascript", "tree_sitter_javascript", "language"),
+    ".jsx": ("text/x-javascript", "tree_sitter_javascript", "language"),
+    ".ts": ("text/x-typescript", "tree_sitter_typescript", "language_typescript"),
+    ".tsx": ("text/x-tsx", "tree_sitter_typescript", "language_tsx"),
+    ".go": ("text/x-go", "tree_sitter_go", "language"),
+    ".rs": ("text/x-rust", "tree_sitter_rust", "language"),
+    ".java": ("text/x-java", "tree_sitter_java", "language"),
+    ".c": ("text/x-c", "tree_sitter_c", "language"),
+    ".h": ("text/x-cpp", "tree_sitter_cpp", "language"),
+    ".cc": ("text/x-cpp", "tree_sitter_cpp", "language"),
+    ".cpp": ("text/x-cpp", "tree_sitter_cpp", "language"),
+    ".hpp": ("text/x-cpp", "tree_sitter_cpp", "language"),
+    ".cs": ("text/x-csharp", "tree_sitter_c_sharp", "language"),
+    ".rb": ("text/x-ruby", "tree_sitter_ruby", "language"),
+    ".php": ("text/x-php", "tree_sitter_php", "language_php"),
+}
+_PARSED_BY_SUFFIX: Final = {suffix: kind for suffix, (kind, _, _) in _PARSED.items()}
+LANGUAGES: Final = {kind: (package, function) for kind, package, function in _PARSED.values()}
+"""Kinds of source code that the extra `code` splits by syntax: the package of the grammar, and its function."""
 BY_SUFFIX: Final = {
     ".txt": TEXT,
     ".text": TEXT,
@@ -59,7 +80,7 @@ BY_SUFFIX: Final = {
 }
 PLAIN: Final = frozenset({TEXT, MARKDOWN, CODE})
 """Kinds that are plain text."""
-KINDS: Final = frozenset(BY_SUFFIX.values())
+KINDS: Final = frozenset(BY_SUFFIX.values()) | LANGUAGES.keys()
 """All kinds."""
 _ARCHIVES: Final = frozenset((PDF, DOCX, ZIP, *OFFICE.values()))
 """Kinds that are not text, or may not be."""
@@ -71,14 +92,24 @@ _SUPPORTED: Final = f"Supported: {', '.join(sorted(BY_SUFFIX))}."
 
 def readable() -> frozenset[str]:
     """The kinds that this installation reads."""
-    return KINDS if find_spec("kreuzberg") is not None else KINDS - frozenset(OFFICE.values())
+    office = () if find_spec("kreuzberg") is not None else OFFICE.values()
+    return KINDS.difference(office, () if _splits_code() else LANGUAGES)
+
+
+def _splits_code() -> bool:
+    return find_spec("tree_sitter") is not None
 
 
 def media_type(file_name: str | None, declared: str | None, head: bytes) -> str:
     """One of the kinds above. `head`: the first bytes. Raises `UnsupportedDocument`."""
-    named = BY_SUFFIX.get(PurePath(file_name or "").suffix.lower())
+    suffix = PurePath(file_name or "").suffix.lower()
+    named = BY_SUFFIX.get(suffix)
     said = (declared or "").partition(";")[0].strip().lower()
     kind = named or (said if said in KINDS else None)
+    if kind == CODE:
+        kind = _PARSED_BY_SUFFIX.get(suffix, CODE)
+    if kind in LANGUAGES and not _splits_code():
+        kind = CODE
     if head.lstrip()[:5] == b"%PDF-":
         return PDF
     if kind is None:

@@ -1,6 +1,7 @@
 """Reads one file in a separate process: the file on standard input, JSON on standard output.
 
-Arguments: the media type, the most pages, the most characters, the most seconds of CPU time, and the languages for OCR.
+Arguments: the media type, the most pages, the most characters, the most seconds of CPU time, the tokens of a chunk, the
+languages for OCR, and the file's name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, UnreadableDocument
-from api.knowledge.kinds import CSV, DOCX, EMAIL, HTML, PDF, PLAIN, TSV, ZIP
+from api.knowledge.kinds import CSV, DOCX, EMAIL, HTML, LANGUAGES, PDF, PLAIN, TSV, ZIP
 from api.knowledge.markdown import LONGEST_TITLE
 from api.knowledge.plain_text import Parsed, read_table, read_text, tidied, too_long
 from api.unicode_text import one_line
@@ -29,14 +30,15 @@ Reader = Callable[[bytes, int, int], Parsed]
 
 def main(arguments: list[str]) -> None:
     """Writes what was read, or the error."""
-    media_type, languages = arguments[0], arguments[4]
-    pages, characters, seconds = map(int, arguments[1:4])
+    media_type, *numbers, languages, name = arguments
+    pages, characters, seconds, tokens = map(int, numbers)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     out = sys.stdout.buffer
     sys.stdout = sys.stderr  # output of a library must not corrupt the reply
-    out.write(orjson.dumps(read(sys.stdin.buffer.read(), reader(media_type, languages), pages, characters)))
+    read_file = reader(media_type, languages, name, tokens)
+    out.write(orjson.dumps(read(sys.stdin.buffer.read(), read_file, pages, characters)))
 
 
 def read(data: bytes, read_file: Reader, pages: int, characters: int) -> dict[str, Any]:
@@ -61,14 +63,18 @@ def read(data: bytes, read_file: Reader, pages: int, characters: int) -> dict[st
     return asdict(parsed)
 
 
-def reader(media_type: str, languages: str, depth: int = 0) -> Reader:
+def reader(media_type: str, languages: str = "", name: str = "", tokens: int = 256, depth: int = 0) -> Reader:
     """Imports only the libraries that this kind needs. `depth`: of a file in a file."""
     if media_type in PLAIN:
         return lambda data, _, characters: read_text(_bounded(data, characters), media_type)
     if media_type in (CSV, TSV):
         return lambda data, _, characters: read_table(_bounded(data, characters), media_type, characters)
     if media_type in (ZIP, EMAIL):
-        return _container_reader(media_type, languages, depth)
+        return _container_reader(media_type, languages, tokens, depth)
+    if media_type in LANGUAGES:
+        from api.knowledge import code
+
+        return lambda data, _, characters: code.read(_bounded(data, characters), media_type, name, tokens)
     if media_type == PDF:
         from api.knowledge import pdf
 
@@ -93,16 +99,16 @@ def _bounded(data: bytes, characters: int) -> bytes:
     return data
 
 
-def _container_reader(media_type: str, languages: str, depth: int) -> Reader:
+def _container_reader(media_type: str, languages: str, tokens: int, depth: int) -> Reader:
     from api.knowledge import containers
 
     read = containers.read_zip if media_type == ZIP else containers.read_email
 
     def read_all(data: bytes, pages: int, characters: int) -> Parsed:
-        def read_one(content: bytes, kind: str, most: int) -> Parsed:
+        def read_one(content: bytes, kind: str, name: str, most: int) -> Parsed:
             if depth >= containers.MAX_DEPTH:
                 raise UnreadableDocument("The files are nested too deeply.")
-            return reader(kind, languages, depth + 1)(content, pages, most)
+            return reader(kind, languages, name, tokens, depth + 1)(content, pages, most)
 
         return read(data, characters, read_one)
 

@@ -18,10 +18,11 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument
-from api.knowledge.kinds import PLAIN
+from api.knowledge.kinds import CODE, LANGUAGES, PLAIN
+from api.knowledge.markdown import LONGEST_TITLE
 from api.knowledge.plain_text import Parsed, read_text, too_long
 from api.module_command import module_command, module_environment
-from api.unicode_text import is_blank
+from api.unicode_text import is_blank, one_line
 
 CONCURRENCY: Final = 2
 """Files that one worker reads at a time."""
@@ -32,12 +33,16 @@ _KEPT: Final = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "SYSTEMRO
 
 @dataclass(frozen=True, slots=True)
 class ParseLimits:
-    """`timeout` in seconds. The file may use all of it as CPU time. `ocr_languages`: Tesseract's, or empty."""
+    """`timeout` in seconds. The file may use all of it as CPU time. `ocr_languages`: Tesseract's, or empty.
+
+    `chunk_tokens`: the size of chunks, for files that are cut where they are read.
+    """
 
     pages: int
     characters: int
     timeout: float
     ocr_languages: str = ""
+    chunk_tokens: int = 256
 
 
 class Parser:
@@ -48,14 +53,25 @@ class Parser:
         self._slots = asyncio.Semaphore(CONCURRENCY)
         self._thread = asyncio.Semaphore(1)
 
-    async def parse(self, data: bytes, media_type: str) -> Parsed:
-        """Raises `UnreadableDocument`, `PayloadTooLarge`; `ServiceUnavailable` if its turn does not come in time."""
+    async def parse(self, data: bytes, media_type: str, name: str = "") -> Parsed:
+        """Reads a file. Source code that the reader cannot split by syntax is text.
+
+        Raises `UnreadableDocument`, `PayloadTooLarge`; `ServiceUnavailable` if its turn does not come in time.
+        """
+        try:
+            return await self._parsed(data, media_type, name)
+        except UnreadableDocument:
+            if media_type not in LANGUAGES:
+                raise
+            return await self._parsed(data, CODE, name)
+
+    async def _parsed(self, data: bytes, media_type: str, name: str) -> Parsed:
         if media_type in PLAIN and len(data) <= IN_A_THREAD:
             async with self._turn(self._thread):
                 parsed = await self._in_time(asyncio.to_thread(read_text, data, media_type))
         else:
             async with self._turn(self._slots):
-                parsed = await self._in_time(self._in_a_process(data, media_type))
+                parsed = await self._in_time(self._in_a_process(data, media_type, name))
         if len(parsed.text) > self._limits.characters:
             raise too_long(self._limits.characters)
         if not await asyncio.to_thread(_has_words, parsed.text):
@@ -82,10 +98,11 @@ class Parser:
         except TimeoutError:
             raise UnreadableDocument(f"It took longer than {self._limits.timeout:g} s to read.") from None
 
-    async def _in_a_process(self, data: bytes, media_type: str) -> Parsed:
+    async def _in_a_process(self, data: bytes, media_type: str, name: str) -> Parsed:
         limits = self._limits
         seconds = int(limits.timeout) + 1
-        arguments = (media_type, *map(str, (limits.pages, limits.characters, seconds)), limits.ocr_languages)
+        numbers = (limits.pages, limits.characters, seconds, limits.chunk_tokens)
+        arguments = (media_type, *map(str, numbers), limits.ocr_languages, one_line(name, LONGEST_TITLE))
         process = await asyncio.create_subprocess_exec(
             *module_command("api.knowledge.parse_process", *arguments),
             stdin=asyncio.subprocess.PIPE,

@@ -83,10 +83,10 @@ def read_text(data: bytes, media_type: str) -> Parsed:
     return Parsed(repaired(text))
 
 
-def in_a_fence(text: str) -> str:
-    """A code block, in which `#` begins no heading."""
+def in_a_fence(text: str, about: str = "") -> str:
+    """A code block, in which `#` begins no heading. `about`: the words behind its first marks."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}\n{text}\n{fence}"
+    return f"{fence}{about}\n{text}\n{fence}"
 
 
 def read_table(data: bytes, media_type: str, characters: int) -> Parsed:
@@ -163,8 +163,13 @@ def _guess(data: bytes) -> str | None:
 
 def tidied(text: str) -> str:
     """NFC, lines that end in a line feed, no control characters or lone surrogates, two blank lines at most."""
+    return _BLANK.sub("\n\n\n", lines_of(text)).strip()
+
+
+def lines_of(text: str) -> str:
+    """NFC, lines that end in a line feed, no control characters or lone surrogates."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _BLANK.sub("\n\n\n", _CONTROL.sub("", nfc(lines))).strip()
+    return _CONTROL.sub("", nfc(lines))
 
 
 def too_long(characters: int) -> PayloadTooLarge:

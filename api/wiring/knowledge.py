@@ -132,6 +132,7 @@ def _parse_limits(settings: Settings) -> ParseLimits:
         documents.document_max_characters,
         documents.document_parse_timeout,
         documents.ocr_languages,
+        documents.chunk_tokens,
     )
 
 

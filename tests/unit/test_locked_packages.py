@@ -18,8 +18,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILES = {
-    "dev": (["embedded", "formats", "scaling", "reports", "otel", "mcp", "train"], ["dev", "weights", "build"]),
-    "run": (["embedded", "formats"], ["weights", "build"]),
+    "dev": (["embedded", "formats", "code", "scaling", "reports", "otel", "mcp", "train"], ["dev", "weights", "build"]),
+    "run": (["embedded", "formats", "code"], ["weights", "build"]),
     "image": (["onnx"], []),
     "build": (None, ["build"]),
 }
