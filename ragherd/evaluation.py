@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from api.errors import SettingsError, StoreUnavailable
 from api.knowledge.quotes import closest
-from ragherd.evaluation_cases import DEMO, Case, draft_prompt, drafted, is_document, read_cases
+from ragherd.evaluation_cases import DEMO, Case, draft_prompt, drafted, read_cases, unknown_documents
 from ragherd.evaluation_report import (
     MEASURES,
     compared,
@@ -100,6 +100,8 @@ def eval(  # noqa: A001 - the command's name
         limits, before = _limits(least or ()), None if baseline is None else _saved(str(baseline))
         file = Path(action) if given else DEMO
         cases, drafts = _cases(file, unconfirmed=unconfirmed)
+        if before is not None and not {one["question"] for one in before["cases"]} & {one.question for one in cases}:
+            raise exit_with(f"--baseline {baseline}: has none of the questions of {file.name}", USAGE_ERROR)
         found_run = _evaluated(url, cases, asking, seed)
         known = {**found_run, "file": file.name, "drafts": drafts, "seed": seed}
         _finish(known, limits, before, out, as_json=as_json)
@@ -158,7 +160,7 @@ def _missing(service: ServiceClient, cases: Sequence[Case], asking: Asking) -> l
     stored = list(_stored(service, asking.tenant, None))
     if len(stored) >= MOST_DOCUMENTS:
         return []
-    return [one for one in expected if not any(is_document(one, document) for document in stored)]
+    return unknown_documents(expected, stored)
 
 
 def _stored(service: ServiceClient, tenant: str | None, tag: str | None) -> Iterator[Mapping[str, Any]]:
@@ -227,7 +229,7 @@ def _finish(
 def _saved(file: str) -> Any:
     try:
         found = json.loads(Path(file).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise exit_with(f"{file}: {reason}", USAGE_ERROR) from None
     if not is_evaluation(found):

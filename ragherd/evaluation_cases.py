@@ -53,6 +53,18 @@ def is_document(named: str, source: Mapping[str, Any]) -> bool:
     return named in (path, identity) or path.endswith(f"/{named}") or squeezed(named) == squeezed(source["title"])
 
 
+def unknown_documents(named: Iterable[str], stored: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the names that are no stored document's, as `is_document` compares them, in linear time."""
+    names: set[str] = set()
+    titles: set[str] = set()
+    for one in stored:
+        parts = str(one.get("source") or "").split("/")
+        names |= {"/".join(parts[at:]) for at in range(len(parts))}
+        names.add(str(one.get("document_id") or one.get("id")))
+        titles.add(squeezed(one["title"]))
+    return [one for one in named if one not in names and squeezed(one) not in titles]
+
+
 def squeezed(text: str) -> str:
     """Returns a text without differences of case and white space."""
     return " ".join(text.casefold().split())

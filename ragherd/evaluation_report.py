@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +58,7 @@ def is_evaluation(found: Any) -> bool:
 
 def _has_numbers(measures: Any) -> bool:
     return isinstance(measures, dict) and all(
-        isinstance(value, int | float) and math.isfinite(value) for value in measures.values()
+        isinstance(value, int | float) and 0 <= value <= 1 for value in measures.values()
     )
 
 
@@ -149,7 +148,7 @@ def print_evaluation(found: Document) -> None:
     for line in _reasons(found):
         console.print(clean(line))
     for case in failures(found)[:MOST_SHOWN]:
-        console.print(f"\n{clean(case['question'])}")
+        console.print(f"\n{' '.join(clean(case['question']).split())[:200]}")
         for problem in case["problems"][:3]:
             console.print(f"  {' '.join(clean(problem).split())[:200]}")
 

@@ -83,6 +83,11 @@ async def test_an_evaluation_measures_what_the_service_finds_cites_and_says(
     shown = await run(client, file, "--min", "mrr=0.5", "--baseline", tmp_path / "report" / "eval.json")
     assert shown.exit_code == 0, shown.output
     assert "+0.000" in shown.stdout
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"cases": [{"question": "Who?", "measures": {"recall": 1}}]}))
+    refused = await run(client, file, "--baseline", other)
+    assert refused.exit_code == 2, "a baseline that compares nothing would always pass"
+    assert "has none of the questions" in refused.stderr
 
 
 async def test_retrieval_is_measured_without_the_model(serve: Service, stub: StubOllama, file: Path) -> None:
@@ -169,6 +174,16 @@ def test_two_saved_runs_are_compared(tmp_path: Path) -> None:
     assert worse.exit_code == 1
     assert json.loads(worse.stdout)["measures"]["recall"]["value"] == -0.875
     assert invoked("compare", *reversed(files)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"cases": [{"question": "a", "measures": {"mrr": 1%s}}]}' % ("0" * 400)]
+)
+def test_a_file_that_is_no_saved_run_is_one_line(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "eval.json"
+    file.write_text(text)
+    result = invoked("compare", str(file), str(file))
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
-from ragherd.evaluation_cases import Case
+from ragherd.evaluation_cases import Case, is_document, unknown_documents
 from ragherd.evaluation_run import Asker, Asking, Evaluation
 
 ANSWER = {"answer": "It is red [1].", "sources": [], "usage": {"completion_tokens": 5}}
@@ -22,6 +22,19 @@ async def evaluated(answering: Answering, *, questions: int = 3, **asking: float
         run = Evaluation([Case(f"What is {number}?") for number in range(questions)], Asker(http, how), how)
         await run.run()
         return run
+
+
+def test_a_document_is_unknown_if_no_stored_one_is_it() -> None:
+    stored = [
+        {"source": "hr@3f/deep/holiday.md", "id": "a1", "title": "Holiday  Policy"},
+        {"source": None, "id": "b2", "title": "canteen.txt"},
+    ]
+    known = ("hr@3f/deep/holiday.md", "deep/holiday.md", "holiday.md", "a1", "b2", "holiday policy", "CANTEEN.txt")
+    unknown = ("oliday.md", "Deep/holiday.md", "hr@3f", "hr@3f/deep", "None", "a")
+    assert unknown_documents((*known, *unknown), stored) == list(unknown)
+    assert [one for one in (*known, *unknown) if not any(is_document(one, document) for document in stored)] == [
+        *unknown
+    ]
 
 
 async def test_no_request_uses_the_cache_and_each_has_a_deadline() -> None:
