@@ -1,7 +1,7 @@
 """Finds what else a question asks for: other spellings, acronyms that the documents explain, further parts. Pure.
 
 A word that none of the tenant's passages has may be misspelled. The index finds passages with a similar word, and here
-the question gets the word that the passages have.
+the question gets the word that the passages have. A code may be written with other signs: `QX-1108` is `QX1108`.
 
 A passage that says `Service Level Agreement (SLA)` explains the acronym. A question for one finds the other.
 """
@@ -26,6 +26,13 @@ SIMILAR: Final = 0.8
 MIN_LETTERS: Final = 5
 """Shorter words resemble too many others."""
 MAX_FUZZY: Final = 4
+MAX_COMPARED: Final = 200
+"""Words that a misspelled one is compared with, from the best passages on: each takes 0.1 ms of the event loop."""
+MAX_KNOWN: Final = 5_000
+MAX_CODES: Final = 2
+MAX_RUNS: Final = 5
+LONGEST_LETTERS: Final = 4
+"""Letters that may stand before the number of a code that is written as two words: `QX 1108`."""
 MAX_PHRASES: Final = 4
 LONGEST_QUESTION: Final = 400
 """Characters of a question of which the parts are looked at."""
@@ -38,6 +45,8 @@ _PART: Final = re.compile(r"[,;?]|\b(?:and|und|et|y|e|en|och|og|ja|i|ve)\b", re.
 _EXPLAINED: Final = re.compile(r"\(([A-Z][A-Za-z]{1,7})\)")
 _BEFORE: Final = 120
 """Characters before an acronym in which its long form is looked for."""
+_WRITTEN: Final = re.compile(r"[^\W_]+(?:[-./_:][^\W_]+)*")
+_RUN: Final = re.compile(r"[^\W\d_]+|\d+")
 _LINKS: Final = frozenset(("a", "and", "for", "in", "of", "on", "the", "to"))
 """Words of a long form that need no letter in the acronym."""
 
@@ -57,14 +66,15 @@ def expanded(question: str, absent: Collection[str], passages: Iterable[str]) ->
     """The expansion of a question. `absent`: its case-folded words that no passage has. `passages`: those found."""
     misspelled = [word for word in absent if word.isalpha() and len(word) >= MIN_LETTERS]
     folded = f" {' '.join(_PARTS.findall(question.casefold()))} "
-    phrases: dict[str, None] = {}
+    phrases = dict.fromkeys(one for code in _codes(question, absent)[:MAX_CODES] for one in _spellings(code))
+    most = MAX_PHRASES + len(phrases)
     for text in passages:
         for acronym, long_form in explained(text[:LONGEST_TEXT]):
             if f" {acronym} " in folded:
                 phrases[long_form] = None
             elif f" {long_form} " in folded:
                 phrases[acronym] = None
-    return Expansion(tuple(sorted(misspelled)[:MAX_FUZZY]), tuple(phrases)[:MAX_PHRASES])
+    return Expansion(tuple(sorted(misspelled)[:MAX_FUZZY]), tuple(phrases)[:most])
 
 
 def explained(text: str) -> Iterator[tuple[str, str]]:
@@ -88,20 +98,70 @@ def _long_form(acronym: str, words: list[str]) -> str:
     return "" if left else " ".join(words[place:])
 
 
+def _codes(question: str, absent: Collection[str] | None = None) -> list[tuple[str, ...]]:
+    """The codes of a question that may be written with other signs, each as its runs of letters and of digits.
+
+    `absent`: only those that no passage has. A full stop or a colon means something: `v1.10` is another version.
+    """
+    words = _WRITTEN.findall(question[:LONGEST_QUESTION])
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word.isdecimal() and before.isalpha() and len(before) <= LONGEST_LETTERS:
+            runs = (before.casefold(), word)
+        else:
+            runs = () if "." in word or ":" in word else tuple(_RUN.findall(word.casefold()))
+        is_mixed = 2 <= len(runs) <= MAX_RUNS and any(map(str.isdigit, runs)) and not all(map(str.isdigit, runs))
+        if is_mixed and (absent is None or word.casefold() in absent):
+            found.append(runs)
+    return list(dict.fromkeys(found))
+
+
+def _spellings(code: tuple[str, ...]) -> Iterator[str]:
+    """Yields a code as one word, then divided at each place, then everywhere."""
+    yield "".join(code)
+    yield from ("".join(code[:at]) + "-" + "".join(code[at:]) for at in range(1, len(code)))
+    if len(code) > 2:
+        yield "-".join(code)
+
+
 def respelled(question: str, misspelled: Collection[str], passages: Iterable[str]) -> tuple[str, tuple[str, ...]]:
-    """The question with misspelled words as the passages spell them, and the words that changed."""
-    if not misspelled:
+    """The question with its codes and misspelled words as the passages spell them, and the words that changed."""
+    codes = _codes(question)
+    if not (misspelled or codes):
         return question, ()
-    initials = "".join({word[0] for word in misspelled})
-    like = re.compile(rf"\b[{initials}][^\W\d_]{{3,39}}")
-    known = {word for text in passages for word in like.findall(text[:LONGEST_TEXT].casefold())}
+    texts = [text[:LONGEST_TEXT] for text in passages]
+    for code in codes[:MAX_FUZZY]:
+        question = _with_code(question, code, texts)
+    known = _known(misspelled, texts) if misspelled else ()
     corrections = {}
     for word in misspelled:
-        near = sorted(one for one in known if one[0] == word[0] and abs(len(one) - len(word)) <= 2)
-        for correction in get_close_matches(word, near, 1, SIMILAR):
+        near = [one for one in known if one[0] == word[0] and abs(len(one) - len(word)) <= 2]
+        for correction in get_close_matches(word, sorted(near[:MAX_COMPARED]), 1, SIMILAR):
             corrections[word] = correction
     corrected = _WORD.sub(lambda found: _cased(found[0], corrections.get(found[0].casefold())), question)
     return corrected, tuple(corrections.values())
+
+
+def _known(misspelled: Collection[str], texts: Sequence[str]) -> Collection[str]:
+    """The words of the passages that begin as a misspelled one does, those of the best passages first."""
+    initials = "".join({word[0] for word in misspelled})
+    like = re.compile(rf"\b[{initials}][^\W\d_]{{3,39}}")
+    known: dict[str, None] = {}
+    for text in texts:
+        known.update(dict.fromkeys(like.findall(text.casefold())))
+        if len(known) > MAX_KNOWN:
+            break
+    return known
+
+
+def _with_code(question: str, code: tuple[str, ...], texts: Sequence[str]) -> str:
+    """The question with a code as the first passage writes it, unless one writes it as the question does."""
+    written = re.compile(rf"(?<![^\W_]){'[-_/ ]?'.join(map(re.escape, code))}(?![^\W_])", re.IGNORECASE)
+    asked = written.search(question)
+    found = [one[0] for text in texts if (one := written.search(text))]
+    if asked is None or not found or asked[0].casefold() in map(str.casefold, found):
+        return question
+    return f"{question[: asked.start()]}{found[0]}{question[asked.end() :]}"
 
 
 def uncovered(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
+from api.knowledge import expansion
 from api.knowledge.expansion import MAX_FUZZY, Expansion, expanded, explained, respelled, uncovered
 
 SLA = "Our Service Level Agreement (SLA) promises a repair within four hours."
@@ -83,3 +86,40 @@ def test_a_part_of_a_question_gets_a_passage(question: str, relevant: list[str],
 def test_passages_that_are_not_shown_cover_nothing() -> None:
     question = "Who keeps the press, and who mentors apprentices?"
     assert uncovered(question, ["mentor", "press"], NOTES, 1, 3) == ["press"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "written", "is_found"),
+    [
+        ("QX1108", "QX-1108", True),
+        ("qx-1108", "QX1108", True),
+        ("QX 1108", "QX1108", True),
+        ("QX1108", "QX 1108", True),
+        ("7Q4821", "7Q-4821", True),
+        ("AB12CD34", "AB12-CD34", True),
+        ("AB12CD34", "AB-12-CD-34", True),
+        ("v110", "v1.10", False),
+        ("v1.10", "v110", False),
+        ("12-5", "125", False),
+    ],
+)
+def test_a_code_may_be_written_with_other_signs(asked: str, written: str, is_found: bool) -> None:
+    question, text = f"Where is part {asked}?", f"Part {written} is in hall 4."
+    absent = {asked.split()[-1].casefold()}
+    assert (written.casefold().replace(" ", "-") in expanded(question, absent, []).phrases) is is_found
+    assert expanded(question, [], []).phrases == ()
+    assert respelled(question, [], ["No.", text])[0] == (f"Where is part {written}?" if is_found else question)
+    assert respelled(question, [], [text, f"Part {asked} is in hall 5."])[0] == question
+
+
+def test_a_misspelled_word_is_compared_with_a_bounded_number_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def count(word: str, near: list[str], *_: object) -> list[str]:
+        compared.append(len(near))
+        return []
+
+    monkeypatch.setattr(expansion, "get_close_matches", count)
+    alike = ["s" + "".join(letters) for letters in product("aeit", repeat=6)]
+    respelled("Who is staeris?", ["staeris"], [" ".join(alike)])
+    assert compared == [expansion.MAX_COMPARED]
