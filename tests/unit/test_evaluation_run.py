@@ -25,7 +25,7 @@ async def evaluated(answering: Answering, *, questions: int = 3, **asking: float
 
 
 def test_a_document_is_unknown_if_no_stored_one_is_it() -> None:
-    stored = [
+    stored: list[dict[str, str | None]] = [
         {"source": "hr@3f/deep/holiday.md", "id": "a1", "title": "Holiday  Policy"},
         {"source": None, "id": "b2", "title": "canteen.txt"},
     ]
