@@ -14,7 +14,7 @@ from lzma import LZMAError
 from typing import Any, Final
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from api.errors import PayloadTooLarge, RagherdError, UnreadableDocument
+from api.errors import PayloadTooLarge, UnreadableDocument
 from api.knowledge import html
 from api.knowledge.kinds import HTML, TEXT, media_type
 from api.knowledge.plain_text import Parsed, decoded, too_long
@@ -28,6 +28,8 @@ MAX_DEPTH: Final = 3
 """Archives in e-mails in archives."""
 SNIFFED_BYTES: Final = 4096
 LONGEST_NAME: Final = 200
+MAX_WARNINGS: Final = 20
+"""Of contained files."""
 ASCII: Final = ("us-ascii", "ascii")
 """Encodings that messages name by default."""
 HEADERS: Final = ("From", "To", "Cc", "Date")
@@ -44,6 +46,7 @@ class _Contents:
     characters: int = 0
     parts: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
 
     def add(self, heading: str, text: str) -> None:
         """Raises `PayloadTooLarge`."""
@@ -62,21 +65,23 @@ class _Contents:
         left = self.most - self.characters
         try:
             kind = media_type(name, declared, data[:SNIFFED_BYTES])
-            text = read(data, kind, heading, left).text
-            self.add("" if text.startswith(f"# {heading}\n") else heading, text)
+            parsed = read(data, kind, heading, left)
+            self.add("" if parsed.text.startswith(f"# {heading}\n") else heading, parsed.text)
+            self.warned += [f"{heading}: {warning}" for warning in parsed.warnings]
         except PayloadTooLarge as error:
             detail = error.detail.replace(too_long(left).detail, too_long(self.most).detail)
             raise PayloadTooLarge(f"'{heading}': {detail}") from None
-        except RagherdError:
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - the libraries' errors share no base, and the other files may be fine
             self.left_out.append(heading)
 
     def warnings(self) -> tuple[str, ...]:
-        """Names the files that are left out."""
-        if not self.left_out:
-            return ()
+        """Names the files that are left out, and what the others lack."""
         named = ", ".join(self.left_out[:10]) + (" ..." if len(self.left_out) > 10 else "")
         count = len(self.left_out)
-        return (f"{count} file{'s were' if count > 1 else ' was'} left out: {named}.",)
+        own = (f"{count} file{'s were' if count > 1 else ' was'} left out: {named}.",) if count else ()
+        return (*own, *self.warned[:MAX_WARNINGS])
 
 
 def read_zip(data: bytes, characters: int, read: Read) -> Parsed:

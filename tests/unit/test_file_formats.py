@@ -13,7 +13,7 @@ import pytest
 
 from api.errors import UnsupportedDocument
 from api.knowledge import kinds, parse_process, plain_text
-from api.knowledge.containers import MAX_DEPTH, MAX_ENTRIES
+from api.knowledge.containers import MAX_DEPTH, MAX_ENTRIES, MAX_WARNINGS
 from api.knowledge.kinds import CODE, CSV, EMAIL, TSV, ZIP, media_type
 
 DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
@@ -96,6 +96,27 @@ def test_an_archive_names_what_it_leaves_out() -> None:
     assert read(archive({"./a.txt": b"One."}), ZIP)["text"] == "# ./a.txt\n\nOne."
     assert found["text"] == "# a.txt\n\nOne."
     assert found["warnings"] == ("2 files were left out: b.png, c.docx.",)
+
+
+def test_an_archive_names_what_its_files_lack() -> None:
+    scanned = (DOCUMENTS / "pdf-partly-scanned.pdf").read_bytes()
+    inner = archive({"a.txt": b"One.", "b.png": b"\x89PNG", "cover.pdf": scanned})
+    found = read(archive({"c.zip": inner}), ZIP)
+    assert found["warnings"] == (
+        "c.zip: 1 file was left out: b.png.",
+        "c.zip: cover.pdf: 3 of 4 pages (2-4) without text.",
+    )
+    many = archive({f"{number}.zip": archive({"a.txt": b"One.", "b.png": b"\x89PNG"}) for number in range(30)})
+    assert len(read(many, ZIP)["warnings"]) == MAX_WARNINGS
+
+
+def test_one_file_that_a_library_fails_on_does_not_spoil_an_archive() -> None:
+    with zipfile.ZipFile(DOCUMENTS / "docx-superscript.docx") as made:
+        parts = {one.filename: made.read(one) for one in made.infolist()}
+    parts["word/document.xml"] = b"<!DOCTYPE w [<!ENTITY a 'b'>]><w>&a;&c;</w>"
+    deep = b"From: a@example.com\nContent-Type: message/rfc822\n\n" * 2_000
+    found = read(archive({"a.docx": archive(parts), "b.txt": b"Two.", "c.eml": deep}), ZIP)
+    assert (found.get("text"), found.get("warnings")) == ("# b.txt\n\nTwo.", ("2 files were left out: a.docx, c.eml.",))
 
 
 def test_names_of_contained_files_stay_short_and_on_one_line() -> None:
