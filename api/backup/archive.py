@@ -170,14 +170,17 @@ def _decode(text: str) -> bytes:
 
 
 GZIP_LEVEL: Final = 6
+GZIP_FORMAT: Final = 16 + zlib.MAX_WBITS
+"""zlib's name for it."""
 
 
 class BackupWriter:
     """Writes a backup to `stream`, which the caller closes. `plain`: without compression."""
 
     def __init__(self, stream: BinaryIO, *, plain: bool = False) -> None:
-        self._gzip = None if plain else gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=GZIP_LEVEL, mtime=0)
-        self._out: BinaryIO | gzip.GzipFile = self._gzip or stream
+        self._stream = stream
+        # Not GzipFile: that of a failed backup would end its file, which is closed by then.
+        self._packer = None if plain else zlib.compressobj(GZIP_LEVEL, wbits=GZIP_FORMAT)
         self._sha = hashlib.sha256()
         self.counts: Counter[str] = Counter()
         """Number of lines by kind."""
@@ -186,15 +189,14 @@ class BackupWriter:
         """Writes one line."""
         text = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         self._sha.update(text)
-        self._out.write(text)
+        self._stream.write(self._packer.compress(text) if self._packer else text)
         self.counts[line["is"]] += 1
 
     def end(self) -> None:
         """Writes the last line with the counts and the checksum."""
         end = {"is": "end", "lines": dict(self.counts), "sha256": self._sha.hexdigest()}
-        self._out.write(orjson.dumps(end, option=orjson.OPT_APPEND_NEWLINE))
-        if self._gzip is not None:
-            self._gzip.close()
+        text = orjson.dumps(end, option=orjson.OPT_APPEND_NEWLINE)
+        self._stream.write(self._packer.compress(text) + self._packer.flush() if self._packer else text)
 
 
 MAGIC: Final = b"\x1f\x8b"

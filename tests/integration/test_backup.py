@@ -310,6 +310,20 @@ def test_it_can_be_piped(redis: Redis, redis_url: str) -> None:
     assert put.stderr == b""
 
 
+def test_a_backup_that_failed_writes_no_more() -> None:
+    """Development mode reports the errors of finalizers on every version of Python."""
+    program = """
+from io import BytesIO
+from api.backup.archive import BackupWriter
+with BytesIO() as file:
+    writer = BackupWriter(file)
+    writer.write({"is": "header"})
+"""
+    run = [sys.executable, "-X", "dev", "-c", program]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "closed file" not in done.stderr
+
+
 async def test_pipes_are_written_to_and_read_from_and_links_followed(
     redis: Redis, ragherd: Command, file: str, tmp_path: Path
 ) -> None:
