@@ -56,7 +56,11 @@ class Serving:
         with self.log.open("wb") as output:
             command = [*COMMAND, *arguments]
             self.process = subprocess.Popen(
-                command, cwd=folder, env=environment(**settings), stdout=output, stderr=output
+                command,
+                cwd=folder,
+                env=environment(TMPDIR=str(folder), **settings),  # a master that is killed leaves its folder of metrics
+                stdout=output,
+                stderr=output,
             )
 
     def is_ready(self, port: str) -> bool:

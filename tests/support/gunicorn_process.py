@@ -41,13 +41,14 @@ class Gunicorn:
         self._count = settings.get("WORKERS") or "1"
         one_request_each = httpx.Limits(max_keepalive_connections=0)
         self.client = httpx.Client(trust_env=False, verify=False, timeout=5.0, limits=one_request_each)
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         own = {
             "PORT": "0",
             "WORKERS": "1",
             "METRICS_PORT": "0",
             "SEMANTIC_CACHE_SHADOW_RATE": "0",
             "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(log.parent),  # a master that is killed leaves its folder of metrics
         }
         with log.open("wb") as output:
             self.process = subprocess.Popen(
