@@ -27,7 +27,9 @@ from api.values import CacheStatus
 
 PATHS: Final = frozenset({"/query", "/api/chat", "/api/generate", "/v1/chat/completions"})
 DECIDING: Final = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"accept"})
-"""Headers that decide who may ask and how the body and the answer are written."""
+"""Headers that decide who may ask and how the body and the answer are written. If one comes twice, the request takes
+the full path: the memory of a head would have no bound.
+"""
 NEVER: Final = frozenset(
     {
         b"cache-control",
@@ -41,6 +43,10 @@ NEVER: Final = frozenset(
 """Headers with which a request takes the full path."""
 LONGEST: Final = 16 * 1024
 """Bytes of a request that is remembered."""
+PER_REQUEST: Final = 2048
+"""Estimated bytes of memory that a request takes besides what its length costs."""
+PER_BYTE: Final = 12
+"""The same for each byte of its body: short turns cost five, and text with an emoji four, in each of three copies."""
 PIECES: Final = 4
 """Messages in which a body may arrive."""
 PATIENCE: Final = 0.05
@@ -58,9 +64,12 @@ class Repeatable(NamedTuple):
 
 
 class Repeatables:
-    """The requests that may be answered again. Forgets the least recently used, and each after `seconds`."""
+    """The requests that may be answered again. Forgets the least recently used, and each after `seconds`.
 
-    def __init__(self, max_bytes: int = 4 * 1024 * 1024, max_entries: int = 4096, seconds: float = 60.0) -> None:
+    `max_bytes`: the memory that they may take, as `estimated`.
+    """
+
+    def __init__(self, max_bytes: int = 16 * 1024 * 1024, max_entries: int = 4096, seconds: float = 60.0) -> None:
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._seconds = seconds
@@ -92,12 +101,14 @@ class Repeatables:
         """Remembers a request, if it is short and an equal one will probably find its answer in the exact tier."""
         match, body = answered.match, repeatable.body
         was_exact = match is not None and match.kind == "exact" and answered.status is CacheStatus.HIT
+        if _length(head, body) > LONGEST:  # not even compared: hashing a long body takes time
+            return
         self.forget(head, body)
-        if _size(head, body) > LONGEST or not (was_exact or answered.stored):
+        if not (was_exact or answered.stored):
             return
         self._known[head, body] = repeatable, time.monotonic() + self._seconds
         self._heads[head] += 1
-        self._bytes += _size(head, body)
+        self._bytes += estimated(head, body)
         while self._bytes > self._max_bytes or len(self._known) > self._max_entries:
             self.forget(*next(iter(self._known)))
 
@@ -105,13 +116,18 @@ class Repeatables:
         """Forgets a request, if it is known."""
         if self._known.pop((head, body), None) is None:
             return
-        self._bytes -= _size(head, body)
+        self._bytes -= estimated(head, body)
         self._heads[head] -= 1
         if not self._heads[head]:
             del self._heads[head]
 
 
-def _size(head: Head, body: bytes) -> int:
+def estimated(head: Head, body: bytes) -> int:
+    """The bytes of memory that a known request takes at most: its head, its body, and the query made of it."""
+    return PER_REQUEST + _length(head, b"") + PER_BYTE * len(body)
+
+
+def _length(head: Head, body: bytes) -> int:
     return len(body) + sum(len(part) if isinstance(part, str) else len(part[1]) for part in head)
 
 
@@ -119,14 +135,15 @@ def head_of(scope: Scope) -> Head | None:
     """What of a request's head decides about its answer, or None if it takes the full path in any case."""
     if scope["type"] != "http" or scope["path"] not in PATHS or scope["method"] != "POST" or scope["query_string"]:
         return None
-    deciding: list[str | tuple[bytes, bytes]] = [scope["path"], scope["http_version"]]
-    for header in scope["headers"]:
-        name = header[0]
+    deciding: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
         if name in DECIDING:
-            deciding.append((name, header[1]))
+            if name in deciding:
+                return None
+            deciding[name] = value
         elif name in NEVER:
             return None
-    return tuple(deciding)
+    return scope["path"], scope["http_version"], *deciding.items()
 
 
 async def _arrived(receive: Receive) -> tuple[bytes | None, list[Message]]:
@@ -138,4 +155,5 @@ async def _arrived(receive: Receive) -> tuple[bytes | None, list[Message]]:
                 messages.append(await receive())
     if not messages or messages[-1]["type"] != "http.request" or messages[-1].get("more_body"):
         return None, messages
-    return b"".join(message.get("body", b"") for message in messages), messages
+    parts = [message.get("body", b"") for message in messages]
+    return (b"".join(parts) if sum(map(len, parts)) <= LONGEST else None), messages

@@ -171,7 +171,9 @@ class RequestContext:
 
 
 PAUSE: Final = 1.0
-"""Seconds for which the full path takes everything after the cache failed, so that no question waits for it twice."""
+"""Seconds for which the full path takes everything after the cache failed. Then one request tries the cache for all,
+because a question that meets the fault waits for the cache twice: here and on the full path.
+"""
 
 
 class FastPath:
@@ -188,18 +190,26 @@ class FastPath:
         if head is None:
             await self._app(scope, receive, send)
             return
-        if time.monotonic() >= self._paused_until:
-            found, messages = await self._known.find(head, receive)
-            if found is not None:
-                if (response := await self._again(scope, found)) is not None:
-                    await response(scope, receive, send)
-                    return
-                self._known.forget(head, found.body)
-            receive = _replayed(messages, receive)
-        await self._app(scope, receive, send)
+        found, messages = await self._known.find(head, receive)
+        if found is not None and self._may_look_up():
+            if (response := await self._again(scope, found)) is not None:
+                await response(scope, receive, send)
+                return
+            self._known.forget(head, found.body)
+        del found
+        await self._app(scope, _replayed(messages, receive) if messages else receive, send)
         repeatable: Repeatable | None = scope["state"].get("repeatable")
         if repeatable is not None:
             self._known.add(head, repeatable, scope["state"]["answered"])
+
+    def _may_look_up(self) -> bool:
+        if not self._paused_until:
+            return True
+        now = time.monotonic()
+        if now < self._paused_until:
+            return False
+        self._paused_until = now + PAUSE
+        return True
 
     async def _again(self, scope: Scope, found: Repeatable) -> Response | None:
         """The response to an equal request, or None if the exact tier has no fresh answer."""
@@ -211,6 +221,7 @@ class FastPath:
         except (StoreUnavailable, EmbeddingUnavailable):  # the full path meets it too, and reports it
             self._paused_until = time.monotonic() + PAUSE
             return None
+        self._paused_until = 0.0
         if answered is None:
             return None
         state["tenant"], state["query"], state["answered"] = query.tenant, query, answered
@@ -219,11 +230,10 @@ class FastPath:
 
 
 def _replayed(messages: list[Message], receive: Receive) -> Receive:
-    """A `receive` that returns these messages first."""
-    first = iter(messages)
+    """A `receive` that returns these messages first, and keeps none that it has returned."""
 
     async def replayed() -> Message:
-        return next(first, None) or await receive()
+        return messages.pop(0) if messages else await receive()
 
     return replayed
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 from starlette.responses import Response
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
-from api.endpoints.fast_path import LONGEST, Head, Repeatable, Repeatables, head_of
+from api.endpoints.fast_path import LONGEST, Head, Repeatable, Repeatables, estimated, head_of
+from api.endpoints.middleware import PAUSE, FastPath
+from api.endpoints.ollama_wire import ChatBody
+from api.errors import StoreUnavailable
 from api.ports.question import AnswerFinished, Query, Timings
 from api.values import CacheStatus
 
@@ -64,7 +72,7 @@ async def test_stops_at_a_body_in_many_parts() -> None:
     assert body.calls < 10
 
 
-@pytest.mark.parametrize("limits", [{"max_entries": 5}, {"max_bytes": 5 * 120}])
+@pytest.mark.parametrize("limits", [{"max_entries": 5}, {"max_bytes": 5 * estimated(HEAD, bytes(100))}])
 async def test_forgets_the_least_recently_used(limits: dict[str, int]) -> None:
     known = Repeatables(**limits)
     for number in range(4):
@@ -84,6 +92,36 @@ async def test_a_long_head_counts_too() -> None:
     long: Head = (*HEAD, (b"authorization", b"x" * LONGEST))
     known.add(long, repeatable(b"{}"), STORED)
     assert (await known.find(long, Body(b"{}")))[0] is None
+
+
+async def test_a_long_body_is_not_compared() -> None:
+    class Unhashable(bytes):
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+    known, long = Repeatables(), Unhashable(b"x" * (LONGEST + 1))
+    known.add(HEAD, repeatable(b"{}"), STORED)
+    known.add(HEAD, repeatable(long), STORED)
+    assert (await known.find(HEAD, Body(long)))[0] is None
+
+
+def test_the_estimate_covers_what_is_made_of_a_body() -> None:
+    def made(number: int) -> Repeatable:
+        turns = [{"role": "user", "content": f"é{number}{turn}"} for turn in range(300)]
+        body = orjson.dumps({"model": "llama3.2", "messages": turns})
+        parsed = ChatBody.model_validate(orjson.loads(body)).turns()
+        query = Query(parsed[-1].content, "default", "llama3.2", history=tuple(parsed[:-1]))
+        return Repeatable(bytes(bytearray(body)), query, lambda *_: Response())
+
+    made(0)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        kept = [made(number) for number in range(10)]
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert sum(estimated(HEAD, one.body) for one in kept) > taken > sum(len(one.body) for one in kept)
 
 
 async def test_forgets_after_a_while() -> None:
@@ -111,8 +149,10 @@ def scope(**changes: Any) -> dict[str, Any]:
         {"path": "/documents"},
         {"query_string": b"a=1"},
         {"headers": [(b"cache-control", b"no-cache")]},
+        {"headers": [(b"host", b"ragherd"), (b"accept", b"a"), (b"accept", b"b")]},
+        {"headers": [(b"accept", b"")] * 7000},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:60],
 )
 def test_other_requests_have_no_such_head(changes: dict[str, Any]) -> None:
     assert head_of(scope(**changes)) is None
@@ -122,3 +162,76 @@ def test_only_deciding_headers_count() -> None:
     assert head_of(scope()) == HEAD
     assert head_of(scope(headers=[(b"host", b"ragherd"), (b"authorization", b"Bearer x")])) != HEAD
     assert head_of(scope(http_version="1.0")) != HEAD
+
+
+class Queries:
+    """A flow whose cache fails. Counts the look-ups."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def again(self, _: Query) -> AnswerFinished | None:
+        self.asked += 1
+        raise StoreUnavailable("slow")
+
+
+async def sent(_: Message) -> None:
+    pass
+
+
+def state_of(queries: Queries) -> dict[str, Any]:
+    return {"request_id": "1", "worker": SimpleNamespace(queries=queries)}
+
+
+async def test_after_a_failure_one_request_tries_the_cache_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, queries, now = Repeatables(seconds=1e9), Queries(), time.monotonic()
+    served = 0
+
+    async def full(_: Scope, receive: Receive, __: Send) -> None:
+        nonlocal served
+        assert (await receive())["body"] == b"{}"
+        served += 1
+
+    path = FastPath(full, known)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    async def ask() -> None:
+        known.add(HEAD, repeatable(b"{}"), STORED)
+        await path(scope(state=state_of(queries)), Body(b"{}"), sent)
+
+    await ask()
+    await ask()
+    assert queries.asked == 1
+    now += PAUSE
+    looked_up = Queries.again
+
+    async def slow(self: Queries, query: Query) -> AnswerFinished | None:
+        monkeypatch.setattr(Queries, "again", looked_up)
+        await ask()  # another request, while this one waits
+        return await looked_up(self, query)
+
+    monkeypatch.setattr(Queries, "again", slow)
+    await ask()
+    assert (queries.asked, served) == (2, 4)
+
+
+async def test_the_parts_of_a_body_are_not_kept_while_its_request_runs() -> None:
+    class Part(dict[str, Any]):
+        pass
+
+    parts = [Part(type="http.request", body=b"[", more_body=True), Part(type="http.request", body=b"]")]
+    alive = [weakref.ref(part) for part in parts]
+    known = Repeatables()
+    known.add(HEAD, repeatable(b"{}"), STORED)
+    seen: list[Part | None] = []
+
+    async def receive() -> Message:
+        return parts.pop(0)
+
+    async def full(_: Scope, received: Receive, __: Send) -> None:
+        for _part in range(2):
+            await received()
+        seen.extend(ref() for ref in alive)
+
+    await FastPath(full, known)(scope(state=state_of(Queries())), receive, sent)
+    assert seen == [None, None]
