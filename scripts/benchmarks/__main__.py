@@ -22,7 +22,7 @@ from typing import Any, Final
 import redis
 
 from ragherd.benchmark_file import machine
-from scripts.benchmarks import figures, hits, misses, report, resources
+from scripts.benchmarks import figures, hits, misses, profiles, report, resources
 from scripts.benchmarks.load import ROOT
 from scripts.benchmarks.place import RIVALS, Place, opened
 
@@ -50,9 +50,11 @@ class Plan:
     calls: int = 1_000
     memory: int = 300
     starts: int = 3
+    sampled: float = 10.0
+    profiled: int = 600
 
 
-QUICK: Final = Plan(1, 0.2, hits.CONNECTIONS, (5, 40), (5, 25), 1, 4, (100, 300), 20, 10, 1)
+QUICK: Final = Plan(1, 0.2, hits.CONNECTIONS, (5, 40), (5, 25), 1, 4, (100, 300), 20, 10, 1, 1.0, 20)
 
 
 def run(plan: Plan, *, rivals: bool) -> dict[str, Any]:
@@ -78,6 +80,9 @@ def run(plan: Plan, *, rivals: bool) -> dict[str, Any]:
         document["misses"] = misses.misses(place, service, plan.rounds, {figures.FEW: few, figures.MANY: many})
         say("streams")
         document["streams"] = misses.streams(place, service, plan.rounds, plan.tokens)
+        say("profiles")
+        unknown = misses.new_questions(plan.profiled)
+        document["profiles"] = profiles.profiles(place, service, cases[figures.EXACT].load, unknown, plan.sampled)
         say("memory and start")
         document["processes"] = resources.processes(place, plan.starts, plan.memory)
     say(f"{plan.entries[1]:,} entries")

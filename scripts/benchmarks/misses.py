@@ -48,6 +48,11 @@ def misses(place: Place, service: Server, rounds: int, requests: dict[str, int])
     return found
 
 
+def new_questions(count: int) -> list[str]:
+    """Returns requests that no cache can answer, whose embedding is not known either."""
+    return [_query(number, number) for number in itertools.islice(NUMBERS, count)]
+
+
 def _question(number: int) -> str:
     return f"{number * 7919 % 10007} {'abcdefghij'[number % 10] * 5} question {number}?"
 

@@ -20,8 +20,9 @@ OURS: Final = frozenset({figures.EXACT, figures.NEAR, figures.SEMANTIC, figures.
 
 
 def markdown(document: Document) -> str:
-    """Returns the tables: targets, servers in turns, misses and streams, and the machine."""
-    return "\n\n".join([_targets(document), _cases(document), _paths(document), _machine(document)]) + "\n"
+    """Returns the tables: targets, servers in turns, misses and streams, profiles, and the machine."""
+    parts = [_targets(document), _cases(document), _paths(document), _profiles(document), _machine(document)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -99,6 +100,15 @@ def _paths(document: Document) -> str:
     for name, calls in document["by_client"].items():
         rows.append([f"{name}: p50, p99 in the openai client, one call at a time", _times(medians(calls))])
     return table(["", "median of the rounds"], rows)
+
+
+def _profiles(document: Document) -> str:
+    found: Mapping[str, Mapping[str, float]] = document["profiles"]
+    if not found:
+        return ""
+    parts = sorted(set().union(*found.values()), key=lambda part: -sum(one.get(part, 0.0) for one in found.values()))
+    rows = [[part, *(f"{one.get(part, 0.0):.0%}" for one in found.values())] for part in parts]
+    return table(["where a worker's time goes", *found], rows)
 
 
 def _times(row: Mapping[str, float]) -> str:

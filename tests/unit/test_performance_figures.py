@@ -12,6 +12,7 @@ from scripts.benchmarks import figures
 from scripts.benchmarks.__main__ import BEGIN, END, IMAGES, PAGE, rounded, with_tables
 from scripts.benchmarks.figures import TARGETS, figures_of, marginal, median_of, medians, percentile, ratio
 from scripts.benchmarks.load import Load
+from scripts.benchmarks.profiles import part_of, shares
 from scripts.benchmarks.report import markdown, number
 
 TARGET = {target.key: target for target in TARGETS}
@@ -85,6 +86,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "embedded": {"hit": [{"cpu_us": 6000.0}], "alone": [{"cpu_us": 3000.0}]},
         "misses": {figures.FEW: misses, figures.MANY: misses},
         "streams": {figures.QUERY_STREAM: [{"token_us": 30.0}], figures.HTTPX_STREAM: [{"token_us": 20.0}]},
+        "profiles": {"exact hit": {"the flow": 0.6, "embedding": 0.1}, "miss": {"embedding": 0.9}},
         "processes": {"memory": {"plain": 70.0, "onnx": 210.0}, "starts": {"plain": [0.5], "onnx": [0.9, 1.4, 1.2]}},
         "sizes": {
             "small": {"entries": 1000, "entry_bytes": 6500.0, "rounds": rounds},
@@ -111,6 +113,32 @@ def test_the_table_says_which_targets_are_met_and_which_were_not_measured() -> N
     assert lines[TARGET["near"].name].endswith("|  | not measured |")
     assert lines[TARGET["memory_plain"].name].endswith("| at most 75 MB | 70.0 MB | yes |")
     assert lines["exact hit / bare FastAPI, requests per second of CPU time"].endswith("| 0.25 |")
+
+
+def test_the_table_of_profiles_has_every_part_and_the_largest_first() -> None:
+    text = markdown(document())
+    assert "| exact hit | miss |" in text
+    assert text.index("| embedding | 10% | 90% |") < text.index("| the flow | 60% | 0% |")
+    assert "where a worker's time goes" not in markdown(document(profiles={}))
+
+
+@pytest.mark.parametrize(
+    ("stack", "part"),
+    [
+        ("run (asyncio/runners.py:118);answer (api/query/service.py:9);dumps (json/__init__.py:1)", "the flow"),
+        ("answer (api/query/service.py:9);execute (redis/asyncio/client.py:3)", "Redis"),
+        ("answer (api/query/service.py:9);StreamWriter.writelines (asyncio/streams.py:346)", "writing to sockets"),
+        ("RequestResponseCycle.run_asgi (uvicorn/protocols/http/httptools_impl.py:422)", "HTTP server"),
+        ("<module> (nothing.py:1)", "other"),
+    ],
+)
+def test_a_sample_counts_for_its_innermost_known_file(stack: str, part: str) -> None:
+    assert part_of(stack).startswith(part)
+
+
+def test_shares_are_of_all_samples() -> None:
+    lines = ["a (api/query/x.py:1) 3", "a (api/query/x.py:1);b (api/query/y.py:2) 3", "c (z.py:1) 2"]
+    assert list(shares(lines).values()) == [0.75, 0.25]
 
 
 def test_the_tables_replace_those_of_an_earlier_run() -> None:
