@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 BARE: Final = "bare FastAPI"
-EXACT: Final = "exact hit"
-NEAR: Final = "exact hit, near cache"
-SEMANTIC: Final = "semantic hit, embedding remembered"
+EXACT: Final = "Ragherd, exact hit"
+NEAR: Final = "Ragherd, exact hit, near cache"
+SEMANTIC: Final = "Ragherd, semantic hit, embedding remembered"
 REDISVL: Final = "redisvl, embedding remembered"
 REDISVL_EMBEDS: Final = "redisvl, embeds each time"
 GPTCACHE: Final = "GPTCache, embeds each time"
-CHAT: Final = "cached chat"
+CHAT: Final = "Ragherd, cached chat"
 LITELLM: Final = "LiteLLM's proxy, cached chat"
 QUERY_STREAM: Final = "POST /query"
 CHAT_STREAM: Final = "POST /api/chat"

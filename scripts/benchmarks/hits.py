@@ -46,10 +46,11 @@ def cases(place: Place, service: Server, *, rivals: bool) -> dict[str, Case]:
         figures.SEMANTIC: _query(service, PARAPHRASE, "semantic"),
         figures.REDISVL: _query(place.endpoint("redisvl_remembered"), PARAPHRASE, "semantic"),
         figures.REDISVL_EMBEDS: _query(place.endpoint("redisvl_embeds"), PARAPHRASE, "semantic"),
-        figures.CHAT: chat(service),
     }
     if rivals:
         found[figures.GPTCACHE] = _query(place.endpoint("gptcache"), PARAPHRASE, "semantic")
+    found[figures.CHAT] = chat(service)
+    if rivals:
         found[figures.LITELLM] = chat(place.litellm())
     for case in found.values():
         warm(place, case)

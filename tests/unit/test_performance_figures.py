@@ -112,7 +112,7 @@ def test_the_table_says_which_targets_are_met_and_which_were_not_measured() -> N
     assert lines[TARGET["stream"].name].endswith("| at most 1.5 | 1.50 | yes |")
     assert lines[TARGET["near"].name].endswith("|  | not measured |")
     assert lines[TARGET["memory_plain"].name].endswith("| at most 75 MB | 70.0 MB | yes |")
-    assert lines["exact hit / bare FastAPI, requests per second of CPU time"].endswith("| 0.25 |")
+    assert lines["Ragherd, exact hit / bare FastAPI, requests per second of CPU time"].endswith("| 0.25 |")
 
 
 def test_the_table_of_profiles_has_every_part_and_the_largest_first() -> None:
@@ -139,6 +139,12 @@ def test_a_sample_counts_for_its_innermost_known_file(stack: str, part: str) -> 
 def test_shares_are_of_all_samples() -> None:
     lines = ["a (api/query/x.py:1) 3", "a (api/query/x.py:1);b (api/query/y.py:2) 3", "c (z.py:1) 2"]
     assert list(shares(lines).values()) == [0.75, 0.25]
+
+
+def test_a_busy_machine_is_said_to_be_busy() -> None:
+    quiet = document()
+    assert "busy" not in markdown(quiet)
+    assert "busy" in markdown({**quiet, "machine": {**quiet["machine"], "load_average": 1.1}})
 
 
 def test_the_tables_replace_those_of_an_earlier_run() -> None:
