@@ -30,6 +30,7 @@ _DOCUMENT: Final[dict[str, Any]] = {
     "tags": ["hr"],
     "source": "https://example.com/holiday",
     "version": None,
+    "language": "en",
     "chunks": 1,
     "characters": 37,
     "revision": 1795647910363,

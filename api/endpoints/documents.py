@@ -30,6 +30,7 @@ from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.document_service import OnConflict, Upload
 from api.knowledge.kinds import KINDS, TEXT, media_type
 from api.knowledge.markdown import LONGEST_TITLE
+from api.languages.documents import LONGEST_TAG, TAG, canonical
 from api.ports.document_store import Chunk, Document, DocumentFacts, DocumentStatus, Listing
 from api.unicode_text import one_line
 
@@ -41,16 +42,21 @@ Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, ma
 Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), IsText, IsVisible]
 Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000), IsText, IsVisible]
 
+Language = Annotated[str, Field(max_length=LONGEST_TAG, pattern=f"^{TAG.pattern}$", examples=["de"])]
+"""In BCP 47."""
+
 
 class _Facts(StrictBody):
     tags: Annotated[list[Tag], Field(max_length=50, fail_fast=True)] = Field(default_factory=list)
     source: Source | None = None
     version: Name | None = None
     tenant: Name | None = None
+    language: Language | None = None
 
     def facts(self, title: str) -> DocumentFacts:
         tags = tuple(dict.fromkeys(self.tags))
-        return DocumentFacts(self.tenant or DEFAULT_TENANT, title, tags, self.source, self.version)
+        tenant, language = self.tenant or DEFAULT_TENANT, canonical(self.language)
+        return DocumentFacts(tenant, title, tags, self.source, self.version, language=language)
 
 
 class DocumentIn(_Facts):
@@ -82,6 +88,7 @@ FORM_SCHEMA: Final[dict[str, Any]] = {
         "source": _field(2000),
         "version": _field(200),
         "tenant": _field(200),
+        "language": {"type": "string", "maxLength": LONGEST_TAG, "pattern": f"^$|^{TAG.pattern}$"},
     },
 }
 
@@ -238,6 +245,7 @@ def document_out(document: Document) -> dict[str, Any]:
         "tags": facts.tags,
         "source": facts.source,
         "version": facts.version,
+        "language": facts.language,
         "chunks": document.chunks,
         "characters": document.characters,
         "revision": document.revision,

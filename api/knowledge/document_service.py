@@ -51,7 +51,8 @@ def document_id(facts: DocumentFacts, content: bytes, file_name: str = "", on_co
 def content_digest(facts: DocumentFacts, content: bytes, media_type: str) -> str:
     """64 hex digits over everything uploaded: an identical upload changes nothing."""
     said = [facts.tenant, facts.title, sorted(facts.tags), facts.source, facts.version, media_type]
-    return _digest([*said, hashlib.sha256(content).hexdigest()])
+    given = [] if facts.language is None else [facts.language]
+    return _digest([*said, *given, hashlib.sha256(content).hexdigest()])
 
 
 def _digest(facts: Sequence[object]) -> str:

@@ -17,6 +17,7 @@ from defusedxml.ElementTree import fromstring
 
 from api.errors import UnreadableDocument
 from api.knowledge import html
+from api.knowledge.markdown import LONGEST_LANGUAGE
 from api.knowledge.plain_text import Parsed, too_long
 
 MAX_ENTRIES: Final = 2_000
@@ -24,6 +25,9 @@ MAX_BYTES: Final = 100 * 1024 * 1024
 MAX_RATIO: Final = 200
 """Highest compression ratio of an entry larger than a mebibyte."""
 BODY: Final = "word/document.xml"
+PROPERTIES: Final = "docProps/core.xml"
+STYLES: Final = "word/styles.xml"
+_DC_LANGUAGE: Final = "{http://purl.org/dc/elements/1.1/}language"
 _MARGINS: Final = re.compile(r"word/(header|footer)\d*\.xml")
 _W: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _M: Final = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
@@ -36,6 +40,7 @@ def read(data: bytes, pages: int, characters: int) -> Parsed:
     check(data)
     with ZipFile(BytesIO(data)) as archive:
         margins = _margins(archive)
+        language = _language(archive)
         plain = _with_plain_body(archive)
     page = mammoth.convert_to_html(
         BytesIO(plain),
@@ -49,7 +54,8 @@ def read(data: bytes, pages: int, characters: int) -> Parsed:
     heading = soup.h1
     title = heading.get_text(" ", strip=True) if heading else None
     text = html.to_markdown(soup).strip()
-    return Parsed("\n\n".join(filter(None, (*margins["header"], text, *margins["footer"]))), title)
+    texts = filter(None, (*margins["header"], text, *margins["footer"]))
+    return Parsed("\n\n".join(texts), title, language=language)
 
 
 def check(data: bytes) -> None:
@@ -81,6 +87,17 @@ def _margins(archive: ZipFile) -> dict[str, list[str]]:
         if text and text not in found[kind[1]]:
             found[kind[1]].append(text)
     return found
+
+
+def _language(archive: ZipFile) -> str | None:
+    """The document's language, or the one that its styles have by default."""
+    for name, tag, attribute in ((PROPERTIES, _DC_LANGUAGE, ""), (STYLES, f"{_W}lang", f"{_W}val")):
+        if name in archive.namelist():
+            found = next(fromstring(archive.read(name)).iter(tag), None)
+            value = "" if found is None else (found.get(attribute) if attribute else found.text)
+            if value:
+                return str(value)[:LONGEST_LANGUAGE]
+    return None
 
 
 def _words(paragraph: ET.Element) -> str:

@@ -9,6 +9,7 @@ from bs4 import BeautifulSoup, Declaration, Doctype, ProcessingInstruction, Tag
 from bs4.dammit import EncodingDetector
 from markdownify import ATX, MarkdownConverter
 
+from api.knowledge.markdown import LONGEST_LANGUAGE
 from api.knowledge.plain_text import Parsed, decoded
 
 FIELDS: Final = ("button", "select", "textarea")
@@ -48,15 +49,15 @@ _ORDINALS: Final = frozenset(("st", "nd", "rd", "th", "er", "re", "e", "o", "a",
 
 
 def read(data: bytes | str, pages: int, characters: int) -> Parsed:
-    """The text and the title. The encoding comes from the page's byte order mark or `meta`."""
+    """The text, the title and the declared language. The encoding comes from the page's byte order mark or `meta`."""
     page = data if isinstance(data, str) else decoded(data, _said(data))
     soup = _Page(_ended(page), "html.parser")
-    title = _title(soup)
+    title, language = _title(soup), _language(soup)
     for element in soup(IGNORED_TAGS):
         element.decompose()
     if soup.head is not None:
         soup.head.decompose()
-    return Parsed(to_markdown(soup), title)
+    return Parsed(to_markdown(soup), title, language=language)
 
 
 def to_markdown(soup: BeautifulSoup) -> str:
@@ -149,6 +150,14 @@ def _said(data: bytes) -> str | None:
     if said is None or said.startswith("utf-"):
         return None  # UTF-8: in UTF-16 its `meta` could not be read
     return "cp1252" if said in LATIN else said
+
+
+def _language(soup: BeautifulSoup) -> str | None:
+    for element in (soup.html, soup.body):
+        language = element.get("lang") if element is not None else None
+        if isinstance(language, str) and language:
+            return language[:LONGEST_LANGUAGE]
+    return None
 
 
 def _title(soup: BeautifulSoup) -> str | None:

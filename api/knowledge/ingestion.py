@@ -279,9 +279,10 @@ class Ingestion:
 
 
 def with_what_was_read(facts: DocumentFacts, parsed: Parsed, *, untitled: bool) -> DocumentFacts:
-    """Adds the file's warnings, its title if none was given, and its tags if none were."""
+    """Adds the file's warnings, and its title, tags and language if none were given."""
     title = parsed.title if untitled and parsed.title else facts.title
-    return replace(facts, title=title, tags=facts.tags or parsed.tags, warnings=parsed.warnings)
+    language = facts.language or parsed.language
+    return replace(facts, title=title, tags=facts.tags or parsed.tags, warnings=parsed.warnings, language=language)
 
 
 def _embedded_chunk(placed: Placed, embedding: Embedding | NotEmbedded) -> EmbeddedChunk:

@@ -1,4 +1,4 @@
-"""Reads Markdown: takes title, tags and date from its front matter, and rewrites what the chunker cannot read."""
+"""Reads Markdown: takes what front matter says about it, and rewrites what the chunker cannot read."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ FENCED: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILIN
 LONGEST_TITLE: Final = 500
 LONGEST_TAG: Final = 100
 LONGEST_DATE: Final = 40
+LONGEST_LANGUAGE: Final = 40
 MAX_TAGS: Final = 20
 _SETEXT: Final = re.compile(
     r"(?:(?<=\n\n)|\A\n?)(?! {0,3}(?:[#>|*+-]|\d{1,9}[.)]))( {0,3}\S.*)\n {0,3}(=+|-{2,})[ \t]*(?=\n|\Z)"
@@ -36,6 +37,7 @@ class Markdown:
     text: str
     title: str | None = None
     tags: tuple[str, ...] = ()
+    language: str | None = None
 
 
 def read(text: str) -> Markdown:
@@ -49,7 +51,8 @@ def read(text: str) -> Markdown:
     if day := _line(front.get("date"), LONGEST_DATE):
         body = f"Date: {day}\n\n{body}"
     title = _line(front.get("title"), LONGEST_TITLE)
-    return Markdown(body, title or first_heading(body), _tags(front.get("tags")))
+    language = _line(front.get("lang") or front.get("language"), LONGEST_LANGUAGE)
+    return Markdown(body, title or first_heading(body), _tags(front.get("tags")), language)
 
 
 def _front_matter(source: str) -> dict[str, Any] | None:

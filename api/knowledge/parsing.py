@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -21,6 +21,7 @@ from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument
 from api.knowledge.kinds import CODE, LANGUAGES, PLAIN
 from api.knowledge.markdown import LONGEST_TITLE
 from api.knowledge.plain_text import Parsed, read_text, too_long
+from api.languages.documents import language_of_document
 from api.module_command import module_command, module_environment
 from api.unicode_text import is_blank, one_line
 
@@ -76,7 +77,8 @@ class Parser:
             raise too_long(self._limits.characters)
         if not await asyncio.to_thread(_has_words, parsed.text):
             raise UnreadableDocument("The document contains no text.")
-        return parsed
+        language = await asyncio.to_thread(language_of_document, parsed.text, parsed.language)
+        return replace(parsed, language=language)
 
     @asynccontextmanager
     async def _turn(self, slots: asyncio.Semaphore) -> AsyncIterator[None]:
@@ -139,7 +141,7 @@ def _read(reply: bytes, code: int | None) -> Parsed:
             raise UnreadableDocument(detail)
         case _:
             lists = {name: tuple(fields[name]) for name in ("tags", "warnings", "page_starts")}
-            return Parsed(fields["text"], fields["title"], fields["pages"], **lists)
+            return Parsed(fields["text"], fields["title"], fields["pages"], **lists, language=fields["language"])
 
 
 def _ended(code: int | None) -> str:

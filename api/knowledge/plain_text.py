@@ -27,7 +27,8 @@ class Parsed:
     """What was read from a file. `text` is Markdown. `title` and `pages` if the file has them.
 
     `tags`: those in a file's front matter. `warnings`: sentences about what was left out, such as pages without text.
-    `page_starts`: where each page begins in `text`, if the reader knows; `joined` finds them.
+    `page_starts`: where each page begins in `text`, if the reader knows; `joined` finds them. `language`: the one that
+    the file declares, in BCP 47.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Parsed:
     tags: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     page_starts: tuple[int, ...] = ()
+    language: str | None = None
 
     @property
     def marked_text(self) -> str:
@@ -79,7 +81,7 @@ def read_text(data: bytes, media_type: str) -> Parsed:
         return Parsed(in_a_fence(text))
     if media_type == MARKDOWN:
         found = markdown.read(text)
-        return Parsed(with_plain_letters(found.text).strip(), found.title, tags=found.tags)
+        return Parsed(with_plain_letters(found.text).strip(), found.title, tags=found.tags, language=found.language)
     return Parsed(repaired(text))
 
 

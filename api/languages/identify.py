@@ -113,17 +113,19 @@ def language_of(text: str) -> str:
     script, letters = max(scripts.items(), key=lambda item: item[1])
     if script != LATIN and 2 * letters > scripts.total():
         return script.lower()
-    return _by_words(text)
+    return language_by_words(text)
 
 
-def _by_words(text: str) -> str:
-    words = _WORD.findall(text)[:MAX_WORDS]
+def language_by_words(text: str, most: int = MAX_WORDS, evidence: float = 1) -> str:
+    """Reads `most` words. `evidence`: the weight that is enough; a tenth of the words of a short text is too."""
+    words = _WORD.findall(text)[:most]
+    least = min(evidence, max(1.0, len(words) / 10))
     english, foreign = _evidence(text, [word.lower().replace("’", "'") for word in words])
     if foreign:
         language, weight = max(foreign.items(), key=lambda item: item[1])
-        if weight > english:
+        if weight > english and weight >= least:
             return language
-    if english >= 1:
+    if english >= least:
         return "en"
     return _by_vocabulary(words)
 

@@ -15,7 +15,8 @@ DocumentStatus = Literal["processing", "ready", "failed"]
 class DocumentFacts:
     """The uploader's description of a document. `source`: where it comes from, such as a URL or a path.
 
-    `warnings`: what was left out when the file was read. Not the uploader's, but stored with the rest.
+    `language`: in BCP 47, such as `de`; None if it is unknown. `warnings`: what was left out when the file was read.
+    Not the uploader's, but stored with the rest.
     """
 
     tenant: str
@@ -24,6 +25,7 @@ class DocumentFacts:
     source: str | None = None
     version: str | None = None
     warnings: tuple[str, ...] = ()
+    language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

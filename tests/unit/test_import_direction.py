@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "api.embedders": {"api.cancellation", "api.ports", "api.values", "api.errors"},
     "api.ollama": {"api.languages", "api.cancellation", "api.ports", "api.values", "api.errors"},
     "api.redis_store": {
+        "api.languages",
         "api.cancellation",
         "api.ports",
         "api.values",
@@ -70,6 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "api.endpoints": {
         "api.backends",
+        "api.languages",
         "api.unicode_text",
         "api.cancellation",
         "api.knowledge",

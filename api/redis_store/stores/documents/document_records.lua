@@ -192,15 +192,16 @@ redis.call('HSET', KEYS[1], 'owes', '0')
 return 1
 
 -- name: settle
--- Replaces an uploaded file by its extracted text, title, tags and warnings.
+-- Replaces an uploaded file by its extracted text, title, tags, warnings and language.
 -- KEYS[1] hash its work   KEYS[2] string its draft   KEYS[3] string the text
--- ARGV: revision, holder, title, tags (JSON), warnings (JSON)
+-- ARGV: revision, holder, title, tags (JSON), warnings (JSON), language ('': unknown)
 -- Returns 1, or 0 if the work is void or the text is gone.
 if not has_lease(KEYS[1], ARGV[1], ARGV[2]) or redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
 redis.call('RENAME', KEYS[3], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 redis.call('HSET', KEYS[1], 'title', ARGV[3], 'tags', ARGV[4], 'warnings', ARGV[5])
-redis.call('HDEL', KEYS[1], 'media_type', 'untitled')
+redis.call('HDEL', KEYS[1], 'media_type', 'untitled', 'language')
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'language', ARGV[6]) end
 return 1
 
 -- name: write
@@ -236,7 +237,7 @@ if not has_lease(KEYS[4], revision, ARGV[3]) or phase ~= 'store' then return 0 e
 local before, before_chunks = unpack(redis.call('HMGET', KEYS[1], 'revision', 'chunks'))
 local replaced = tonumber(before) > 0
 redis.call('RENAME', KEYS[3], KEYS[2])
-for _, name in ipairs({'tenant', 'title', 'tags', 'source', 'version', 'warnings', 'digest'}) do
+for _, name in ipairs({'tenant', 'title', 'tags', 'source', 'version', 'warnings', 'language', 'digest'}) do
   local value = redis.call('HGET', KEYS[4], name)
   if value then redis.call('HSET', KEYS[1], name, value) else redis.call('HDEL', KEYS[1], name) end
 end

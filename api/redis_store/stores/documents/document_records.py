@@ -49,7 +49,7 @@ def named(reply: Any) -> dict[str, bytes]:
 
 def fact_fields(facts: DocumentFacts) -> dict[str, str | bytes]:
     """The fields for the facts of a document. Facts that are not given are left out."""
-    given = {"source": facts.source, "version": facts.version}
+    given = {"source": facts.source, "version": facts.version, "language": facts.language}
     fixed: dict[str, str | bytes] = {"tenant": facts.tenant, "title": facts.title, "tags": orjson.dumps(facts.tags)}
     if facts.warnings:
         fixed["warnings"] = orjson.dumps(facts.warnings)
@@ -65,7 +65,25 @@ def facts_of(fields: Fields) -> DocumentFacts:
         source=_text(fields, "source"),
         version=_text(fields, "version"),
         warnings=tuple(orjson.loads(fields.get("warnings", b"[]"))),
+        language=_text(fields, "language"),
     )
+
+
+# fmt: off
+STEMMERS: Final = {
+    "ar": "arabic", "ca": "catalan", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish",
+    "eu": "basque", "fi": "finnish", "fr": "french", "ga": "irish", "hi": "hindi", "hu": "hungarian", "hy": "armenian",
+    "id": "indonesian", "it": "italian", "lt": "lithuanian", "nb": "norwegian", "ne": "nepali", "nl": "dutch",
+    "nn": "norwegian", "no": "norwegian", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian",
+    "sv": "swedish", "ta": "tamil", "tr": "turkish", "yi": "yiddish", "zh": "chinese",
+}
+# fmt: on
+"""The search module's stemmers by language. The one for Chinese splits a text into words."""
+
+
+def stemmer_of(language: str | None) -> str:
+    """The stemmer for a language in BCP 47; empty without one: the search module then uses that for English."""
+    return STEMMERS.get((language or "").partition("-")[0], "")
 
 
 def document_of(document: str, fields: Fields, work: Fields) -> Document:
@@ -127,6 +145,7 @@ def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]
         "heading": chunk.heading,
         "text": chunk.text,
         "tags": ",".join(map(tag_key, facts.tags)),
+        "stemmer": stemmer_of(facts.language),
         "start": chunk.start,
         "end": chunk.end,
         "page": chunk.page or "",

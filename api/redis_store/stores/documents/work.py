@@ -112,7 +112,7 @@ class RedisDocumentWork:
         return await downloaded(self._redis, self._keys.document_text(document))
 
     async def settle_text(self, work: Work, text: bytes) -> bool:
-        """Replaces the uploaded file by the text, title, tags and warnings that were read from it.
+        """Replaces the uploaded file by the text, title, tags, warnings and language that were read from it.
 
         False if the work is void or another worker's.
         """
@@ -120,7 +120,7 @@ class RedisDocumentWork:
         keys = [self._keys.document_work(work.id), self._keys.document_draft(work.id), content]
         facts = work.facts
         read = [facts.title, orjson.dumps(facts.tags), orjson.dumps(facts.warnings)]
-        arguments: list[Any] = [work.revision, work.holder, *read]
+        arguments: list[Any] = [work.revision, work.holder, *read, facts.language or ""]
         return bool(await self._redis.run("document_work", lambda client: self._settle(keys, arguments, client)))
 
     async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:
