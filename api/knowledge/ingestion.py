@@ -19,6 +19,7 @@ from api.knowledge.chunk_embedding import ChunkEmbedding, EmbeddedText, NotEmbed
 from api.knowledge.chunking import Chunker, Cut, numbered, sections, spans
 from api.knowledge.parsing import Parser
 from api.knowledge.plain_text import Parsed
+from api.languages.documents import language_of_document
 from api.ports.document_store import Chunk, DocumentFacts, FailedChunk, PassageIndex
 from api.ports.document_work import DocumentWork, EmbeddedChunk, Work, Written
 from api.ports.inference import Embedder
@@ -169,6 +170,7 @@ class Ingestion:
         if work.delays:  # before the document is read and split for nothing
             await self._embedder.embed([PROBE], tenant=work.facts.tenant)
         work, text = await self._read(work)
+        work = await in_its_language(work, text)
         chunks = await self._cut(text)
         if not chunks:
             raise UnreadableDocument("The document contains no text.")
@@ -276,6 +278,14 @@ class Ingestion:
             with suppress(StoreUnavailable):
                 if not await self._work.renew(work, LEASE):
                     return  # writes from now on are refused
+
+
+async def in_its_language(work: Work, text: str) -> Work:
+    """The work with the language of the text, if an earlier release has read it."""
+    if work.facts.language is not None:
+        return work
+    language = await asyncio.to_thread(language_of_document, text)
+    return replace(work, facts=replace(work.facts, language=language))
 
 
 def with_what_was_read(facts: DocumentFacts, parsed: Parsed, *, untitled: bool) -> DocumentFacts:

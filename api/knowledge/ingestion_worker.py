@@ -15,7 +15,7 @@ from typing import Final
 
 from api.cancellation import cancel_and_wait
 from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, StoreUnavailable
-from api.knowledge.ingestion import Ingestion
+from api.knowledge.ingestion import Ingestion, in_its_language
 from api.ports.coordination import LeaderLease
 from api.ports.document_work import DocumentWork, Reembedding, UnusedEmbeddings, Work
 from api.ports.inference import Embedder
@@ -106,6 +106,7 @@ class IngestionWorker:
         text = await self._work.text(work.id)
         if text is None:
             return True  # deleted meanwhile
+        work = await in_its_language(work, text.decode())
         done = await self._ingestion.reembed(work, embedder, text.decode())
         return done and await self._reembedding.embedded(work, embedder)
 
@@ -164,15 +165,18 @@ class StaleEmbeddings:
             await asyncio.sleep(USE_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def clean(self) -> int:
-        """Deletes unused chunks, once the current embedder has embedded everything. Gives their number.
+        """Deletes unused chunks, once the current embedder has embedded everything, and indexes of earlier releases.
+
+        Returns the number of chunks.
 
         Raises `StoreUnavailable`, `EmbeddingUnavailable`.
         """
         embedder = await self._embedder.identity()
         await self._embeddings.use(embedder)
-        if await self._reembedding.behind(embedder) is not None:
-            return 0
         if not await self._lease.acquire(CLEANING_LEASE_SECONDS):
+            return 0
+        await self._embeddings.drop_earlier()
+        if await self._reembedding.behind(embedder) is not None:
             return 0
         return sum([await self._removed(old) for old in await self._embeddings.unused(self._keep)])
 

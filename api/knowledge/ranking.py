@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from api.errors import RerankingUnavailable
+from api.languages.function_words import BY_WORD
 from api.languages.identify import is_common_english
 from api.ports.inference import Reranker
 from api.ports.telemetry import Telemetry
@@ -137,9 +138,9 @@ def _folded(terms: Sequence[str]) -> tuple[str, ...]:
 
 
 def uncommon_words(question: str) -> tuple[str, ...]:
-    """Words that are not common English, case-folded. In another language that is most words."""
+    """Words that are neither common English nor function words, case-folded. In other languages that is most words."""
     words = [term for term in _TERM.findall(question)[:MAX_TERMS] if term.isalpha() and len(term) > MIN_WORD]
-    return tuple(word for word in _folded(words) if not is_common_english(word))
+    return tuple(word for word in _folded(words) if not (is_common_english(word) or word in BY_WORD))
 
 
 def searched_terms(question: str) -> tuple[str, ...]:

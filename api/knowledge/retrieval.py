@@ -6,6 +6,7 @@ by their documents' current revision.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -178,8 +179,8 @@ class Retriever:
     async def _found(self, wanted: PassageQuery) -> _Found:
         identity = await self._embedder.identity()
         is_built = await self._index.is_complete(identity)  # first: the index may be completed during the search
-        vector = wanted.vector or await self._embedded(wanted)
-        found = await self._candidates(identity, wanted, vector)
+        vector, languages = await asyncio.gather(self._vector(wanted), self._index.languages(wanted.tenant))
+        found = await self._candidates(identity, wanted, vector, languages)
         texts, further = _texts_of(found.hits, found.current), found.expansion
         question, words = respelled(wanted.question, further.misspelled, texts.values())
         rare = leading(question, texts, found.frequent, (*further.phrases, *words))
@@ -194,27 +195,31 @@ class Retriever:
         complete = found.complete and is_built and vector is not None
         return _Found(relevant, found.hits, found.current, complete, rare)
 
-    async def _embedded(self, wanted: PassageQuery) -> Vector | None:
+    async def _vector(self, wanted: PassageQuery) -> Vector | None:
+        if wanted.vector is not None:
+            return wanted.vector
         try:
             (embedding,) = await self._embedder.embed([wanted.question], tenant=wanted.tenant)
             return embedding.vector
         except EmbeddingUnavailable:
             return None
 
-    async def _candidates(self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None) -> _Candidates:
+    async def _candidates(
+        self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None, languages: Sequence[str]
+    ) -> _Candidates:
         count = max(self.policy.candidates, wanted.top_k)
         among, terms = (wanted.tenant, wanted.documents), searched_terms(wanted.question)
         for _ in range(WIDENINGS):
-            found = await self._index.search(identity, *among, wanted.question, vector, count, terms)
+            found = await self._index.search(identity, *among, wanted.question, vector, count, terms, languages)
             # Chunks of another embedder that this one lacks, which only words can find.
             others = [] if found.other is None else [found.other]
-            behind = [await self._index.search_words(one, *among, wanted.question, count) for one in others]
+            asked = (*among, wanted.question, count)
+            behind = [await self._index.search_words(one, *asked, languages=languages) for one in others]
             further = expanded(wanted.question, found.absent, (hit.text for hit in (*found.words, *found.meaning)))
             words = found.words
             if further:
-                own = identity.fingerprint
-                asked = (*among, wanted.question, count, further.misspelled, further.phrases)
-                words = await self._index.search_words(own, *asked)
+                own, more = identity.fingerprint, (further.misspelled, further.phrases)
+                words = await self._index.search_words(own, *asked, *more, languages)
             rankings = [found.meaning, words, *behind]
             current = await self._current([*rankings, found.rare], wanted.tenant)
             meaning, worded, *older = _serving(rankings, current, identity)

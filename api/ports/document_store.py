@@ -235,6 +235,8 @@ class PassageIndex(Protocol):
 
     async def corpus(self, tenant: str) -> Corpus: ...
 
+    async def languages(self, tenant: str) -> Sequence[str]: ...
+
     async def search(
         self,
         embedder: EmbedderIdentity,
@@ -244,6 +246,7 @@ class PassageIndex(Protocol):
         vector: Vector | None,
         count: int,
         terms: Sequence[str] = (),
+        languages: Sequence[str] = (),
     ) -> Rankings: ...
 
     async def search_words(
@@ -255,6 +258,7 @@ class PassageIndex(Protocol):
         count: int,
         misspelled: Sequence[str] = (),
         phrases: Sequence[str] = (),
+        languages: Sequence[str] = (),
     ) -> Sequence[Hit]: ...
 
     async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]: ...

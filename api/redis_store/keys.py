@@ -376,8 +376,12 @@ class Keys:
         """The common prefix of the chunks of one embedder; its index covers them."""
         return f"{self._tagged('chunk', DOCUMENTS)}{embedder}:"
 
-    def chunk_index(self, embedder: str) -> str:
+    def passage_index(self, embedder: str) -> str:
         """The search index over the chunks of one embedder."""
+        return f"{self.passage_indexes}{embedder}"
+
+    def chunk_index(self, embedder: str) -> str:
+        """The index over the same chunks that workers before schema 1.1 use. It knows no language but English."""
         return f"{self.chunk_indexes}{embedder}"
 
     @lru_cache(1024)  # noqa: B019 - as above
@@ -405,8 +409,13 @@ class Keys:
         return self.corpus("embedders")
 
     @property
-    def chunk_indexes(self) -> str:
+    def passage_indexes(self) -> str:
         """The common prefix of all indexes over chunks."""
+        return self._tagged("index:passages", DOCUMENTS)
+
+    @property
+    def chunk_indexes(self) -> str:
+        """The common prefix of the indexes of workers before schema 1.1."""
         return self._tagged("index:chunks", DOCUMENTS)
 
     @property

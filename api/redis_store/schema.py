@@ -41,7 +41,7 @@ class Schema:
         return cls(int(found[1]), int(found[2])) if found else None
 
 
-SCHEMA: Final = Schema(1, 0)
+SCHEMA: Final = Schema(1, 1)
 """The schema of this release."""
 FIRST: Final = Schema(1, 0)
 """The schema of releases that do not report one."""
@@ -49,6 +49,18 @@ FIRST: Final = Schema(1, 0)
 
 LOOK_SECONDS: Final = 2.0
 """Seconds between two checks of a worker."""
+
+
+async def oldest(client: Redis, keys: Keys, own: Schema = SCHEMA) -> Schema:
+    """Returns the lowest schema of all live workers and `own`. The client must be of the shard of `keys.workers`."""
+    ids: Any = await client.zrangebyscore(keys.workers, f"({await now_ms(client)}", "+inf")
+    async with client.pipeline(transaction=False) as pipe:
+        for worker in ids:
+            pipe.hmget(keys.worker(worker.decode()), "id", "schema")
+        found = await pipe.execute()
+    return min(
+        [own, *(Schema.parsed((said or b"").decode("utf-8", "replace")) or FIRST for name, said in found if name)]
+    )
 
 
 class SchemaConflict(StoreUnavailable):
@@ -146,21 +158,11 @@ class FleetSchema:
         if not self._states or (found is not None and found >= self._own):
             return str(found or self._own)
         is_raised = found is None or found.major < self._own.major
-        alone = not is_raised or await self._oldest(client) >= self._own.major
+        alone = not is_raised or (await oldest(client, self._keys, self._own)).major >= self._own.major
         own = (self._own.major, self._own.minor)
         arguments: list[str | int] = [*own, int(alone), self._worker, self._release]
         settled: Any = await self._settle([key], arguments, client)
         return str(settled.decode("utf-8", "replace"))
-
-    async def _oldest(self, client: Redis) -> int:
-        """Returns the lowest major version of all live workers, including this one."""
-        ids: Any = await client.zrangebyscore(self._keys.workers, f"({await now_ms(client)}", "+inf")
-        async with client.pipeline(transaction=False) as pipe:
-            for worker in ids:
-                pipe.hmget(self._keys.worker(worker.decode()), "id", "schema")
-            found = await pipe.execute()
-        said = [Schema.parsed((schema or b"").decode("utf-8", "replace")) or FIRST for name, schema in found if name]
-        return min([self._own.major, *(schema.major for schema in said)])
 
     def _judged(self, settled: str) -> str:
         """Returns the conflict in one line; '' if there is none."""

@@ -11,7 +11,6 @@ from typing import Any, Final, Literal, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 from redisvl.exceptions import RedisSearchError
-from redisvl.index import AsyncSearchIndex
 
 from api.redis_store.keys import CacheKeys
 from api.values import EmbedderIdentity
@@ -75,10 +74,10 @@ def index_schema(keys: CacheKeys, embedder: EmbedderIdentity, algorithm: Algorit
 T = TypeVar("T")
 
 
-async def created(index: AsyncSearchIndex) -> None:
-    """Creates the index unless it exists. Many workers may do so at once. Raises Redis's own errors."""
+async def created(creating: Awaitable[Any]) -> None:
+    """Creates an index unless it exists. Many workers may do so at once. Raises Redis's own errors."""
     try:
-        await unwrapped(index.create(overwrite=False))
+        await unwrapped(creating)
     except ResponseError as error:
         if "already exists" not in str(error).lower():
             raise

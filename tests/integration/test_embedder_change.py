@@ -95,7 +95,7 @@ async def test_two_embedders_at_once_each_hit_their_own_and_both_find_the_docume
     for client in (before, after):
         found = await ask(client, "On which floor is the canteen?", top_k=2)
         assert {source["document_id"] for source in found["sources"]} == {document["id"], again["id"]}
-    assert {KEYS.chunk_index(old), KEYS.chunk_index(new)} <= await indexes(redis)
+    assert {KEYS.passage_index(old), KEYS.passage_index(new)} <= await indexes(redis)
 
 
 async def test_rolling_back_finds_the_old_answers_and_the_old_index_again(serve: Service, redis: Redis) -> None:
@@ -200,7 +200,7 @@ async def test_chunks_that_nobody_uses_go_after_a_safe_time_and_nothing_else(ser
     await fleet.weeks_pass(old)
     assert await fleet.removed() == 1
     assert (await chunks_by(redis, old), await chunks_by(redis, new)) == (0, 1)
-    assert KEYS.chunk_index(old) not in await indexes(redis)
+    assert KEYS.passage_index(old) not in await indexes(redis)
     assert old not in await embedders(redis)
     fields = set(texts(await redis.hkeys(KEYS.document(document))))
     assert {name for name in fields if name.startswith("embedded:")} == {f"embedded:{new}"}

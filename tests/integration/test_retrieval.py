@@ -94,7 +94,7 @@ async def test_terms_are_counted_in_the_round_trip_of_the_searches(serve: Servic
     await add(client, "Press", "The press QZ-1108 is kept by Mr Lindqvist.")
     searches = await searches_of(redis, partial(ask, client, "Has Lindqvist the QZ-1108?"))
     assert [search.count("VERBATIM") for search in searches if "VERBATIM" in search] == [1, 1]
-    assert sum("KNN" in search and "chunk" in search for search in searches) == 1
+    assert sum("KNN" in search and "passages" in search for search in searches) == 1
 
 
 async def test_sources_say_where_they_stand(serve: Service, stub: StubOllama, redis: Redis) -> None:
@@ -192,7 +192,7 @@ async def test_the_graph_is_walked_where_most_passages_are_the_tenants(serve: Se
     bodies: list[dict[str, Any]] = [{}, {"documents": {"tags": ["kitchen"]}}]
     for body in bodies:
         searches = await searches_of(redis, partial(ask, client, "When is lunch served?", **body))
-        [by_meaning] = [search for search in searches if "KNN" in search and "chunk" in search]
+        [by_meaning] = [search for search in searches if "KNN" in search and "passages" in search]
         walked.append("HYBRID_POLICY BATCHES" in by_meaning)
     assert walked == [True, False]
 
@@ -291,9 +291,12 @@ async def test_with_a_search_refused_the_other_finds_and_the_answer_is_not_kept(
 ) -> None:
     client = await serve(embedder=ONNX)
     await add(client, "Holiday", HOLIDAY)
-    monkeypatch.setattr(
-        f"api.redis_store.stores.documents.passages.{refused}", lambda index, *_: ("FT.SEARCH", index, "(((")
-    )
+
+    def bad(index: str, *_: object, **__: object) -> Any:
+        command = ("FT.SEARCH", index, "(((")
+        return [command] if refused == "by_words" else command
+
+    monkeypatch.setattr(f"api.redis_store.stores.documents.passages.{refused}", bad)
     answered = await ask(client, "Who approves my holiday?")
     assert (len(answered["sources"]), answered["cache"]["entry"]) == (1, None)
 
@@ -316,7 +319,7 @@ async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(
         await wait_until_async(lambda: index.passages.is_complete(EMBEDDER))
         monkeypatch.setattr(known, 60.0)
         assert await index.passages.is_complete(EMBEDDER)
-        await redis.execute_command("FT.DROPINDEX", Keys().chunk_index(EMBEDDER.fingerprint))  # type: ignore[no-untyped-call]
+        await redis.execute_command("FT.DROPINDEX", Keys().passage_index(EMBEDDER.fingerprint))  # type: ignore[no-untyped-call]
         assert await index.passages.is_complete(EMBEDDER)
         index.gate.shut()
         assert await index.gate.check()

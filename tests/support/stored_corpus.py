@@ -84,7 +84,7 @@ class StoredCorpus:
                 yield f"{source}: {len(found)} chunks of {embedder}, {len(texts)} expected, or other texts"
 
     def _index_faults(self, chunks: int, embedder: str) -> Iterator[str]:
-        command = ("FT.SEARCH", f"rag:index:chunks:{embedder}", "*", "LIMIT", 0, 0)
+        command = ("FT.SEARCH", f"rag:index:passages:{embedder}", "*", "LIMIT", 0, 0)
         reply: Any = self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         total = reply[b"total_results"] if isinstance(reply, dict) else reply[0]
         if total != chunks:

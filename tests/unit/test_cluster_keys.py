@@ -32,7 +32,7 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
         keys.corpus_state,
         keys.corpus_embedders,
     ]
-    corpus += [keys.embedding_lease("e"), f"{keys.chunk_indexes}e"]
+    corpus += [keys.embedding_lease("e"), f"{keys.chunk_indexes}e", f"{keys.passage_indexes}e"]
     return [
         [
             part.entry(scope, DIGEST),
@@ -43,7 +43,7 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
             part.index_uses,
         ],
         [part.entry(scope, DIGEST), part.index("e", "flat"), f"{part.embedded_by('e')}more"],
-        [*document, *work, *corpus, keys.upload("token"), keys.chunk_index("e")],
+        [*document, *work, *corpus, keys.upload("token"), keys.chunk_index("e"), keys.passage_index("e")],
         [keys.verifier, keys.verifier_model("e"), keys.upload("token")],
         keys.cache_warm_up("job"),
         [keys.worker("one"), keys.worker("other"), keys.workers, keys.corpus_schema],

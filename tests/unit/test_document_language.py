@@ -10,20 +10,25 @@ import pytest
 from api.languages.documents import canonical, language_of_document
 from api.redis_store.stores.documents.document_records import STEMMERS, stemmer_of
 
-NOTES = json.loads((Path(__file__).parents[1] / "data/inflected_questions.json").read_text("utf-8"))
+NOTES = json.loads((Path(__file__).parents[1] / "data/inflected_questions.json").read_text("utf-8"))["notes"]
 GERMAN = "Die Rechnungen werden monatlich versandt. Kunden zahlen innerhalb von 14 Tagen, sonst mahnen wir."
 CATALAN = "Les factures s’envien als clients cada mes i s’han de pagar en trenta dies."
-# fmt: off
 BY_SCRIPT = {
-    "ru": "Счета отправляются клиентам ежемесячно, вы должны их оплатить.", "uk": "Рахунки надсилають клієнтам щомісяця.",
+    "ru": "Счета отправляются клиентам ежемесячно, вы должны их оплатить.",
+    "uk": "Рахунки надсилають клієнтам щомісяця.",
     "bg": "Фактурите се изпращат на клиентите, трябва да бъдат платени навреме. Съобщете ни.",
-    "sr": "Рачуни се шаљу купцима сваког месеца.", "el": "Τα τιμολόγια αποστέλλονται κάθε μήνα",
-    "ar": "يتم إرسال الفواتير إلى العملاء كل شهر", "fa": "پرداخت فاکتورها را هر ماه گزارش کنید",
-    "he": "חשבוניות נשלחות מדי חודש", "hi": "चालान हर महीने ग्राहकों को भेजे जाते हैं", "ta": "விலைப்பட்டியல்கள் ஒவ்வொரு மாதமும்",
-    "ko": "청구서는 매월 고객에게 발송됩니다", "ja": "請求書は毎月お客様に送付されます。", "zh": "我们每个月发送发票给客户",
+    "sr": "Рачуни се шаљу купцима сваког месеца.",
+    "el": "Τα τιμολόγια αποστέλλονται κάθε μήνα",
+    "ar": "يتم إرسال الفواتير إلى العملاء كل شهر",
+    "fa": "پرداخت فاکتورها را هر ماه گزارش کنید",
+    "he": "חשבוניות נשלחות מדי חודש",
+    "hi": "चालान हर महीने ग्राहकों को भेजे जाते हैं",
+    "ta": "விலைப்பட்டியல்கள் ஒவ்வொரு மாதமும்",
+    "ko": "청구서는 매월 고객에게 발송됩니다",
+    "ja": "請求書は毎月お客様に送付されます。",
+    "zh": "我们每个月发送发票给客户",
     "th": "ใบแจ้งหนี้จะถูกส่งทุกเดือน",
 }
-# fmt: on
 
 
 @pytest.mark.parametrize(("language", "text"), [(code, note[1]) for code, notes in NOTES.items() for note in notes])
@@ -72,5 +77,10 @@ def test_tags_are_written_as_bcp_47_has_them(tag: str, written: str | None) -> N
 
 
 def test_stemmers_go_by_the_language_without_its_region() -> None:
-    assert (stemmer_of("de-AT"), stemmer_of("nb"), stemmer_of("pl"), stemmer_of(None)) == ("german", "norwegian", "", "")
+    assert (stemmer_of("de-AT"), stemmer_of("nb"), stemmer_of("pl"), stemmer_of(None)) == (
+        "german",
+        "norwegian",
+        "",
+        "",
+    )
     assert set(STEMMERS.values()) >= {"english", "french", "dutch"}

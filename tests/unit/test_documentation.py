@@ -238,7 +238,8 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(part.invalidated, part.index_uses, part.index("<embedder>", "<algorithm>")),
         *(keys.document("<document>"), keys.chunk("<embedder>", "<document>", "<revision>", "<number>")),  # type: ignore[arg-type]
         keys.speeds("<name>"),
-        *(keys.chunk_index("<embedder>"), keys.corpus("<owner>"), keys.corpus_documents("<owner>")),
+        *(keys.passage_index("<embedder>"), keys.chunk_index("<embedder>")),
+        *(keys.corpus("<owner>"), keys.corpus_documents("<owner>")),
         *(keys.corpus_work, keys.corpus_state, keys.upload("<token>"), *keys.cache_warm_up("<job>")),
         *(keys.corpus_embedders, keys.embedding_lease("<embedder>"), keys.corpus_schema),
         *(keys.worker("<id>"), keys.workers, keys.backend("<name>"), keys.digests("<name>")),
@@ -268,9 +269,10 @@ def test_key_patterns_covers_every_key_method() -> None:
         *("prober", "backend", "warm_up", "retries", "janitor", "prefix_key", "prefixes"),
         *("cache_warm_up", "cache_warm_ups"),
         *("document", "document_text", "document_draft", "document_work", "document_chunks"),
-        *("chunk", "chunk_prefix", "chunk_index", "corpus", "corpus_documents", "corpus_work", "corpus_state"),
+        *("chunk", "chunk_prefix", "chunk_index", "passage_index"),
+        *("corpus", "corpus_documents", "corpus_work", "corpus_state"),
         *("embedding_lease", "upload", "corpus_schema", "corpus_embedders", "cache_deleted"),
-        "chunk_indexes",  # what the names of the indexes over chunks begin with
+        *("chunk_indexes", "passage_indexes"),  # what the names of the indexes over chunks begin with
         "probe",  # never exists
         *("flight", "condensed", "digests", "speeds", "flight_channel", "bulkhead_channel"),
         *("served", "recent", "served_count"),

@@ -32,6 +32,7 @@ from api.knowledge.markdown import first_heading
 from api.knowledge.plain_text import decoded, tidied
 from api.knowledge.ranking import leading
 from api.knowledge.repair import garbage, repaired
+from api.languages.documents import language_of_document
 from api.languages.identify import LATIN, language_of, words_outside
 from api.ollama.embedding import unread_of
 from api.ports import question as cache_control
@@ -42,7 +43,7 @@ from api.query import prompt as prompt_budget
 from api.query.cache_key import LONGEST, fingerprint, normalise
 from api.query.citations import rewritten
 from api.query.prompt import Fence, Prompts, load_template
-from api.redis_store.stores.documents.passages import by_words
+from api.redis_store.stores.documents.passage_search import by_words
 from api.unicode_text import is_blank, nfc
 from api.values import ChatMessage, EmbedderIdentity, Source
 
@@ -176,7 +177,8 @@ READERS: Final[dict[str, Callable[[str], object]]] = {
     "thinking": thinking,
     "disagreement": lambda text: disagreement(text, f"{text} b"),
     **{f"guard {name}": words_of(number) for number, (name, _, _) in enumerate(GUARDS)},
-    "words to look for": lambda text: by_words("i", "t", DocumentFilter(), text, 5),
+    "words to look for": lambda text: by_words("i", "t", DocumentFilter(), text, 5, stemmers=["chinese"]),
+    "language of a document": language_of_document,
     "tidied": tidied,
     "decoded": lambda text: decoded(without_halves(text).encode("utf-16")),
     "guessed": guessed,

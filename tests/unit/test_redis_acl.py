@@ -35,7 +35,7 @@ def by_python() -> set[str]:
     methods = re.findall(r"\b(?:client|pipe|subscribed)\.([a-z_]+)\(", text)
     named = {"delete": "del", "create": "ft.create"}
     searches = {name.lower() for name in re.findall(r"\"(FT\.[A-Z_]+)\"", text)}
-    made = {"ft.create"} if "index.create(" in text else set()
+    made = {"ft.create"} if ".create_index(" in text else set()
     cluster = {name.lower().replace(" ", "|") for name in re.findall(r"\"(CLUSTER [A-Z]+)\"", text)}
     return {named.get(name, name) for name in methods} | searches | made | cluster
 

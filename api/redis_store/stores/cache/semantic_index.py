@@ -246,7 +246,7 @@ class SemanticIndex:
     async def _ensure(self, client: Redis, embedder: EmbedderIdentity) -> None:
         built = await self._is_built(client, embedder, self._algorithm)
         if built is None:
-            await created(self._index(client, embedder, self._algorithm))
+            await created(self._index(client, embedder, self._algorithm).create(overwrite=False))
             built = await self._is_built(client, embedder, self._algorithm)
         serving: Algorithm | None = self._algorithm
         if not built:

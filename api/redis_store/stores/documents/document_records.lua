@@ -6,7 +6,7 @@
 --   hash    rag:doc:<id>:chunks             <embedder>:<revision> -> how many chunks
 --   hash    rag:chunk:...                   a chunk
 --   zset    rag:corpus:work                 document id -> when its change was asked for (ms)
---   hash    rag:corpus:<owner>              a tenant's counts: epoch, changed_ms, documents, chunks
+--   hash    rag:corpus:<owner>              a tenant's counts: epoch, changed_ms, documents, chunks, stemmer:<name>
 --   zset    rag:corpus:<owner>:documents    document id -> when it was created (ms)
 --   hash    rag:corpus:state                revision, epoch, began_ms, done:<embedder> -> epoch
 --   zset    rag:deleted                     what was deleted -> when (ms)
@@ -228,7 +228,8 @@ return 1
 -- Puts a completely written revision into service and replaces the current one in one step.
 -- KEYS[1] hash the document   KEYS[2] string its text            KEYS[3] string its draft
 -- KEYS[4] hash its work       KEYS[5] hash rag:corpus:<owner>    KEYS[6] hash rag:corpus:state
--- ARGV: id, revision, holder, embedder, chunks, characters, how many chunks are not embedded, which ones (JSON)
+-- ARGV: id, revision, holder, embedder, chunks, characters, how many chunks are not embedded, which ones (JSON),
+--       the stemmer of its chunks ('': none)
 -- Returns 1, 2 if it replaced a revision, or 0 if the work is void.
 local revision, embedder, chunks = ARGV[2], ARGV[4], tonumber(ARGV[5])
 local phase, tenant = unpack(redis.call('HMGET', KEYS[4], 'phase', 'tenant'))
@@ -246,6 +247,7 @@ redis.call('HSET', KEYS[1], 'revision', revision, 'chunks', chunks, 'characters'
 redis.call('HDEL', KEYS[1], 'not_embedded', 'failed_chunks')
 if tonumber(ARGV[7]) > 0 then redis.call('HSET', KEYS[1], 'not_embedded', ARGV[7], 'failed_chunks', ARGV[8]) end
 count_change(KEYS[5], tenant, replaced and 0 or 1, chunks - tonumber(before_chunks))
+if ARGV[9] ~= '' then redis.call('HSET', KEYS[5], 'stemmer:' .. ARGV[9], 1) end
 
 local done = redis.call('HGET', KEYS[6], 'done:' .. embedder)
 local epoch = redis.call('HINCRBY', KEYS[6], 'epoch', 1)

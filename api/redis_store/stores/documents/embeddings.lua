@@ -25,11 +25,13 @@ return 1
 
 -- name: embedded
 -- Notes that a current revision is embedded by another embedder.
--- KEYS[1] hash the document   KEYS[2] string rag:embedding:<embedder>
--- ARGV: revision, embedder, worker
+-- KEYS[1] hash the document   KEYS[2] string rag:embedding:<embedder>   KEYS[3] hash rag:corpus:<owner>
+-- ARGV: revision, embedder, worker, the stemmer of its chunks and its language ('': none)
 -- Returns 1, or 0 if the revision is not current, or another worker has the lease.
 if redis.call('HGET', KEYS[1], 'revision') ~= ARGV[1] or redis.call('GET', KEYS[2]) ~= ARGV[3] then return 0 end
 redis.call('HSET', KEYS[1], 'embedded:' .. ARGV[2], ARGV[1])
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[3], 'stemmer:' .. ARGV[4], 1) end
+if ARGV[5] ~= '' then redis.call('HSETNX', KEYS[1], 'language', ARGV[5]) end
 return 1
 
 -- name: complete

@@ -19,8 +19,9 @@ from api.errors import StoreUnavailable
 from api.ports.document_work import Epoch, Work
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
+from api.redis_store.schema import Schema, oldest
 from api.redis_store.scripts import scanned, script
-from api.redis_store.stores.documents.document_records import Fields, facts_of, named
+from api.redis_store.stores.documents.document_records import Fields, facts_of, named, owner_of, stemmer_of
 from api.values import EmbedderIdentity
 
 
@@ -58,8 +59,11 @@ class RedisReembedding:
 
         Returns False if the revision is not current, or another worker has the lease.
         """
-        keys = [self._keys.document(work.id), self._keys.embedding_lease(embedder.fingerprint)]
-        arguments: list[Any] = [work.revision, embedder.fingerprint, self._worker]
+        corpus = self._keys.corpus(owner_of(work.facts.tenant))
+        keys = [self._keys.document(work.id), self._keys.embedding_lease(embedder.fingerprint), corpus]
+        language = work.facts.language
+        about = [stemmer_of(language), language or ""]
+        arguments: list[Any] = [work.revision, embedder.fingerprint, self._worker, *about]
         return bool(await self._redis.run("corpus", lambda client: self._embedded(keys, arguments, client)))
 
     async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None:
@@ -80,6 +84,8 @@ def _lacks(fields: Fields, embedder: str) -> bool:
     return int(revision) > 0 and fields.get(f"embedded:{embedder}") != revision
 
 
+WITH_PASSAGE_INDEX: Final = Schema(1, 1)
+"""From this schema on, workers use `Keys.passage_index`."""
 REMOVED: Final = 200
 """Chunks per delete; each is removed from the vector index too."""
 
@@ -89,6 +95,7 @@ class RedisUnusedEmbeddings:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
+        self._fleet = redis.of(keys.workers)
         self._keys = keys
         self._used = script(redis.client, "stores/documents/embeddings", "used")
         self._unused = script(redis.client, "stores/documents/embeddings", "unused")
@@ -102,13 +109,41 @@ class RedisUnusedEmbeddings:
     async def unused(self, keep: float) -> Sequence[str]:
         """Returns the fingerprints of embedders that no worker has used for `keep` seconds."""
         listed: Any = await self._redis.run("embedders", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
-        prefix = self._keys.chunk_indexes
-        names = (name.decode("utf-8", "replace") for name in listed)
-        indexed = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        arguments: list[str | int] = [_ms(keep), *indexed]
+        arguments: list[str | int] = [_ms(keep), *self._indexed(listed, *self._prefixes)]
         keys = [self._keys.corpus_embedders]
         found: Any = await self._redis.run("embedders", lambda client: self._unused(keys, arguments, client))
         return [name.decode() for name in found]
+
+    async def drop_earlier(self) -> Sequence[str]:
+        """Drops indexes of workers before schema 1.1, and returns their names.
+
+        Only once none of those workers is left, and the index that replaces one is complete.
+        """
+        if await self._fleet.run("embedders", lambda client: oldest(client, self._keys)) < WITH_PASSAGE_INDEX:
+            return []
+
+        async def drop(client: Redis) -> list[str]:
+            listed: Any = await client.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
+            both = self._indexed(listed, self._prefixes[0]) & self._indexed(listed, self._prefixes[1])
+            dropped = []
+            for embedder in sorted(both):
+                info: Any = await client.execute_command("FT.INFO", self._keys.passage_index(embedder))  # type: ignore[no-untyped-call]
+                if not int(info[b"indexing"]):
+                    dropped.append(self._keys.chunk_index(embedder))
+                    await client.execute_command("FT.DROPINDEX", dropped[-1])  # type: ignore[no-untyped-call]
+            return dropped
+
+        return await self._redis.run("embedders", drop)
+
+    @property
+    def _prefixes(self) -> tuple[str, str]:
+        return self._keys.passage_indexes, self._keys.chunk_indexes
+
+    @staticmethod
+    def _indexed(listed: Sequence[bytes], *prefixes: str) -> set[str]:
+        """The embedders with an index whose name begins so."""
+        names = [name.decode("utf-8", "replace") for name in listed]
+        return {name.removeprefix(prefix) for prefix in prefixes for name in names if name.startswith(prefix)}
 
     async def remove(self, embedder: str, keep: float) -> AsyncIterator[int]:
         """Deletes an embedder's chunks by document, and yields how many. Stops if it is used again."""
@@ -154,8 +189,9 @@ class RedisUnusedEmbeddings:
             return
 
         async def drop(client: Redis) -> None:
-            with suppress(ResponseError):  # gone with FLUSHALL
-                await client.execute_command("FT.DROPINDEX", self._keys.chunk_index(embedder))  # type: ignore[no-untyped-call]
+            for index in (self._keys.passage_index(embedder), self._keys.chunk_index(embedder)):
+                with suppress(ResponseError):  # gone with FLUSHALL
+                    await client.execute_command("FT.DROPINDEX", index)  # type: ignore[no-untyped-call]
             await client.zrem(self._keys.corpus_embedders, embedder)
 
         await self._redis.run("embedders", drop)

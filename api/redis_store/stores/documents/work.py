@@ -19,7 +19,7 @@ from api.ports.document_work import Delayed, EmbeddedChunk, Work, Written
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import downloaded, script, uploaded
-from api.redis_store.stores.documents.document_records import chunk_fields, named, owner_of, work_of
+from api.redis_store.stores.documents.document_records import chunk_fields, named, owner_of, stemmer_of, work_of
 from api.values import EmbedderIdentity, Vector
 
 REMOVED: Final = 200
@@ -191,7 +191,7 @@ class RedisDocumentWork:
         ]
         named_ones = orjson.dumps([[one.number, one.reason] for one in failed[:NAMED]])
         held: list[Any] = [work.id, work.revision, work.holder, embedder.fingerprint]
-        arguments = [*held, total, characters, len(failed), named_ones]
+        arguments = [*held, total, characters, len(failed), named_ones, stemmer_of(work.facts.language)]
         done = await self._redis.run("document_commit", lambda client: self._commit(keys, arguments, client))
         return replace(work, phase="tell", replaced=int(done) == 2) if done else None
 
