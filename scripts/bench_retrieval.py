@@ -83,9 +83,9 @@ def polite(text: str, chance: random.Random) -> str:
 EDITS: tuple[Callable[[str, random.Random], str], ...] = (typo, keywords, dropped, shuffled, polite)
 
 
-def questions() -> list[dict[str, Any]]:
-    """Returns the FAQ in English."""
-    text = (files("zaragoza_construction_faq") / "data" / "faq-en.json").read_text("utf-8")
+def questions(name: str = "faq-en.json") -> list[dict[str, Any]]:
+    """Returns the FAQ in English. `faq.json` is in Swedish."""
+    text = (files("zaragoza_construction_faq") / "data" / name).read_text("utf-8")
     found: list[dict[str, Any]] = json.loads(text)["questions"]
     return found
 
