@@ -7,9 +7,11 @@ from typing import Any
 from zipfile import ZipFile
 
 import httpx
+import numpy as np
 import pytest
 from redis.asyncio import Redis
 
+from api.knowledge.retrieval import PassageQuery
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA
@@ -17,10 +19,11 @@ from api.redis_store.stores.documents.embeddings import RedisUnusedEmbeddings
 from api.redis_store.stores.documents.passage_search import passage_schema
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.redis_store.stores.fleet import WorkerRegistry
-from api.values import EmbedderIdentity
+from api.values import EmbedderIdentity, Vector
 from tests.integration.test_documents import ONNX, add
 from tests.integration.test_retrieval import EMBEDDER
 from tests.stub_ollama import StubOllama
+from tests.support.knowledge_worker import DIMENSION, GatedEmbedder, worker
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -100,6 +103,32 @@ async def test_a_file_may_declare_its_language(serve: Service, name: str, conten
     assert stored.json()["language"] == language
     given = await client.post("/documents", files={"file": (name, content)}, data={"language": "nl"})
     assert given.json()["language"] == "nl"
+
+
+class Multilingual(GatedEmbedder):
+    """Puts what speaks of invoices close together, in any language, and everything else farther away."""
+
+    def _vector(self, text: str) -> Vector:
+        about_invoices = any(word in text.casefold() for word in ("invoice", "rechnung"))
+        row = np.zeros(DIMENSION, dtype="<f4")
+        row[0], row[1] = (0.9, 0.44) if about_invoices else (0.6, 0.8)
+        row[2 + len(text) % (DIMENSION - 2)] = 0.1
+        return bytes((row / np.linalg.norm(row)).astype("<f4").tobytes())
+
+
+async def test_a_question_finds_a_passage_in_another_language_if_the_embedder_does(
+    redis: Redis, redis_url: str
+) -> None:
+    """Passages in the question's own language share words with it; those must not outweigh the meaning."""
+    async with worker(redis_url, "one", Multilingual("multilingual"), chunk_tokens=64) as one:
+        await one.store("english", "The accounting department pays an invoice within thirty days.")
+        for number in range(6):
+            await one.store(
+                f"german{number}", f"Bis wann wird die Halle {number} bezahlt? Das entscheidet die Leitung."
+            )
+        wanted = PassageQuery("Bis wann wird eine Rechnung bezahlt?", "default", 3)
+        found = await one.knowledge.retriever.retrieve(wanted)
+    assert found.sources[0].source == "english"
 
 
 # -- beside workers before schema 1.1 ----------------------------------------------------------------------------------
