@@ -94,7 +94,7 @@ async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
     page = PAGE.read_text()
     unlisted = [name for name in fields if f"`{re.sub(r'^pool_.*', 'pool_...', name)}`" not in page]
     made_up = (
-        r"(embedded|done):[0-9a-f]{10}|[0-9a-f]{10}:[0-9]+|\d+:(ok|slow|fail|slowfail|calls|retries)"
+        r"(embedded|done):[0-9a-f]{10}|stemmer:[a-z]+|[0-9a-f]{10}:[0-9]+|\d+:(ok|slow|fail|slowfail|calls|retries)"
         r"|[0-9a-f]{32}|(vote|label):[0-9a-f]{16}"  # request IDs, voters
         r"|(queries|hits|latency|errors|tokens|rejected|pool|bulkhead|variants):.+|\d\d"  # of a minute, its number
         r"|[^ ]+:latest [0-9a-f]{16}"  # a model and a prompt that a backend has read
