@@ -200,9 +200,7 @@ def loaded() -> Iterator[Loaded]:
 @app.command()
 def across(every: Annotated[int, typer.Option(help="Ask each n-th question.")] = 1) -> None:
     """Prints how many Swedish questions find their English answer."""
-    print(
-        "| embedder | answers | floor | nearest first | first | among 4 | below the floor |\n" + "|---" * 7 + "|"
-    )
+    print("| embedder | answers | floor | nearest first | first | among 4 | below the floor |\n" + "|---" * 7 + "|")
     for embedder in loaded():
         asyncio.run(cross(embedder, every))
 
