@@ -7,7 +7,6 @@ detected: English, those in `function_words`, and those that their script or let
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Final
 
 from api.languages.function_words import BY_WORD
@@ -22,7 +21,8 @@ MAX_WORDS: Final = 1_500
 EVIDENCE: Final = 3.0
 """Function words that show the language of a long text."""
 _CODE: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
-_NO_PROSE: Final = re.compile(r"`[^`\n]{1,200}`|\b(?:https?://|www\.)\S+|\S+@\S+")
+_INLINE_CODE: Final = re.compile(r"`[^`\n]{1,200}`")
+_ADDRESS: Final = ("://", "@", "www.")
 _KANA: Final = 0.05
 """The share of kana from which a text in Han characters is Japanese."""
 # fmt: off
@@ -65,7 +65,10 @@ def primary(tag: str) -> str:
 
 
 def language_of_document(text: str, declared: str | None = None) -> str | None:
-    """Returns the language in BCP 47, None if it is unknown. `declared`: the one that the file states."""
+    """Returns the language in BCP 47, None if it is unknown. `declared`: the one that the file states.
+
+    The text is in NFC, as every stored text.
+    """
     stated, shown = canonical(declared), _shown(_sample(text))
     if stated is not None and (shown is None or primary(stated) == shown or primary(stated) not in DETECTED):
         return stated
@@ -76,11 +79,12 @@ def _sample(text: str) -> str:
     """Prose from three places of a text."""
     middle = max(WINDOW, len(text) // 2)
     windows = (text[:WINDOW], text[middle : middle + WINDOW], text[max(middle + WINDOW, len(text) - WINDOW) :])
-    return "\n\n".join(_NO_PROSE.sub(" ", _CODE.sub(" ", window)) for window in windows)
+    words = (word for window in windows for word in _INLINE_CODE.sub(" ", _CODE.sub(" ", window)).split())
+    return " ".join(word for word in words if not any(sign in word for sign in _ADDRESS))
 
 
 def _shown(sample: str) -> str | None:
-    scripts = scripts_of(unicodedata.normalize("NFC", sample))
+    scripts = scripts_of(sample)
     if not scripts:
         return None
     script, letters = max(scripts.items(), key=lambda item: item[1])
