@@ -16,6 +16,7 @@ from api.redis_store.client import RedisAddress, open_client
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
+from api.redis_store.schema import SCHEMA
 from tests.conftest import PASSWORD
 from tests.integration.test_cluster import QUESTION, keys
 from tests.stub_ollama import StubOllama
@@ -149,7 +150,7 @@ async def test_keys_of_a_later_release_are_left_alone_on_every_shard(
     assert {key for of_one in keys(cluster).values() for key in of_one} == {KEYS.corpus_schema}
     newer.delete(KEYS.corpus_schema)
     await wait_until_async(lambda: database(client), timeout=15)
-    assert newer.hget(KEYS.corpus_schema, "version") == b"1.0"
+    assert newer.hget(KEYS.corpus_schema, "version") == str(SCHEMA).encode()
 
 
 async def test_who_worked_with_the_keys_leaves_them_when_a_later_release_has_them(
