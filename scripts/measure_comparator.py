@@ -3,8 +3,8 @@
     .venv/bin/python -m scripts.measure_comparator [--write | --fit | --confirm | --last | --blind | -v]
 
 Prints the tables of docs/measurements.md. --write updates them, and the counts in api/quality/comparator.py.
-tests/quality/answer_pairs_blind3.jsonl looks like the answers of a RAG service, and its author saw nothing of the
-comparator: --blind measures only it, with 95 % intervals. Never read its pairs to improve the comparator. -v prints the
+tests/quality/answer_pairs_blind3.jsonl was written by another author, and nothing was chosen on it: --blind measures
+only it, with 95 % intervals. Never read its pairs to improve the comparator. -v prints the
 pairs of the half `tune` that are judged wrongly. Needs the extra `onnx`.
 
 Weights are fitted and printed:
