@@ -1,7 +1,8 @@
 """Finds what else a question asks for: other spellings, acronyms that the documents explain, further parts. Pure.
 
 A word that none of the tenant's passages has may be misspelled. The index finds passages with a similar word, and here
-the question gets the word that the passages have. A code may be written with other signs: `QX-1108` is `QX1108`.
+the question gets the word that the passages have. A code may be written with other signs, `QX-1108` as `QX1108`, and
+a number with another decimal sign.
 
 A passage that says `Service Level Agreement (SLA)` explains the acronym. A question for one finds the other.
 """
@@ -47,6 +48,7 @@ _BEFORE: Final = 120
 """Characters before an acronym in which its long form is looked for."""
 _WRITTEN: Final = re.compile(r"[^\W_]+(?:[-./_:][^\W_]+)*")
 _RUN: Final = re.compile(r"[^\W\d_]+|\d+")
+_DECIMAL: Final = re.compile(r"(?<![\w.,])\d+[.,]\d+(?!\w|[.,]\d)")
 _LINKS: Final = frozenset(("a", "and", "for", "in", "of", "on", "the", "to"))
 """Words of a long form that need no letter in the acronym."""
 
@@ -126,12 +128,13 @@ def _spellings(code: tuple[str, ...]) -> Iterator[str]:
 
 def respelled(question: str, misspelled: Collection[str], passages: Iterable[str]) -> tuple[str, tuple[str, ...]]:
     """The question with its codes and misspelled words as the passages spell them, and the words that changed."""
-    codes = _codes(question)
-    if not (misspelled or codes):
+    forms = ["[-_/ ]?".join(map(re.escape, code)) for code in _codes(question)]
+    forms += [re.sub("[.,]", "[.,]", number) for number in _DECIMAL.findall(question[:LONGEST_QUESTION])]
+    if not (misspelled or forms):
         return question, ()
     texts = [text[:LONGEST_TEXT] for text in passages]
-    for code in codes[:MAX_FUZZY]:
-        question = _with_code(question, code, texts)
+    for form in forms[:MAX_FUZZY]:
+        question = _as_written(question, form, texts)
     known = _known(misspelled, texts) if misspelled else ()
     corrections = {}
     for word in misspelled:
@@ -154,9 +157,9 @@ def _known(misspelled: Collection[str], texts: Sequence[str]) -> Collection[str]
     return known
 
 
-def _with_code(question: str, code: tuple[str, ...], texts: Sequence[str]) -> str:
-    """The question with a code as the first passage writes it, unless one writes it as the question does."""
-    written = re.compile(rf"(?<![^\W_]){'[-_/ ]?'.join(map(re.escape, code))}(?![^\W_])", re.IGNORECASE)
+def _as_written(question: str, form: str, texts: Sequence[str]) -> str:
+    """The question with a code or number as the first passage writes it, unless one writes it as the question does."""
+    written = re.compile(rf"(?<![^\W_]){form}(?![^\W_])", re.IGNORECASE)
     asked = written.search(question)
     found = [one[0] for text in texts if (one := written.search(text))]
     if asked is None or not found or asked[0].casefold() in map(str.casefold, found):

@@ -84,8 +84,8 @@ QUESTION_WORDS: Final = frozenset({
 
 Place = TypeVar("Place", bound=Hashable)
 
-_TERM: Final = re.compile(r"[^\W_]+(?:[-./_:][^\W_]+)*")
-"""A word, a number, or parts joined by signs, as in `QZ-1108`, `99.5`, `node_exporter`."""
+_TERM: Final = re.compile(r"[^\W_]+(?:(?:[-./_:]|(?<=\d),(?=\d))[^\W_]+)*")
+"""A word, a number, or parts joined by signs, as in `QZ-1108`, `99.5`, `1,000`, `node_exporter`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ def _holders(wanted: set[str], passages: Mapping[Place, str]) -> dict[str, list[
 
 def _terms_of(folded: str) -> set[str]:
     whole = _TERM.findall(folded)
-    return {*whole, *(part for term in whole if len(term) > 2 for part in re.split(r"[-./_:]", term))}
+    return {*whole, *(part for term in whole if len(term) > 2 for part in re.split(r"[-./_:,]", term))}
 
 
 class Reranking:

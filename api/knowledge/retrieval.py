@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
@@ -22,6 +22,7 @@ from api.knowledge.expansion import Expansion, expanded, respelled, uncovered
 from api.knowledge.plain_text import PAGE
 from api.knowledge.quotes import closest
 from api.knowledge.ranking import MAX_PASSAGES, Leading, Reranking, leading, mixed, searched_terms
+from api.knowledge.repair import with_plain_letters
 from api.ports.document_store import Corpus, CurrentDocument, DocumentFilter, Hit, PassageIndex
 from api.ports.inference import Embedder
 from api.values import EmbedderIdentity, Source, Vector
@@ -48,6 +49,10 @@ class PassageQuery:
     top_k: int
     documents: DocumentFilter = field(default_factory=DocumentFilter)
     vector: Vector | None = None
+
+    def plain(self) -> PassageQuery:
+        """The same with full-width letters, ligatures and the like replaced, as in the documents."""
+        return replace(self, question=with_plain_letters(self.question))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,7 @@ class Retriever:
 
     async def retrieve(self, wanted: PassageQuery) -> Retrieved:
         """Raises `StoreUnavailable`, and `EmbeddingUnavailable` while the embedder's identity is unknown."""
+        wanted = wanted.plain()
         found = await self._found(wanted)
         best = self._best(found, await self._reranked(wanted, found), wanted.top_k)
         texts = await self._texts([found.hits[place] for place, _ in best])
@@ -155,6 +161,7 @@ class Retriever:
 
         True as well if that cannot be determined now. Raises as `retrieve` does.
         """
+        wanted = wanted.plain()
         found = await self._found(wanted)
         if not found.complete:
             return True

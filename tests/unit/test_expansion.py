@@ -112,6 +112,14 @@ def test_a_code_may_be_written_with_other_signs(asked: str, written: str, is_fou
     assert respelled(question, [], [text, f"Part {asked} is in hall 5."])[0] == question
 
 
+@pytest.mark.parametrize(("asked", "written"), [("3,5", "3.5"), ("3.5", "3,5"), ("1.000", "1,000")])
+def test_a_number_may_be_written_with_another_decimal_sign(asked: str, written: str) -> None:
+    question, text = f"Who pays {asked} percent?", f"Ada pays {written} percent."
+    assert respelled(question, [], [text]) == (f"Who pays {written} percent?", ())
+    assert respelled(question, [], [text, f"Bo pays {asked} percent."])[0] == question
+    assert respelled("Is it 1.2.3?", [], ["It is 1.2,3 or 1,2.3."])[0] == "Is it 1.2.3?"
+
+
 def test_a_misspelled_word_is_compared_with_a_bounded_number_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
 

@@ -33,6 +33,7 @@ SHEETS = {
         ("How Do I Reset My Password", (), ()),
         ("HOW DO I RESET IT", (), ()),
         ("What does node_exporter do?", ("node_exporter",), ()),
+        ("Is it 1,000 or 99,5 or 12, 13?", ("1,000", "99,5", "12", "13"), ()),
         ("Is a 1 enough?", (), ()),
         ("7Q-1, 7q-1", ("7q-1",), ()),
         ("", (), ()),
@@ -50,6 +51,7 @@ def test_which_terms_are_rare(question: str, codes: tuple[str, ...], names: tupl
         ("Which costs 99.5?", ["three"]),
         ("What is 7Q?", []),  # in all of them, so it does not distinguish any
         ("What is 7Q-0000?", []),
+        ("Which costs 99,5?", []),
         ("Compare 7Q-4821 and 7Q-9047", ["one", "three"]),
     ],
 )
