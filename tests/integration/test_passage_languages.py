@@ -179,9 +179,13 @@ async def test_while_the_new_index_is_built_the_earlier_one_serves(redis: Redis,
 
         await wait_until_async(is_built)
         assert passages._index(EMBEDDER.fingerprint, ["german"]) == (name, ())
-        passages._complete.clear()
-        await wait_until_async(is_built)
-        assert passages._index(EMBEDDER.fingerprint, ["german"])[0] == KEYS.passage_index(EMBEDDER.fingerprint)
+
+        async def is_replaced() -> bool:
+            passages._complete.clear()
+            await passages.is_complete(EMBEDDER)
+            return passages._index(EMBEDDER.fingerprint, ["german"])[0] == KEYS.passage_index(EMBEDDER.fingerprint)
+
+        await wait_until_async(is_replaced)
 
 
 async def test_the_earlier_index_is_dropped_once_no_worker_uses_it(redis: Redis, redis_url: str) -> None:
