@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -19,13 +20,17 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema, Schema, SchemaConflict
 from api.redis_store.stores.documents.document_records import RedisDocuments
+from api.redis_store.stores.documents.embeddings import RedisReembedding
 from api.redis_store.stores.documents.work import RedisDocumentWork
 from api.redis_store.stores.fleet import WorkerRegistry
+from api.values import EmbedderIdentity
 from tests.integration.test_documents import HOLIDAY, ONNX, add
+from tests.integration.test_passage_languages import HOUSES
 from tests.stub_ollama import StubOllama
 from tests.support.replies import fields, raw, text
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
+from tests.unit.test_parsing import archive
 
 KEYS = Keys()
 NEXT = Schema(SCHEMA.major + 1, 0)
@@ -227,6 +232,28 @@ async def test_a_large_file_of_a_later_kind_is_neither_failed_nor_lost(serve: Se
     await add(client, "Holiday policy", HOLIDAY)  # which a worker took from the same list meanwhile
     assert (await client.get(f"/documents/{'a' * 24}")).json()["status"] == "processing"
     assert await redis.get(KEYS.document_draft("a" * 24)) == b"bytes"
+
+
+async def test_what_was_read_from_a_file_ends_with_its_revision(serve: Service, redis: Redis, redis_url: str) -> None:
+    """Releases that know neither `warnings` nor `language` leave both in the hash when they replace a document."""
+    client = await serve(embedder=ONNX)
+    files = {"file": ("all.zip", archive(**{"notes.md": HOUSES.encode(), "program.exe": b"MZ"}))}
+    sent = (await client.post("/documents", files=files)).json()
+    url, key = f"/documents/{sent['id']}", KEYS.document(sent["id"])
+    assert (sent["language"], len(sent["warnings"])) == ("de", 1)
+    replaced = sent["revision"] + 1
+    await redis.hset(key, mapping={"revision": replaced})
+    found = (await client.get(url)).json()
+    assert (found["language"], found["warnings"]) == (None, [])
+    embedder = EmbedderIdentity("next", 384, "0123456789")
+    await redis.set(KEYS.embedding_lease(embedder.fingerprint), "new")
+    gate = HealthGatedRedis(redis, 8)
+    assert await gate.check()
+    reembedding = RedisReembedding(gate, KEYS, "new")
+    (work,) = [one async for one in reembedding.missing(embedder) if one.id == sent["id"]]
+    assert await reembedding.embedded(replace(work, facts=replace(work.facts, language="en")), embedder)
+    found = (await client.get(url)).json()
+    assert (found["language"], found["warnings"]) == ("en", [])
 
 
 async def test_a_warm_up_in_a_state_that_is_not_known_goes_on_being_listed(serve: Service, redis: Redis) -> None:

@@ -243,7 +243,7 @@ for _, name in ipairs({'tenant', 'title', 'tags', 'source', 'version', 'warnings
   if value then redis.call('HSET', KEYS[1], name, value) else redis.call('HDEL', KEYS[1], name) end
 end
 redis.call('HSET', KEYS[1], 'revision', revision, 'chunks', chunks, 'characters', ARGV[6], 'status', 'ready',
-  'updated_ms', int(now_ms()), 'embedded:' .. embedder, revision)
+  'updated_ms', int(now_ms()), 'embedded:' .. embedder, revision, 'read_revision', revision)
 redis.call('HDEL', KEYS[1], 'not_embedded', 'failed_chunks')
 if tonumber(ARGV[7]) > 0 then redis.call('HSET', KEYS[1], 'not_embedded', ARGV[7], 'failed_chunks', ARGV[8]) end
 count_change(KEYS[5], tenant, replaced and 0 or 1, chunks - tonumber(before_chunks))

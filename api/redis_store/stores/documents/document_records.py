@@ -57,15 +57,16 @@ def fact_fields(facts: DocumentFacts) -> dict[str, str | bytes]:
 
 
 def facts_of(fields: Fields) -> DocumentFacts:
-    """Parses these fields."""
+    """Parses these fields. A release that does not know `warnings` and `language` leaves those of another revision."""
+    is_current = fields.get("read_revision", b"") in (b"", fields.get("revision"))
     return DocumentFacts(
         tenant=fields["tenant"].decode(),
         title=fields.get("title", b"").decode(),
         tags=tuple(orjson.loads(fields.get("tags", b"[]"))),
         source=_text(fields, "source"),
         version=_text(fields, "version"),
-        warnings=tuple(orjson.loads(fields.get("warnings", b"[]"))),
-        language=_text(fields, "language"),
+        warnings=tuple(orjson.loads(fields.get("warnings", b"[]"))) if is_current else (),
+        language=_text(fields, "language") if is_current else None,
     )
 
 

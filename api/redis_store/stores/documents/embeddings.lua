@@ -31,6 +31,9 @@ return 1
 if redis.call('HGET', KEYS[1], 'revision') ~= ARGV[1] or redis.call('GET', KEYS[2]) ~= ARGV[3] then return 0 end
 redis.call('HSET', KEYS[1], 'embedded:' .. ARGV[2], ARGV[1])
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[3], 'stemmer:' .. ARGV[4], 1) end
+local read = redis.call('HGET', KEYS[1], 'read_revision')
+if read and read ~= ARGV[1] then redis.call('HDEL', KEYS[1], 'warnings', 'language') end -- of an earlier revision
+redis.call('HSET', KEYS[1], 'read_revision', ARGV[1])
 if ARGV[5] ~= '' then redis.call('HSETNX', KEYS[1], 'language', ARGV[5]) end
 return 1
 
