@@ -179,6 +179,8 @@ def test_ctrl_c_amid_the_imports_ends_it_without_a_traceback(tmp_path: Path, mom
     code = f"""
 import os, runpy, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == {moment!r}:
