@@ -44,8 +44,8 @@ from api.quality.policies import Published, QualitySettings, sampling_rate, spar
 
 DAY_MS: Final = 24 * 3600 * 1000
 CALLED_SAME, CALLED_DIFFERENT = 0.02, 0.05
-UNSURE_RIGHT, UNSURE_WRONG = 0.44, 0.33
-"""Shares of the pairs without a verdict, as on the short, held-out pairs."""
+UNSURE_RIGHT, UNSURE_WRONG = 0.4, 0.2
+"""Shares of the pairs without a verdict."""
 PAIRS: Final = 300
 TARGET: Final = 0.02
 FAULT: Final = 0.1
@@ -159,16 +159,12 @@ def watched(
 ) -> Watched:
     """Serves hits with an error. While labels look like a fault, more hits are sampled.
 
-    Each tightening forgets the labels before it. One hit takes a second. `noise`: the comparator errs, and gives no
-    verdict on some answers.
+    Each tightening forgets the labels before it. One hit takes a second.
     """
     random = np.random.default_rng(seed)
     channel = Channel(CALLED_SAME, CALLED_DIFFERENT) if noise else Channel()
     fault = error if error > TARGET else 0.0
     rates = spare_rate if signs.spare else sampling_rate
-
-    def has_verdict(wrong: bool) -> bool:
-        return not noise or bool(random.random() >= (UNSURE_WRONG if wrong else UNSURE_RIGHT))
 
     def says_wrong(wrong: bool) -> bool:
         return bool(random.random() >= channel.called_same if wrong else random.random() < channel.called_different)
@@ -179,17 +175,15 @@ def watched(
         if signs.misses:
             evidence = Evidence(random.uniform(0.75, 0.92))
             risk = MODEL.estimate(evidence)
-            is_wrong = bool(random.random() < risk + (1 - risk) * fault)
+            is_wrong = random.random() < risk + (1 - risk) * fault
             verdict = Verdict.DIFFERENT if says_wrong(is_wrong) else Verdict.SAME
-            if has_verdict(is_wrong):
-                of_misses.append(Label(evidence, verdict, "miss", False, "semantic", PolicyName.GUARDED, VERSIONS))
+            of_misses.append(Label(evidence, verdict, "miss", False, "semantic", PolicyName.GUARDED, VERSIONS))
         rate = rates(chance, QualityState(suspected=is_suspected))
         is_wrong = bool(random.random() < error)
         is_sampled = random.random() < rate
         if is_sampled:
             found.sampled += 1
-            if has_verdict(is_wrong):
-                of_hits.append(shadow(wrong=says_wrong(is_wrong), chance=rate, at_ms=1000 * hit))
+            of_hits.append(shadow(wrong=says_wrong(is_wrong), chance=rate, at_ms=1000 * hit))
         if is_wrong and random.random() < signs.voted:
             of_hits.append(voted_bad(1000 * hit))
         if is_sampled or hit % ROUND == 0:

@@ -44,7 +44,7 @@ RAISED, MOST = 20, 0.25
 """How many times as many hits are sampled while the fleet's error is in doubt, and the highest such rate."""
 SUSPECTED: Final = 0.5
 """The share of hits that is sampled while the newest labels look like a fault, if the setting is not 0."""
-SPARE_TIMES: Final = 5
+SPARE_TIMES: Final = 3
 """How many times as many semantic hits are sampled while the fleet makes few shadow calls."""
 SPARE_PART: Final = 3
 """These additional samples end after one part in so many of the shadow calls that a minute allows."""

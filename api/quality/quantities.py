@@ -19,7 +19,6 @@ _TOKEN: Final = re.compile(
     r"(?P<date>\d{4}-\d{1,2}-\d{1,2}(?![\d-])|\d{1,2}[./]\d{1,2}[./]\d{4}(?!\d))"
     r"|(?P<clock>\d{1,2}:\d{2}(?::\d{2})?(?![\d:]))"
     r"|(?P<version>(?<![\w.])(?:v\d{1,9}(?:\.\d{1,9}){0,8}|\d{1,9}(?:\.\d{1,9}){2,8})(?!\d))"
-    r"|(?P<phone>(?<![\w.,/-])0\d{2,5}(?:[ -]\d{2,8}){1,4}(?![ -]?\d|[.,:/]\d))"
     r"|(?P<fraction>(?<![\w./])\d{1,2}/\d{1,3}(?![\w/]))"
     r"|(?P<number>(?<!\d)(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,15})(?:\.\d{1,30})?(?!\d))"
     r"|(?P<mark>[$€£¥₹%°~≈½¼¾/])"
@@ -123,7 +122,7 @@ class _Reader:
                 self._found[-1] = replace(quantity, value=quantity.value / before.value, shown=shown)
                 self._ends[-1] = self._at
                 return
-            elif self._are_joined(quantity) and _is_continued(before, quantity, between):
+            elif _is_continued(before, quantity, between):
                 total = replace(before, value=before.value + quantity.value, shown=f"{before.shown} {quantity.shown}")
                 self._found[-1] = replace(total, unit=quantity.unit)
                 self._ends[-1] = self._at
@@ -137,10 +136,6 @@ class _Reader:
             return False
         last = self._tokens[self._ends[-1] - 1]
         return "," not in self._text[last.start + len(last.text) : quantity.start]
-
-    def _are_joined(self, quantity: Quantity) -> bool:
-        """Returns whether no parenthesis stands before a quantity: 1 hour 30 minutes, but not 12 weeks (84 days)."""
-        return "(" not in self._text[self._tokens[self._ends[-1] - 1].start : quantity.start]
 
     def _period(self) -> Quantity | None:
         """Reads how often: per month, every 7 days, weekly; `a month` only behind an amount or `once`."""
@@ -267,9 +262,6 @@ class _Reader:
         if token.kind == "version":
             self._at += 1
             return Quantity("version", _version(token.text), "", token.text, token.start)
-        if token.kind == "phone":
-            self._at += 1
-            return Quantity("phone", float(re.sub(r"[ -]", "", token.text)), "", token.text, token.start)
         currency = ""
         if token.text in _SIGNS or (token.kind == "word" and _is_code(token.text) and self._peek(1).kind == "number"):
             currency = _SIGNS.get(token.text) or UNITS[token.text]
@@ -325,8 +317,6 @@ class _Reader:
             self._at += 3
             return 1 / SMALL[self._tokens[self._at - 1].text.rstrip(".")], 9, False
         value = self._cardinal()
-        if self._peek().kind == "dash" and self._touches() and self._word(1) in _FRACTION_WORDS:  # two-thirds
-            self._at += 1
         if self._word() in _FRACTION_WORDS and value < 10:
             value *= _FRACTION_WORDS[self._word()]
             self._at += 1
@@ -338,8 +328,7 @@ class _Reader:
     def _article(self) -> tuple[float, int, bool] | None:
         """Reads `an hour`, `a hundred`, `an hour and a half`, but not the article before any other word."""
         after = self._word(1)
-        by = self._at > 0 and self._tokens[self._at - 1].text == "by" and self._peek(2).kind != "word"
-        if after in _FRACTION_WORDS and (by or self._word(2) in ("of", "off")):  # it rose by a quarter
+        if after in _FRACTION_WORDS and self._word(2) == "of":
             self._at += 2
             return _FRACTION_WORDS[after], 9, False
         if after in ("pair", "couple") and self._word(2) == "of":

@@ -111,7 +111,7 @@ class CacheSettings(SettingsGroup):
     """Share of cached answers to generate again and compare.
 
     It happens in the background, only while the breaker is closed and no call waits. Of semantic hits the share is
-    five times as large, up to 0.25, until the fleet has made a third of `SEMANTIC_CACHE_SHADOW_PER_MINUTE`. It is 20
+    three times as large, up to 0.25, until the fleet has made a third of `SEMANTIC_CACHE_SHADOW_PER_MINUTE`. It is 20
     times as large, up to 0.25, while the fleet is tightened or its error is in doubt. It is 0.5 after a wrong hit, a
     `bad` vote, or a change of release, policy, threshold, target, embedder or verifier, until labels speak against a
     fault. 0: none.

@@ -26,7 +26,6 @@ from api.quality.comparator import (
     CONFUSION,
     MEASURED,
     MEASURED_WITH_MODEL,
-    SECOND,
     UNSEEN,
     UNSEEN_ALONE,
     Comparator,
@@ -125,58 +124,11 @@ async def test_different(minilm: MiniLM, one: str, other: str, reason: str) -> N
         ("from 9 am to 5:30 p.m.", [("clock", 540.0), ("clock", 1050.0)]),
         ("$3.1 million", [("money usd", 3.1e6)]),
         ("two hundred and five", [("number", 205.0)]),
-        ("a two-thirds majority", [("number", 2 / 3)]),
-        ("It rose by a quarter.", [("number", 0.25)]),
-        ("by a third party", [("number", 3.0)]),
-        ("a quarter off", [("number", 0.25)]),
-        ("twelve weeks (84 days)", [("time", 7257600.0), ("time", 7257600.0)]),
-        ("call 0171 555 0134.", [("phone", 1715550134.0)]),
-        ("0171 5550134", [("phone", 1715550134.0)]),
-        ("0.5-07 or 05-12", [("number", 0.5), ("number", 7.0), ("number", 5.0), ("number", 12.0)]),
-        ("0.12 mA", [("current", pytest.approx(120e-6))]),
-        ("120 microamperes", [("current", pytest.approx(120e-6))]),
-        ("2.4 GHz", [("frequency", 2.4e9)]),
         ("no figure", []),
     ],
 )
 def test_quantities_have_one_form(text: str, found: list[tuple[str, float]]) -> None:
     assert [(one.kind, one.value) for one in read_quantities(text)] == found
-
-
-def test_a_gigabyte_may_have_1024_megabytes() -> None:
-    [two], [binary], [decimal], [less] = map(read_quantities, ("2 GB", "2,048 MB", "2000 MB", "1.9 GB"))
-    assert two.matches(binary)
-    assert binary.matches(two)
-    assert two.matches(decimal)
-    assert not less.matches(binary)
-
-
-class FakeModel:
-    """Gives each pair one score."""
-
-    version = "fake"
-
-    def __init__(self, logit: float) -> None:
-        self._logit = logit
-
-    async def score(self, question: str, one: str, other: str) -> float | None:
-        return self._logit
-
-
-async def test_a_clear_contradiction_needs_no_objection_of_the_model(minilm: MiniLM) -> None:
-    """The rules misread some figures and code. Other orders of steps they do not."""
-
-    async def verdict(logit: float, one: str, other: str) -> Verdict:
-        comparator = Comparator(LocalEmbedder(minilm), Telemetry(), model=FakeModel(logit))
-        asked = "How do I move it?"
-        return (await comparator.compare(AnswerText(asked, one), AnswerText(asked, other))).verdict
-
-    figures = "The refund takes 5 days.", "The refund takes 10 days."
-    assert await verdict(-8, *figures) is Verdict.DIFFERENT
-    assert await verdict(8, *figures) is Verdict.UNSURE
-    ways = ("Stop the server.", "Copy the file.", "Start it again.")
-    steps = tuple(f"1. {ways[one]}\n2. {ways[two]}\n3. {ways[2]}" for one, two in ((0, 1), (1, 0)))
-    assert await verdict(8, *steps) is Verdict.DIFFERENT
 
 
 async def test_without_vectors_it_is_unsure_rather_than_wrong(minilm: MiniLM) -> None:
@@ -330,10 +282,9 @@ def test_the_counts_with_the_model_are_those_of_the_held_out_pairs(minilm: MiniL
 @pytest.mark.slow
 @ONCE
 def test_the_counts_of_the_pairs_that_the_last_score_is_fitted_on(minilm: MiniLM, model: AnswerScorer) -> None:
-    """A third of them, to save time."""
-    for half, counts in (("blind", BLIND), ("blind2", SECOND)):
-        found = measured(pairs_of(half)[::3], LocalEmbedder(minilm), model)
-        near(found, [round(number / 3) for number in astuple(counts)], 12)
+    """A quarter of them, to save half a minute."""
+    found = measured(pairs_of("blind")[::4], LocalEmbedder(minilm), model)
+    near(found, [round(number / 4) for number in astuple(BLIND)], 8)
 
 
 @pytest.mark.slow
@@ -342,18 +293,17 @@ def test_the_counts_that_figures_are_corrected_for_are_those_of_the_blind_pairs(
     minilm: MiniLM, model: AnswerScorer
 ) -> None:
     embedder = LocalEmbedder(minilm)
-    near(measured(pairs_of("blind3"), embedder, model), astuple(UNSEEN), 6)
-    near(measured(pairs_of("blind3")[::3], embedder), [round(number / 3) for number in astuple(UNSEEN_ALONE)], 12)
+    near(measured(pairs_of("unseen"), embedder, model), astuple(UNSEEN), 6)
+    near(measured(pairs_of("unseen"), embedder), astuple(UNSEEN_ALONE), 6)
 
 
 def test_the_page_shows_the_counts_that_estimates_are_corrected_for() -> None:
     page = PAGE.read_text("utf-8")
     assert all(row in page for row in rows_of("with the embedder", MEASURED))
     assert all(row in page for row in rows_of(EARLIER, BLIND))
-    assert all(row in page for row in rows_of("the same, second blind pairs", SECOND))
-    assert all(row in page for row in rows_of("the same, third blind pairs", UNSEEN))
+    assert all(row in page for row in rows_of("the same, blind pairs", UNSEEN))
     assert all(row in page for row in rows_of(WHOLE, MEASURED_WITH_MODEL))
-    assert all(row in page for row in rows_of("third blind pairs, without the model", UNSEEN_ALONE))
+    assert all(row in page for row in rows_of("blind pairs, without the model", UNSEEN_ALONE))
     assert MEASURED.confusion == CONFUSION
 
 
@@ -373,13 +323,12 @@ def test_the_comparator_is_as_good_as_it_was() -> None:
     assert MEASURED.different_same <= 0.04 * MEASURED.n_different
     assert MEASURED.same_different <= 0.05 * MEASURED.n_same
     assert MEASURED.same_unsure + MEASURED.different_unsure <= 0.22 * (MEASURED.n_same + MEASURED.n_different)
-    for fitted, unsure in ((BLIND, 0.46), (SECOND, 0.6)):
-        assert fitted.different_same <= 0.02 * fitted.n_different
-        assert fitted.same_different <= 0.05 * fitted.n_same
-        assert fitted.same_unsure + fitted.different_unsure <= unsure * (fitted.n_same + fitted.n_different)
-    assert UNSEEN.different_same <= 0.06 * UNSEEN.n_different
+    assert BLIND.different_same <= 0.02 * BLIND.n_different
+    assert BLIND.same_different <= 0.05 * BLIND.n_same
+    assert BLIND.same_unsure + BLIND.different_unsure <= 0.41 * (BLIND.n_same + BLIND.n_different)
+    assert UNSEEN.different_same <= 0.05 * UNSEEN.n_different
     assert UNSEEN.same_different <= 0.07 * UNSEEN.n_same
-    assert UNSEEN.same_unsure + UNSEEN.different_unsure <= 0.55 * (UNSEEN.n_same + UNSEEN.n_different)
+    assert UNSEEN.same_unsure + UNSEEN.different_unsure <= 0.51 * (UNSEEN.n_same + UNSEEN.n_different)
 
 
 def test_the_model_halves_the_errors_on_blind_pairs() -> None:
@@ -431,9 +380,9 @@ def test_the_blind_pairs_are_balanced_and_their_intervals_hold_the_shares() -> N
     pairs = pairs_of("blind")
     assert Counter(pair.truth for pair in pairs) == {Verdict.SAME: 300, Verdict.DIFFERENT: 300}
     assert len({(pair.one, pair.other) for pair in pairs}) == 600
-    second = pairs_of("blind2")
-    assert Counter(pair.truth for pair in second) == {Verdict.SAME: 207, Verdict.DIFFERENT: 207}
-    assert len({(pair.one, pair.other) for pair in second}) == 414
+    unseen = pairs_of("unseen")
+    assert Counter(pair.truth for pair in unseen) == {Verdict.SAME: 207, Verdict.DIFFERENT: 207}
+    assert len({(pair.one, pair.other) for pair in unseen}) == 414
     assert list(interval_rows(VerdictCounts(3, 1, 0, 0, 4, 0)))[2:] == [
         "| same | 4 | 75.0 (30.1 to 95.4) | 25.0 (4.6 to 69.9) | 0.0 (0.0 to 49.0) |",
         "| different | 4 | 0.0 (0.0 to 49.0) | 100.0 (51.0 to 100.0) | 0.0 (0.0 to 49.0) |",

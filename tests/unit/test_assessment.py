@@ -273,7 +273,7 @@ def test_with_the_default_sampling_a_fault_is_seen_within_500_hits(*, noise: boo
     signs = Signs(misses=True, spare=False)
     runs = [watched(0.1, seed, 0.01, 5_000, noise=noise, signs=signs, until_first=True) for seed in range(40)]
     hits = [one.tightened[0] if one.tightened else 5_000 for one in runs]
-    assert np.quantile(hits, 0.95) <= (550 if noise else 500), "the comparator gives no verdict on four pairs of ten"
+    assert np.quantile(hits, 0.95) <= 500
 
 
 MEASURED = replace(GUARDED, confusion=Confusion(300, 6, 300, 10))
@@ -324,10 +324,10 @@ def test_wrong_answers_in_right_groups_tighten_too() -> None:
 def test_without_a_fault_the_fleet_does_not_tighten() -> None:
     runs = [watched(0.005, seed, 0.01, 5_000, noise=True, signs=Signs(misses=True, spare=False)) for seed in range(4)]
     assert sum(len(one.tightened) for one in runs) == 0
-    assert sum(one.sampled for one in runs) / 20_000 < 0.07, "few more hits than one in a hundred are sampled"
+    assert sum(one.sampled for one in runs) / 20_000 < 0.04, "few more hits than one in a hundred are labeled"
 
 
-@pytest.mark.parametrize(("noise", "most"), [(False, 0.065), (True, 0.16)])
+@pytest.mark.parametrize(("noise", "most"), [(False, 0.045), (True, 0.11)])
 def test_without_a_fault_spare_shadow_calls_are_few_and_tighten_nothing(*, noise: bool, most: float) -> None:
     runs = [watched(0.005, seed, 0.01, 5_000, noise=noise) for seed in range(4)]
     assert sum(len(one.tightened) for one in runs) == 0

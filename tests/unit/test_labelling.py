@@ -52,7 +52,7 @@ def test_more_hits_are_sampled_while_the_error_is_in_doubt(base: float, state: Q
 @pytest.mark.parametrize(
     ("base", "state", "rate"),
     [
-        (0.01, QualityState(rate=FINE), 0.05),
+        (0.01, QualityState(rate=FINE), 0.03),
         (0.01, QualityState(rate=WRONG), 0.2),
         (0.01, QualityState(suspected=True), 0.5),
         (0.0, QualityState(), 0.0),
@@ -89,7 +89,7 @@ async def test_the_rate_follows_what_the_fleet_knows(monkeypatch: pytest.MonkeyP
         return calls.rates["semantic"] > 0.1 and calls.rates["exact"] == 0.01
 
     async def is_normal() -> bool:
-        return calls.rates["semantic"] == pytest.approx(0.05)
+        return calls.rates["semantic"] == pytest.approx(0.03)
 
     state = QualityState(rate=WRONG)
     await wait_until_async(is_raised)
@@ -112,7 +112,7 @@ class NoMore:
 @pytest.mark.parametrize(
     ("state", "kind", "less"),
     [
-        (QualityState(), "semantic", 4 / 5),
+        (QualityState(), "semantic", 2 / 3),
         (QualityState(suspected=True), "semantic", 0.0),
         (QualityState(), "exact", 0.0),
     ],
