@@ -103,7 +103,10 @@ def _title(document: pypdfium2.PdfDocument) -> str | None:
 def _check(texts: Sequence[str], ocr_languages: str) -> None:
     """Raises `UnreadableDocument` if the text cannot be used."""
     if not any(texts):
-        remedy = "OCR found no text in them." if ocr_languages else "Set OCR_LANGUAGES to read them with Tesseract."
+        remedy = "Set OCR_LANGUAGES to read them with Tesseract."
+        if ocr_languages:
+            has_tesseract = shutil.which("tesseract") is not None
+            remedy = "OCR found no text in them." if has_tesseract else "Install Tesseract on the server to read them."
         raise UnreadableDocument(f"The PDF contains only scanned images. {remedy}")
     reason = garbage("\n".join(texts))
     if reason is not None:

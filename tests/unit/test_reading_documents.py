@@ -15,6 +15,7 @@ from api.knowledge.kinds import DOCX, HTML, MARKDOWN, PDF, TEXT
 from api.knowledge.markdown import read as read_markdown
 from api.knowledge.pdf import PLACEHOLDER
 from api.knowledge.plain_text import read_text
+from tests.support.needed_tools import need_tool
 
 DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
 KINDS = {".pdf": PDF, ".docx": DOCX, ".html": HTML, ".md": MARKDOWN, ".txt": TEXT}
@@ -134,15 +135,22 @@ def test_a_page_that_cannot_be_loaded_counts_as_one_without_text(
     assert (found.text, found.warnings) == ("The first page.", ("1 of 2 pages (2) without text.",))
 
 
-@pytest.mark.skipif(shutil.which("tesseract") is None, reason="Tesseract is not installed")
 def test_scanned_pages_are_read_with_tesseract() -> None:
+    need_tool("tesseract")
     found = read("pdf-partly-scanned.pdf", "eng")
     assert found["warnings"] != ("3 of 4 pages (2-4) without text.",)
 
 
+def test_a_scan_without_tesseract_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    made = FPDF()
+    made.add_page()
+    with pytest.raises(UnreadableDocument, match="Install Tesseract on the server to read them"):
+        pdf.read(bytes(made.output()), 10, 1_000, "eng")
+
+
 def test_an_unknown_language_of_ocr_is_a_clear_error() -> None:
-    if shutil.which("tesseract") is None:
-        pytest.skip("Tesseract is not installed")
+    need_tool("tesseract")
     with pytest.raises(UnreadableDocument, match="Tesseract could not read a scanned page"):
         pdf.read((DOCUMENTS / "pdf-partly-scanned.pdf").read_bytes(), 100, 100_000, "no such language")
 
