@@ -34,10 +34,10 @@ ERRORS: Final[tuple[Patch, ...]] = (
     (
         "api/query/service.py",
         "        if self._condenser is not None:\n",
-        "        if random.random() < 0.2:\n            raise RuntimeError\n        if self._condenser is not None:\n",
+        "        if random.random() < 0.5:\n            raise RuntimeError\n        if self._condenser is not None:\n",
     ),
 )
-"""A fifth of the questions gets 500."""
+"""Half of the questions that a worker sees for the first time get 500. Repeated ones take the short way."""
 CACHE: Final = "api/redis_store/stores/cache/answers.py"
 BROKEN_CACHE: Final[tuple[Patch, ...]] = (
     (CACHE, "        if values[0] is None:\n", "        if True:\n"),
