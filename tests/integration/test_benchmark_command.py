@@ -35,6 +35,7 @@ async def run(client: httpx.AsyncClient, *arguments: str) -> Result:
     return await asyncio.to_thread(partial(run_here, *arguments, "--url", str(client.base_url)))
 
 
+@pytest.mark.once(reason="it measures, and the statistics have tests on every Python")
 async def test_a_slower_model_is_a_regression(serve: Service, stub: StubOllama, tmp_path: Path) -> None:
     client = await serve()
     base, slow = str(tmp_path / "base.json"), str(tmp_path / "slow.json")

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import httpx
+import pytest
 from redis.asyncio import Redis
 
 from api.redis_store.keys import Keys
@@ -53,6 +54,7 @@ async def hit(client: httpx.AsyncClient, redis: Redis, stub: StubOllama, fresh: 
     return True
 
 
+@pytest.mark.once(reason="1,000 questions, to measure; the other tests here take the same way")
 async def test_both_workers_tighten_within_500_hits_of_a_fault(serve: Service, redis: Redis, stub: StubOllama) -> None:
     workers = [await serve(cache=CACHE), await serve(cache=CACHE)]
     stub.behaviour(answer=SAME, path="/api/chat")

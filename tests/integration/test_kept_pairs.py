@@ -69,6 +69,7 @@ async def test_no_kept_pairs_and_no_redis_are_one_line_each(redis: Redis, redis_
     assert away.stderr.count("\n") == 1
 
 
+@pytest.mark.once(reason="JAX trains for most of its time; the other tests here call the same commands")
 async def test_a_better_model_is_put_in_use_compared_with_and_rolled_back(
     redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from typer.testing import CliRunner, Result
 from api import __version__
 from ragherd.ask import candidate_table
 from ragherd.commands import COMMANDS, commands
+from ragherd.service_client import opened
 from tests.stub_ollama import StubOllama, running_stub, stub_process
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.support.service import Service, ask
@@ -622,7 +623,7 @@ def test_each_command_that_prints_a_result_can_print_json() -> None:
 
 
 def test_a_silent_service_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ragherd.service_client.READ_SECONDS", 0.2)
+    monkeypatch.setitem(vars(opened)["__wrapped__"].__kwdefaults__, "read_seconds", 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         result = run_here("doctor", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert result.exit_code == 3
