@@ -78,8 +78,8 @@ class Follower:
         """Files as they were last sent, including the refused ones."""
         self._refused: dict[str, tuple[str, float]] = {}
         """Why a source was refused, and when it is sent again."""
-        self._pruned: frozenset[str] | None = None
-        """The sources on disk when documents were last compared with them."""
+        self._pruned: set[str] | None = None
+        """The sources on disk when documents were last compared with them, and those sent since."""
         self._held: tuple[frozenset[str], float] | None = None
         """The sources that a limit keeps, and when to compare again."""
 
@@ -146,6 +146,8 @@ class Follower:
                 return
             self._known[file.source] = scan.stamps[file.source]
             self._refused.pop(file.source, None)
+            if self._pruned is not None:
+                self._pruned.add(file.source)
             name, chunks = outcome
             if name == "unchanged":
                 journal.count(name)
@@ -168,7 +170,7 @@ class Follower:
     # -- Documents without a file --------------------------------------------------------------------------------------
 
     async def _prune(self, limit: DeletionLimit, scan: Scan, client: DocumentClient, journal: Journal) -> None:
-        present = frozenset(scan.stamps)
+        present = set(scan.stamps)
         waited = self._held is not None and self._held[1] <= self._clock()
         if self._pruned is not None and self._pruned <= present and not waited:
             return

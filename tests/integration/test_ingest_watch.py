@@ -52,7 +52,7 @@ def follower(folder: Path, limit: DeletionLimit | None = None) -> Follower:
 
 async def test_changes_on_disk_become_changes_of_documents(serve: Service, folder: Path) -> None:
     client = await serve(embedder=ONNX)
-    told, following = Told(), follower(folder, DeletionLimit(0.5))
+    told, following = Told(), follower(folder, DeletionLimit(0.7))
     async with connected(str(client.base_url), None) as service:
 
         async def look(times: int) -> list[tuple[str, str]]:
@@ -69,6 +69,10 @@ async def test_changes_on_disk_become_changes_of_documents(serve: Service, folde
         growing.write_text("# New\n\nHalf a sentence more.")
         assert await look(1) == [], "it grew since the last look"
         assert await look(1) == [("created", "new.md")]
+        (folder / "short.md").write_text("# Short\n\nA page that stays for a moment.")
+        assert await look(2) == [("created", "short.md")]
+        (folder / "short.md").unlink()
+        assert await look(2) == [("deleted", "short.md")], "it was not there when documents were last compared"
         (folder / "canteen.txt").unlink()
         (folder / "holiday.md").write_text("# Holiday policy\n\nThere is none.")
         assert await look(1) == []
