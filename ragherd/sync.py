@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from ragherd.downloads import USER_AGENT, Download, Downloads, FileGone, NotFetc
 from ragherd.exits import FAILED, USAGE_ERROR, exit_with
 from ragherd.follow import Follower
 from ragherd.guarded_http import AllowedHosts, guarded_client
-from ragherd.ingest import KEY_VARIABLES, interrupted, limited, service_faults, usable_address
+from ragherd.ingest import KEY_VARIABLES, interrupted, service_faults, usable_address
 from ragherd.journal import Journal, until_stopped
 from ragherd.service_client import Url, own_address, print_document, usable_key
 from ragherd.sync_list import InvalidList, Listed, SyncState, parse
@@ -40,6 +41,8 @@ SETTLE_SECONDS: Final = 2.0
 """A file that does not change for so long is whole."""
 MAX_BYTES: Final = 20 * 1024 * 1024
 """The default of the service's DOCUMENT_MAX_BYTES."""
+URLS: Final = "URLs"
+"""Names the URLs of a list, which lose documents together, where a folder has its path."""
 OUTCOMES: Final = ("created", "updated", "unchanged", "failed", "deleted", "held", "gone")
 
 T = TypeVar("T")
@@ -65,9 +68,11 @@ class SyncPlan:
         except UnicodeDecodeError:
             raise InvalidList("is not UTF-8") from None
 
-    def limit(self) -> DeletionLimit | None:
-        """Returns a new limit, or None if nothing is deleted."""
-        return limited(self.limit_share, forced=self.forced)
+    def limit(self, charged: deque[tuple[float, int]]) -> DeletionLimit | None:
+        """Returns a limit that counts earlier deletions, or None if nothing is deleted."""
+        if self.limit_share is None:
+            return None
+        return DeletionLimit(self.limit_share, forced=self.forced, clock=time.time, charged=charged)
 
     def fields_of(self, one: Listed) -> CommonFields:
         """Returns the fields of a line's documents."""
@@ -98,7 +103,7 @@ class Sync:
         self._journal = journal
         self._pause = pause
         self._followers: dict[Listed, Follower] = {}
-        self._url_limit = plan.limit()
+        self._url_limit = plan.limit(state.deletions(URLS))
 
     async def round(self, listed: Sequence[Listed], on_done: Callable[[], object] = lambda: None) -> None:
         """Goes through the list once. Raises `Refused` if the service is away or does not accept the key."""
@@ -107,10 +112,13 @@ class Sync:
         self._allowed.private = {one.host for one in urls if one.private}
         self._allowed.all_private = self._plan.private
         self._followers = {one: self._follower(one) for one in listed if not one.is_url}
-        for one, follower in self._followers.items():
-            await self._folder(one, follower)
-            on_done()
-        await self._urls(urls, on_done)
+        try:
+            for one, follower in self._followers.items():
+                await self._folder(one, follower)
+                on_done()
+            await self._urls(urls, on_done)
+        finally:
+            self._write_state()
 
     def forget(self) -> None:
         """Compares every file with the service again."""
@@ -125,7 +133,7 @@ class Sync:
             self._plan.fields_of(one),
             collection=one.collection,
             code=self._plan.code,
-            limit=self._plan.limit(),
+            limit=self._plan.limit(self._state.deletions(one.collection or one.where)),
             concurrency=self._plan.concurrency,
         )
 
@@ -158,11 +166,8 @@ class Sync:
             on_done()
 
         self._state.keep_only({one.where for one in urls})
-        try:
-            await in_parallel(urls, visit, self._plan.concurrency)
-            await self._delete(gone, stored)
-        finally:
-            self._write_state()
+        await in_parallel(urls, visit, self._plan.concurrency)
+        await self._delete(gone, stored)
 
     async def _url(self, one: Listed, documents: Sequence[Any]) -> bool:
         """Stores a file that has changed, and returns False if there is no such file any more."""
@@ -200,7 +205,7 @@ class Sync:
         if not count or self._url_limit is None:
             return
         if not self._url_limit.allows(count, stored):
-            self._journal.tell("held", "URLs", self._url_limit.refusal(count, stored))
+            self._journal.tell("held", URLS, self._url_limit.refusal(count, stored))
             return
         for url, ids in gone.items():
             for document in ids:
@@ -268,7 +273,7 @@ def sync(
     timeout: Annotated[float, typer.Option(min=1, max=3600, help="Longest download in seconds.")] = 120.0,
     state: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="File that remembers ETags. Default: FILE.state."),
+        typer.Option(dir_okay=False, help="File that remembers ETags and deletions. Default: FILE.state."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a round.")] = False,
 ) -> None:

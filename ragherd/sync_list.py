@@ -1,4 +1,4 @@
-"""The list that `ragherd sync` follows, and what it remembers of downloads.
+"""The list that `ragherd sync` follows, and what a run leaves to the next one.
 
 A line has a folder or the URL of a file, and options after it:
 
@@ -15,13 +15,17 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 import httpx
+
+from ragherd.uploads import WINDOW_SECONDS
 
 COLLECTION: Final = re.compile(r"[^/\x00-\x1f\x7f]{1,200}")
 OPTIONS: Final = "tag=NAME, collection=NAME, allow-private"
@@ -137,17 +141,28 @@ def _are_texts(values: Collection[object]) -> bool:
     return all(value is None or (isinstance(value, str) and value.isascii()) for value in values)
 
 
+def _times(found: Iterable[tuple[float, int]]) -> deque[tuple[float, int]]:
+    """Reads deletions, without those that no limit counts. After the clock was set back, later times count as now."""
+    now = time.time()
+    return deque((min(float(at), now), int(number)) for at, number in found if at > now - WINDOW_SECONDS)
+
+
 class SyncState(Mapping[str, Validators]):
-    """The validators of each URL, in a file. Losing the file costs one download of each URL."""
+    """What a run leaves to the next one, in a file: the validators of each URL, and the latest deletions.
+
+    Losing the file costs one download of each URL, and starts the limit of deletions anew.
+    """
 
     def __init__(self, path: Path) -> None:
         """Reads the file. What is not a state file counts as empty."""
         self._path = path
-        self._changed = False
         self._urls: dict[str, Validators] = {}
+        self._deleted: dict[str, deque[tuple[float, int]]] = {}
         with suppress(OSError, ValueError, TypeError, AttributeError):
-            found = json.loads(path.read_text("utf-8"))["urls"].items()
-            self._urls = {url: Validators(**one) for url, one in found if _are_texts(one.values())}
+            found = json.loads(path.read_text("utf-8"))
+            self._urls = {url: Validators(**one) for url, one in found["urls"].items() if _are_texts(one.values())}
+            self._deleted = {name: _times(one) for name, one in found.get("deleted", {}).items()}
+        self._written = self._text()
 
     def __getitem__(self, url: str) -> Validators:
         return self._urls[url]
@@ -160,20 +175,26 @@ class SyncState(Mapping[str, Validators]):
 
     def put(self, url: str, validators: Validators) -> None:
         """Remembers the validators of a stored file."""
-        self._changed |= self._urls.get(url) != validators
         self._urls[url] = validators
 
     def keep_only(self, urls: Collection[str]) -> None:
         """Forgets the URLs that are listed no more."""
-        left = {url: one for url, one in self._urls.items() if url in urls}
-        self._changed |= len(left) != len(self._urls)
-        self._urls = left
+        self._urls = {url: one for url, one in self._urls.items() if url in urls}
+
+    def deletions(self, name: str) -> deque[tuple[float, int]]:
+        """Returns the times and numbers of documents that were deleted from a folder. Add to it what is deleted."""
+        return self._deleted.setdefault(name, deque())
+
+    def _text(self) -> str:
+        urls = {url: asdict(one) for url, one in self._urls.items()}
+        deleted = {name: list(one) for name, one in self._deleted.items() if one}
+        return json.dumps({"urls": urls, "deleted": deleted}, indent=1)
 
     def write(self) -> None:
         """Replaces the file if something has changed. Raises `OSError`."""
-        if not self._changed:
+        text = self._text()
+        if text == self._written:
             return
-        text = json.dumps({"urls": {url: asdict(one) for url, one in self._urls.items()}}, indent=1)
         number, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
         try:
             with os.fdopen(number, "w", encoding="utf-8") as file:
@@ -184,4 +205,4 @@ class SyncState(Mapping[str, Validators]):
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        self._changed = False
+        self._written = text

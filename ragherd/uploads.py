@@ -112,11 +112,19 @@ async def upload_all(
 class DeletionLimit:
     """Limits how many documents are deleted within an hour, as a share of those stored. No I/O."""
 
-    def __init__(self, share: float, *, forced: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        share: float,
+        *,
+        forced: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        charged: deque[tuple[float, int]] | None = None,
+    ) -> None:
+        """`charged`: times and numbers of earlier deletions, by this clock. It is kept up to date."""
         self.share = share
         self._forced = forced
         self._clock = clock
-        self._deleted: deque[tuple[float, int]] = deque()
+        self._deleted: deque[tuple[float, int]] = deque() if charged is None else charged
 
     def allows(self, count: int, stored: int) -> bool:
         """Returns whether `count` of `stored` documents may be deleted now."""

@@ -164,6 +164,25 @@ async def test_a_file_that_is_gone_is_deleted_only_with_prune_and_within_the_sha
     assert list(await documents(client)) == pages[:1]
 
 
+async def test_runs_in_a_row_share_the_limit_of_an_hour(serve: Service, site: Site, tmp_path: Path) -> None:
+    client = await serve(embedder=ONNX)
+    (tmp_path / "pages").mkdir()
+    names = [f"{name}.md" for name in "abcd"]
+    for name in names:
+        (tmp_path / "pages" / name).write_text(f"# {name}\n\n{HOLIDAY}")
+    file = tmp_path / "list.txt"
+    urls = [site.put(f"/{name}", f"# {name}\n\n{CANTEEN}") for name in names]
+    file.write_text("\n".join(["pages collection=handbook", *urls]))
+    assert await Run(str(client.base_url), file)() == {"created": 8}
+    told = []
+    for name in names[:2]:
+        (tmp_path / "pages" / name).unlink()
+        site.put(f"/{name}", "", status=410)
+        run = Run(str(client.base_url), file, share=0.34)
+        told.append(await run())
+    assert [(counts.get("deleted"), counts.get("held")) for counts in told] == [(2, None), (None, 2)]
+
+
 # -- Downloads ---------------------------------------------------------------------------------------------------------
 
 

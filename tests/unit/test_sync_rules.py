@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,13 @@ def test_the_state_survives_and_anything_else_counts_as_empty(tmp_path: Path) ->
     state.put("https://host/a", seen)
     state.put("https://host/b", seen)
     state.keep_only({"https://host/a"})
+    now = time.time()
+    state.deletions("/srv/a").extend([(now - 4000, 2), (now - 60, 1), (now + 9000, 1)])
     state.write()
     assert dict(SyncState(path)) == {"https://host/a": seen}
+    times, counts = zip(*SyncState(path).deletions("/srv/a"), strict=True)
+    assert counts == (1, 1), "none of more than an hour ago"
+    assert now <= times[1] <= time.time(), "the clock was set back"
     assert [one.name for one in tmp_path.iterdir()] == ["list.state"]
     assert seen.headers() == {"If-None-Match": '"1"', "If-Modified-Since": "yesterday"}
     for wrong in (
@@ -146,6 +152,7 @@ def test_the_state_survives_and_anything_else_counts_as_empty(tmp_path: Path) ->
         "[]",
         '{"urls": {"a": {"unknown": 1}}}',
         '{"urls": [1]}',
+        '{"urls": {}, "deleted": {"/srv/a": [1]}}',
         '{"urls": {"a": {"url": 1, "fields": ""}}}',
     ):
         path.write_text(wrong)
