@@ -98,10 +98,8 @@ def read_table(data: bytes, media_type: str, characters: int) -> Parsed:
     """
     text = tidied(decoded(data))
     delimiter = "\t" if media_type == TSV else max(DELIMITERS, key=text.partition("\n")[0].count)
-    try:
-        rows = [row for row in csv.reader(StringIO(text, newline=""), delimiter=delimiter) if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise UnreadableDocument(f"The table cannot be read: {error}.") from None
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the module's limit of 131,072 refuses long cells
+    rows = [row for row in csv.reader(StringIO(text, newline=""), delimiter=delimiter) if any(map(str.strip, row))]
     width = max(map(len, rows), default=0)
     if 3 * width * len(rows) > characters:  # checked first: one long row makes all others as long
         raise too_long(characters)
