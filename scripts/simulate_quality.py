@@ -8,6 +8,7 @@ gives no verdict on some of the right answers and on some of the wrong ones.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -27,7 +28,7 @@ from api.ports.answer_quality import (
     Verdict,
     Versions,
 )
-from api.quality.assessment import LENT, MISSES, next_levels
+from api.quality.assessment import LENT, MISSES, assess, next_levels
 from api.quality.calibration import Channel, Model, channel_of
 from api.quality.comparator import MEASURED_WITH_MODEL, UNSEEN
 from api.quality.estimate import (
@@ -125,6 +126,32 @@ def estimated(rate: Rate, seed: int, hits: int, chance: float, *, noise: bool, u
         labels = [_without_verdict(one, random.random() < none_of[at]) for one, at in zip(labels, picked, strict=True)]
     truth = float((wrong * weight).sum() / weight.sum())
     return Estimated(truth, overall(samples(labels, DAY_MS, unsure=True), confusion, {}))
+
+
+FIELDS: Final = {
+    "right": Channel(),
+    "as on short answers": channel_of(MEASURED_WITH_MODEL.confusion),
+    "as on blind pairs": channel_of(UNSEEN.confusion),
+}
+"""The comparator's errors on the answers of a deployment, which the service cannot know."""
+
+
+def shown(rate: Rate, seed: int, hits: int, chance: float, errors: Channel) -> Estimated:
+    """Simulates a day of hits, and returns what the service shows. Half of the hits are equal questions, all right."""
+    random = np.random.default_rng(seed)
+    at, exact = np.sort(random.random(hits)), random.random(hits) < 0.5
+    wrong = (random.random(hits) < np.array([rate(one) for one in at])) & ~exact
+    said = np.where(wrong, random.random(hits) >= errors.called_same, random.random(hits) < errors.called_different)
+    labels = []
+    for one in np.flatnonzero(random.random(hits) < chance):
+        kind = "exact" if exact[one] else "semantic"
+        made = shadow(wrong=bool(said[one]), chance=chance, at_ms=1 + round(DAY_MS * at[one]), kind=kind)
+        labels.append(replace(made, label=replace(made.label, entry=str(one))))
+    measured = MEASURED_WITH_MODEL.confusion
+    settings = QualitySettings(PolicyName.GUARDED, 0.92, TARGET, VERSIONS, measured, shown=UNSEEN.confusion)
+    weight = 0.5 ** (1 - at)
+    truth = float((wrong * weight).sum() / weight.sum())
+    return Estimated(truth, assess(labels, Counter(), Published(), settings, DAY_MS, {}).published.state.rate)
 
 
 def _without_verdict(label: PooledLabel, is_unsure: bool) -> PooledLabel:
@@ -268,6 +295,22 @@ def _coverage(seeds: int) -> None:
                 )
 
 
+def _fields(seeds: int) -> None:
+    print("\n| error of similar questions | hits | sampled | comparator | interval covers | truth | shown, means |")
+    print("|---|---|---|---|---|---|---|")
+    rates = {"0.5 %": steady(0.005), "2 %": steady(0.02), "10 %": steady(0.1), "1 to 10 %": drifting}
+    for (name, rate), (hits, chance) in product(rates.items(), ((2000, 0.05), (10_000, 0.2))):
+        for what, errors in FIELDS.items():
+            found = [shown(rate, seed, hits, chance, errors) for seed in range(seeds)]
+            covered = sum(one.covered for one in found) / seeds
+            means = [np.mean([getattr(one.rate, part) for one in found]) for part in ("estimate", "low", "high")]
+            print(
+                f"| {name} | {hits:,} | {chance:.0%} | {what} | {covered:.0%} | "
+                f"{np.mean([one.truth for one in found]):.1%} | {means[0]:.1%} ({means[1]:.1%} to {means[2]:.1%}) |",
+                flush=True,
+            )
+
+
 SIGNS: Final = {
     "hits and misses": Signs(misses=True),
     "hits only": Signs(),
@@ -342,6 +385,7 @@ def _comparator(*, noise: bool) -> str:
 def main(seeds: int = 200, tightening_seeds: int = 40) -> None:
     """Prints the tables."""
     _coverage(seeds)
+    _fields(seeds // 2)
     _tightening(tightening_seeds)
     _false_alarms(tightening_seeds // 4)
     _tenants(tightening_seeds)

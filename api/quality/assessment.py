@@ -43,6 +43,8 @@ from api.quality.calibration import (
     observations,
 )
 from api.quality.estimate import (
+    BY_MEANING,
+    Errors,
     alarm,
     bands,
     by_equal_questions,
@@ -50,6 +52,7 @@ from api.quality.estimate import (
     doubts_since,
     hits_since,
     in_the_field,
+    likely_errors,
     overall,
     parts,
     proven,
@@ -67,8 +70,6 @@ PROVABLE: Final = 100
 """Labels that suffice for it, at the default target, if none is wrong."""
 MOST_TENANTS: Final = 100
 """Tenants that may be tightened on their own: those with the most wrong hits."""
-BY_MEANING: Final = {"semantic": 1.0}
-"""The tier whose errors the policies learn from and tighten for."""
 CALM_MS: Final = 10 * 60 * 1000
 """Least time between two changes, if the second one loosens."""
 HISTORY: Final = 50
@@ -423,6 +424,13 @@ def _is_suspected(labels: Sequence[PooledLabel], before: Published, channel: Cha
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
+def _errors(settings: QualitySettings) -> Errors:
+    """Returns what the comparator's errors on the deployment's answers may be. On simple ones it may make none."""
+    most = settings.shown or settings.confusion
+    fewest = replace(settings.confusion, called_different=0, in_tiers={})
+    return Errors(likely_errors(most, settings.watched or settings.confusion), fewest, most)
+
+
 def _state(
     labels: Sequence[PooledLabel],
     before: Published,
@@ -431,7 +439,7 @@ def _state(
     served: Mapping[str, float],
     level: int,
 ) -> QualityState:
-    confusion = settings.shown or settings.confusion
+    errors = _errors(settings)
     hits = samples(labels, now_ms, unsure=True)
     return QualityState(
         epoch=before.state.epoch,
@@ -441,13 +449,13 @@ def _state(
         level=level,
         threshold=threshold_at(settings.threshold, level),
         target_error=target_at(settings.target, level),
-        rate=overall(hits, confusion, served),
-        would_serve=overall(_observed(labels, settings, now_ms), confusion, {}),
-        by_kind=parts(hits, confusion, "kind", served),
-        by_policy=parts(hits, confusion, "policy"),
-        by_tenant=parts(hits, confusion, "tenant"),
-        by_variant=parts([one for one in hits if one.variant], confusion, "variant"),
-        by_similarity=bands(samples(labels, now_ms, served=False, unsure=True), confusion),
+        rate=overall(hits, errors, served),
+        would_serve=overall(_observed(labels, settings, now_ms), errors, {}),
+        by_kind=parts(hits, errors, "kind", served),
+        by_policy=parts(hits, errors, "policy"),
+        by_tenant=parts(hits, errors, "tenant"),
+        by_variant=parts([one for one in hits if one.variant], errors, "variant"),
+        by_similarity=bands(samples(labels, now_ms, served=False, unsure=True), errors),
         labels=dict(Counter(one.label.source for one in labels)),
         unsure=sum(one.label.verdict is Verdict.UNSURE for one in labels),
     )

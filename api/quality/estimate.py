@@ -1,7 +1,8 @@
 """Estimates how often served answers are wrong, from labels of a sample of them, and tests for sudden faults. Pure.
 
 Each label is weighted by how many served answers it stands for, and parts (tier and policy) by how much they served.
-The comparator's errors are taken out, and how well these are known widens the interval. Labels without a verdict count
+The comparator's errors are taken out. They depend on the answers of the deployment, so the interval covers all that
+they may be (`Errors`). Labels without a verdict count
 too: if wrong answers get a verdict more often than right ones, there are fewer of them than verdicts suggest. The
 interval is that of Clopper and Pearson for the effective number of labels: it is never of zero width, and 0 to 1
 without labels.
@@ -38,6 +39,8 @@ OUTSIDE: Final = 0.025
 BANDS: Final = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 1.0)
 TIERS: Final = ("semantic", "exact", "stale")
 """The tiers that serve answers."""
+BY_MEANING: Final = {"semantic": 1.0}
+"""The tier whose errors the policies learn from and tighten for."""
 EQUAL_NEWEST: Final = 500
 """Labels of equal questions that count, each cached answer once."""
 EQUAL_PRIOR: Final = 20.0
@@ -107,7 +110,7 @@ def samples(labels: Iterable[PooledLabel], now_ms: int, *, served: bool = True, 
 
 
 def rate_of(
-    wrong: Array, weight: Array, confusion: Confusion, served: float | None = None, unsure: float = 0.0
+    wrong: Array, weight: Array, assumed: Assumed, served: float | None = None, unsure: float = 0.0
 ) -> FalseHitRate:
     """Returns the rate of wrong ones among what the labels stand for, with its interval.
 
@@ -120,10 +123,47 @@ def rate_of(
     seen = float(wrong @ weight) / total
     number = total**2 / float((weight**2).sum())
     judged = _Judged(number, number * unsure / total if unsure else 0.0)
-    low, high = _interval(seen * number, judged, confusion)
-    estimate = _corrected(seen, *_rates(confusion)) * judged.share / _share_judged(confusion, judged)
+    errors = assumed if isinstance(assumed, Errors) else Errors(assumed, assumed, assumed)
+    low, high = _interval(seen * number, judged, errors.most)
+    if errors.fewest != errors.most:
+        other = _interval(seen * number, judged, errors.fewest)
+        low, high = min(low, other[0]), max(high, other[1])
+    estimate = _corrected(seen, *_rates(errors.likely)) * judged.share / _share_judged(errors.likely, judged)
     estimate = min(max(min(estimate, 1.0), low), high)
     return FalseHitRate(estimate, low, high, len(wrong), total + unsure if served is None else served)
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """What the comparator's errors may be. `most`: as on long answers, which are hard to compare.
+
+    The fewer right answers it calls different, the more of those that it calls different are wrong. `likely`: for the
+    estimate.
+    """
+
+    likely: Confusion
+    fewest: Confusion
+    most: Confusion
+
+    def of(self, shares: Mapping[str, float]) -> Errors:
+        """Returns the errors in labels of several tiers. `shares`: the weight of each."""
+        return Errors(*(one.of(shares) for one in (self.likely, self.fewest, self.most)))
+
+
+Assumed = Confusion | Errors
+
+
+def likely_errors(measured: Confusion, watched: Confusion) -> Confusion:
+    """Returns the errors for the estimate. `measured`: as on long answers. `watched`: those that the alarms assume.
+
+    What the alarms assume follows the labels of equal questions, so it holds for the deployment. Those questions find
+    their own answers, which are hardly ever wrong: there the more errors are the likely ones.
+    """
+    if not (measured.same and watched.same):
+        return measured
+    called_different = watched.of(BY_MEANING).called_different * measured.same / watched.same
+    bound = measured.of(BY_MEANING).called_different
+    return replace(measured, in_tiers={**measured.in_tiers, "semantic": min(called_different, bound)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +275,7 @@ def _drawn(random: np.random.Generator, errors: float, pairs: int) -> Array:
 
 
 def parts(
-    found: Sequence[Sample], confusion: Confusion, by: str, served: Mapping[str, float] | None = None
+    found: Sequence[Sample], assumed: Assumed, by: str, served: Mapping[str, float] | None = None
 ) -> dict[str, FalseHitRate]:
     """Returns the rate of each part. `by`: `kind`, `policy`, `tenant` or `variant`.
 
@@ -243,7 +283,7 @@ def parts(
     """
     grouped = _grouped((getattr(one, by), one) for one in found)
     largest = sorted(grouped, key=lambda name: -len(grouped[name]))[:TENANTS]
-    return {str(name): _rate(grouped[name], confusion, (served or {}).get(str(name))) for name in sorted(largest)}
+    return {str(name): _rate(grouped[name], assumed, (served or {}).get(str(name))) for name in sorted(largest)}
 
 
 def _grouped(pairs: Iterable[tuple[K, Sample]]) -> dict[K, list[Sample]]:
@@ -253,11 +293,11 @@ def _grouped(pairs: Iterable[tuple[K, Sample]]) -> dict[K, list[Sample]]:
     return grouped
 
 
-def _rate(found: Sequence[Sample], confusion: Confusion, served: float | None = None) -> FalseHitRate:
-    return _weighted([(one, one.weight) for one in found], confusion, served)
+def _rate(found: Sequence[Sample], assumed: Assumed, served: float | None = None) -> FalseHitRate:
+    return _weighted([(one, one.weight) for one in found], assumed, served)
 
 
-def _weighted(found: Sequence[tuple[Sample, float]], confusion: Confusion, served: float | None = None) -> FalseHitRate:
+def _weighted(found: Sequence[tuple[Sample, float]], assumed: Assumed, served: float | None = None) -> FalseHitRate:
     """Returns the rate of samples with these weights. The comparator's errors are those of their tiers."""
     shares: dict[str, float] = defaultdict(float)
     judged = [(float(one.wrong), weight, one.kind) for one, weight in found if one.wrong is not None]
@@ -265,10 +305,10 @@ def _weighted(found: Sequence[tuple[Sample, float]], confusion: Confusion, serve
         shares[kind] += weight
     wrong, weights = np.array([one for one, _, _ in judged]), np.array([weight for _, weight, _ in judged])
     unsure = math.fsum(weight for one, weight in found if one.wrong is None)
-    return rate_of(wrong, weights, confusion.of(shares), served, unsure)
+    return rate_of(wrong, weights, assumed.of(shares), served, unsure)
 
 
-def overall(found: Sequence[Sample], confusion: Confusion, served: Mapping[str, float]) -> FalseHitRate:
+def overall(found: Sequence[Sample], assumed: Assumed, served: Mapping[str, float]) -> FalseHitRate:
     """Returns the rate of everything served. `served`: answers of each tier, as counted; empty if unknown.
 
     Parts are weighted by these counts. A part without labels widens the interval by its share.
@@ -276,7 +316,7 @@ def overall(found: Sequence[Sample], confusion: Confusion, served: Mapping[str, 
     grouped = _grouped((one.kind, one) for one in found)
     total = sum(served.values())
     if not total:
-        return _rate(found, confusion)
+        return _rate(found, assumed)
     judged = {one.kind for one in found if one.wrong is not None}
     covered = sum(count for kind, count in served.items() if kind in judged)
     known = [
@@ -284,17 +324,17 @@ def overall(found: Sequence[Sample], confusion: Confusion, served: Mapping[str, 
         for kind, group in grouped.items()
         for one in group
     ]
-    rate = _weighted(known, confusion, total)
+    rate = _weighted(known, assumed, total)
     share = covered / total
     return FalseHitRate(rate.estimate, rate.low * share, rate.high * share + (1 - share), rate.samples, total)
 
 
-def bands(found: Sequence[Sample], confusion: Confusion) -> list[SimilarityBand]:
+def bands(found: Sequence[Sample], assumed: Assumed) -> list[SimilarityBand]:
     """Returns the labels by the cosine of the candidate."""
     result = []
     for low, high in pairwise(BANDS):
         within = [one for one in found if low <= one.similarity < high or (high == 1.0 and one.similarity >= 1.0)]
-        rate = _rate(within, confusion)
+        rate = _rate(within, assumed)
         result.append(SimilarityBand(low, high, rate.samples, sum(one.wrong is True for one in within), rate))
     return result
 

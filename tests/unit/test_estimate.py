@@ -9,7 +9,7 @@ import pytest
 
 from api.ports.answer_quality import Confusion, Verdict
 from api.quality.estimate import bands, in_the_field, overall, parts, rate_of, samples
-from scripts.simulate_quality import Rate, drifting, estimated, shadow, steady
+from scripts.simulate_quality import FIELDS, Rate, drifting, estimated, shadow, shown, steady
 
 
 def test_without_labels_nothing_is_known() -> None:
@@ -133,3 +133,17 @@ def test_wrong_answers_without_a_verdict_are_counted() -> None:
 def test_the_interval_covers_the_truth_where_labels_have_no_verdict(rate: Rate) -> None:
     found = [estimated(rate, seed, 5000, 0.1, noise=True, unsure=True) for seed in range(200)]
     assert sum(one.covered for one in found) >= 190
+
+
+@pytest.mark.parametrize("answers", FIELDS)
+@pytest.mark.parametrize("rate", [steady(0.1), drifting])
+def test_the_shown_interval_covers_the_truth_on_easy_and_on_hard_answers(rate: Rate, answers: str) -> None:
+    """Nobody knows how well the comparator judges the answers of a deployment."""
+    found = [shown(rate, seed, 4000, 0.2, FIELDS[answers]) for seed in range(10)]
+    assert sum(one.covered for one in found) >= 9
+
+
+def test_wrong_answers_are_shown_where_the_comparator_is_right() -> None:
+    found = shown(steady(0.1), 1, 10_000, 0.2, FIELDS["right"])
+    assert found.rate.estimate == pytest.approx(found.truth, rel=0.4)
+    assert found.rate.low < found.truth < found.rate.high
