@@ -435,12 +435,16 @@ class CachedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class CacheMatch:
-    """A cached answer found for a question, and how. `similarity` is the cosine, 1.0 for an exact match."""
+    """A cached answer found for a question, and how. `similarity` is the cosine, 1.0 for an exact match.
+
+    `near`: it is this worker's copy of the entry.
+    """
 
     answer: CachedAnswer
     kind: CacheKind
     similarity: float
     now_ms: int
+    near: bool = False
 
     age_seconds: float = field(init=False)
     """Seconds since the answer was generated, by Redis's clock."""

@@ -166,7 +166,7 @@ def cache_headers(answer: AnswerQueued | AnswerStarted | AnswerFinished, control
     """Returns `Cache-Status` (RFC 9211), `Age` (RFC 9111), and the variant. A stream starts before it is stored."""
     variant = {VARIANT_HEADER: answer.variant} if answer.variant else {}
     if (match := answer.match) is not None:
-        fresh = f"ttl={match.ttl_seconds}; detail={match.kind}"
+        fresh = f"ttl={match.ttl_seconds}; detail={match.kind}{'-near' if match.near else ''}"
         hit = f"ragherd; hit; {'detail=stale' if answer.status is CacheStatus.STALE else fresh}"
         return {"Cache-Status": hit, "Age": str(int(match.age_seconds)), **variant}
     stored = "; stored" if isinstance(answer, AnswerFinished) and answer.stored else ""

@@ -157,6 +157,7 @@ class TracedAnswerCache:
         self._tracer = tracer
         self.used = cache.used
         self.join = cache.join
+        self.find_near = cache.find_near
 
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
         with span_of(self._tracer, "cache.exact") as span:

@@ -54,6 +54,8 @@ class NewAnswer:
 class AnswerCache(Protocol):
     """The cached answers of the fleet. Raises `StoreUnavailable` if Redis cannot be used."""
 
+    def find_near(self, scope: str, digest: str) -> CacheMatch | None: ...
+
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup: ...
 
     async def find_similar(

@@ -21,6 +21,7 @@ BREAKER: Final = (
 
 ELSEWHERE: Final = (
     *_EVERYWHERE,
+    "client|tracking",
     *("append", "del", "exec", "exists", "multi", "persist", "pexpire", "pexpireat", "pttl", "rename", "scan", "time"),
     *("get", "getrange", "incr", "set"),
     *("hdel", "hget", "hgetall", "hincrby", "hmget", "hset", "hsetnx"),

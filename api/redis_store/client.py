@@ -258,6 +258,11 @@ def is_cluster(address: RedisAddress) -> bool:
     return urlsplit(address.url).scheme in CLUSTER
 
 
+def is_single(address: RedisAddress) -> bool:
+    """Returns whether the URL names one server. Behind Sentinels and in a cluster, a key moves from one to another."""
+    return urlsplit(address.url).scheme not in (*SENTINEL, *CLUSTER)
+
+
 def seeds(address: RedisAddress) -> list[Node]:
     """The nodes in `redis+cluster://[user:password@]host:port,host:port`. `rediss+cluster` uses TLS."""
     hosts = [host.rpartition(":") for host in urlsplit(address.url).netloc.rpartition("@")[2].split(",")]

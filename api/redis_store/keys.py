@@ -141,6 +141,11 @@ class Keys:
         return self.partitions[crc32(scope.encode()) % self.cache_partitions]
 
     @property
+    def cache_entries(self) -> str:
+        """The common prefix of the entries of all partitions."""
+        return f"{self.prefix}cache:"
+
+    @property
     def cache_deleted(self) -> str:
         """The tags that operators have deleted, for all partitions; kept longer than invalidation tags."""
         return f"{self.prefix}deleted"

@@ -66,6 +66,12 @@ class CacheSettings(SettingsGroup):
     A tenant that holds more than this share and more than every other tenant loses an entry first. With 1, eviction
     ignores tenants.
     """
+    near_bytes: Annotated[int, Field(ge=0, title="bytes")] = 16 * 1024 * 1024
+    """Memory of each worker for its copies of exact entries.
+
+    A request that equals an earlier one is then answered without Redis. See
+    [the near cache](semantic-cache.md#the-near-cache). Without effect on a cluster and with Sentinels. 0: no copies.
+    """
     ttl: Seconds = 3600.0
     """How long an answer is fresh."""
     stale_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False, title="seconds")] = 86400.0

@@ -42,11 +42,12 @@ from api.query.prompt import PromptTemplate, load_template
 from api.query.service import QueryService
 from api.query.shadow_calls import ShadowCalls, SpareTime
 from api.query.warm_up import CacheWarmer, Invalidator, WarmUps
-from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
+from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader, is_single
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
 from api.redis_store.stores.cache.answers import RedisAnswerCache, RedisCondensedQuestions
 from api.redis_store.stores.cache.index_keeper import IndexKeeper
+from api.redis_store.stores.cache.near import NearCache
 from api.redis_store.stores.cache.report import CacheFigures, CacheLimits
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
@@ -102,8 +103,16 @@ class CacheParts:
             metrics, self.counters, self.served, self.recent, self.history, log_questions=log_questions
         )
         self.verifier: OnnxVerifier | None = None
+        self.near: NearCache | None = None
         self.quality_changed = asyncio.Event()
         self.experiments_changed = asyncio.Event()
+
+    def open_near(self, address: RedisAddress) -> None:
+        """Makes the near cache, if there may be one. No I/O."""
+        cache = self.settings.cache
+        if cache.enabled and cache.near_bytes and is_single(address):
+            reader = partial(blocking_reader, address)
+            self.near = NearCache(self.client.of(""), reader, self.keys.cache_entries, cache.near_bytes)
 
     async def open_verifier(self, stack: AsyncExitStack) -> None:
         """Opens the verifier if there is one. Raises `SettingsError` if SEMANTIC_CACHE_VERIFIER_PATH is wrong."""
@@ -204,6 +213,7 @@ class WorkerCache:
         self.shadow: ShadowCalls | None = None
         self._keeper: IndexKeeper | None = None
         self._quality: QualityKeeper | None = None
+        self._near = parts.near
         self.warm_ups: WarmUps | None = None
         if cache is not None:
             labelling = _labelling(parts, cache, labels, comparator, answering.view)
@@ -250,7 +260,8 @@ class WorkerCache:
         """Background tasks for the worker's lifetime."""
         keeping = [self._keeper.keep] if self._keeper is not None else []
         following = [self._quality.keep_following] if self._quality is not None else []
-        return [self._served.keep_writing, self.follower.keep_following, *keeping, *following]
+        tracking = [self._near.keep_tracking] if self._near is not None else []
+        return [self._served.keep_writing, self.follower.keep_following, *keeping, *following, *tracking]
 
 
 @asynccontextmanager
@@ -282,6 +293,7 @@ async def open_cache(
         await stack.enter_async_context(running_flights(flights))
         model = await stack.enter_async_context(AnswerModel.open()) if is_installed() else None
         comparator = _comparator(parts, background_embedder, generations, spare, model)
+        parts.open_near(address)
         answering = _Answering(parts, embedder, digests, generations, flights, retriever, budget, comparator)
         cache = WorkerCache(parts, embedder, answering, flights, comparator, spare)
         with suppress(StoreUnavailable):
@@ -384,6 +396,7 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
         tenant_share=cache.tenant_share,
         release=__version__,
         on_evicted=parts.metrics.cache_evicted,
+        near=parts.near,
     )
 
 

@@ -16,6 +16,7 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 from api.redis_store.search_index import NEIGHBOURS
+from api.redis_store.stores.cache.near import NearCache
 from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
 from api.redis_store.stores.cache.sweep import RUNNING, TAGS_LIFETIME_MS
 from api.redis_store.stores.documents.document_records import owner_of
@@ -61,7 +62,7 @@ class RedisAnswerCache:
     A look-up and a store use one partition, that of the scope. An answer is fresh for `ttl_ms` and kept stale for
     `stale_ms` more. `max_size` is the limit of a partition. The tenant with the most entries loses one first if it has
     more than `tenant_share` of `max_size`. Each entry names the `release`. `on_evicted` is called with the number of
-    entries that a new one has evicted.
+    entries that a new one has evicted. `near` has this worker's copies, if it may have any.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class RedisAnswerCache:
         tenant_share: float = 1.0,
         release: str = "",
         on_evicted: Callable[[int], None] = lambda count: None,
+        near: NearCache | None = None,
     ) -> None:
         self._redis = redis
         self._keys = keys
@@ -84,10 +86,15 @@ class RedisAnswerCache:
         self._counters = counters
         self._release = release
         self._on_evicted = on_evicted
+        self._near = near
         self._limits = (ttl_ms, stale_ms, max_size, round(tenant_share * max_size))
         self._find = script(redis.client, "stores/cache/answers", "find")
         self._store = script(redis.client, "stores/cache/answers", "store")
         self._join = script(redis.client, "stores/cache/answers", "join")
+
+    def find_near(self, scope: str, digest: str) -> CacheMatch | None:
+        """The fresh entry of exactly this question, if this worker has a copy that is certainly current. No I/O."""
+        return self._near.find(self._keys.partition(scope).entry(scope, digest)) if self._near is not None else None
 
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
         """The entry of exactly this question, fresh or not, with Redis's clock: one round trip."""
@@ -98,12 +105,15 @@ class RedisAnswerCache:
         key = part.entry(scope, digest)
         keys = [key, part.invalidated]
         redis = self._redis.of(key)
+        read_at = self._near.copies.changes if self._near is not None else 0
         reply = await redis.run("exact_lookup", partial(self._find, keys, arguments))
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
         if values[0] is None:
             return ExactLookup(None, now_ms, invalidated_ms)
         answer = self._decoded(key, values)
         match = CacheMatch(answer, "exact", 1.0, now_ms) if answer is not None else None
+        if answer is not None and self._near is not None:
+            self._near.keep(key, answer, read_at)
         return ExactLookup(match, now_ms, invalidated_ms)
 
     async def find_similar(
