@@ -130,6 +130,11 @@ CACHE_LOOKUPS = MetricSpec(
     "Look-ups in the semantic cache by result.",
     ("result",),
 )
+CACHE_NEAR_HITS = MetricSpec("ragherd_cache_near_hits_total", "counter", "Exact hits from a worker's own copies.")
+CACHE_NEAR_BYTES = MetricSpec("ragherd_cache_near_bytes", "gauge", "Estimated memory of the workers' own copies.")
+CACHE_NEAR_WORKERS = MetricSpec(
+    "ragherd_cache_near_workers", "gauge", "Workers that Redis tells of changed entries, so that they can use copies."
+)
 CACHE_GUARD_REJECTIONS = MetricSpec(
     "ragherd_cache_guard_rejections_total",
     "counter",

@@ -195,6 +195,12 @@ class Metrics:
         """Counts a stored answer."""
         self._families[names.CACHE_STORES][()].inc()
 
+    def near_cache_is(self, hits: int, size: int, *, tracking: bool) -> None:
+        """Counts the hits since the last call, and sets the bytes of the copies and whether they can be used."""
+        self._families[names.CACHE_NEAR_HITS][()].inc(hits)
+        self._families[names.CACHE_NEAR_BYTES][()].set(size)
+        self._families[names.CACHE_NEAR_WORKERS][()].set(tracking)
+
     def cache_evicted(self, count: int) -> None:
         """Counts evicted entries."""
         self._families[names.CACHE_EVICTIONS][()].inc(count)

@@ -57,6 +57,16 @@ class RedisState(Protocol):
     def breaker_is_up(self) -> bool: ...
 
 
+class NearCacheState(Protocol):
+    """A worker's copies of exact entries. `hits` since it started; `size` in bytes."""
+
+    hits: int
+    is_tracking: bool
+
+    @property
+    def size(self) -> int: ...
+
+
 class WorkerFacts:
     """Reads one worker's pools, breakers, bulkheads and Redis state."""
 
@@ -72,6 +82,7 @@ class WorkerFacts:
         metrics: Metrics,
         schema: str,
         quality: Callable[[], QualityState],
+        near: NearCacheState | None = None,
     ) -> None:
         self._fixed = {
             "id": worker,
@@ -88,7 +99,8 @@ class WorkerFacts:
         self._queries = queries
         self._metrics = metrics
         self._quality = quality
-        self._counted = {"connections_opened": 0, "requests": 0, "pool_timeouts": 0}
+        self._near = near
+        self._counted = {"connections_opened": 0, "requests": 0, "pool_timeouts": 0, "near_hits": 0}
 
     def fields(self) -> Mapping[str, Any]:
         """The fields of `rag:worker:<id>`."""
@@ -118,6 +130,9 @@ class WorkerFacts:
         self._metrics.redis_warnings(self._redis.warnings)
         self._metrics.redis_memory_is(self._redis.memory)
         self._metrics.quality_is(self._quality())
+        if (near := self._near) is not None:
+            hits = self._since("near_hits", near.hits)
+            self._metrics.near_cache_is(hits, near.size, tracking=near.is_tracking)
         self._metrics.pool_is(active=pool.active, idle=pool.idle, waiting=pool.waiting)
         self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))
         self._metrics.pool_request(self._since("requests", pool.requests))

@@ -19,7 +19,7 @@ from api.languages.identify import EVERY, Languages
 from api.ports.answer_cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
 from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, Verifier, Versions
 from api.ports.inference import Embedder
-from api.ports.question import UNLIMITED, Query, Timings
+from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.ports.tracing import Step
 from api.quality.evidence import NEIGHBOURS, NearEntry
@@ -225,7 +225,7 @@ class SemanticCache:
         if self._cache is not None and not self.quality.observes:
             lookup.key = await self._keys.of(query)
             lookup.available = True
-            if query.cache_control is UNLIMITED:
+            if query.cache_control.reads and query.cache_control.max_age is None:
                 lookup.match = self._cache.find_near(lookup.key.scope, lookup.key.digest)
             if lookup.match is not None:
                 lookup.now_ms = lookup.match.now_ms

@@ -119,6 +119,7 @@ class _Worker:
             self._metrics,
             str(SCHEMA),
             cache.quality,
+            parts.near,
         )
         registry = self._registry = WorkerRegistry(client, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)

@@ -116,7 +116,7 @@ class Heartbeats:
         self._proven = -SILENCE
         """When the last answered heartbeat was sent: all earlier changes are known."""
         self._redis_ms = 0
-        """Redis's clock then, or a little later."""
+        """Redis's clock then or a little later, without its fraction."""
 
     def sent(self, at: float) -> None:
         """Notes a heartbeat, before it is sent."""
@@ -134,7 +134,7 @@ class Heartbeats:
     def clock(self, at: float) -> int | None:
         """Redis's clock in milliseconds, rather late than early; None if copies may be out of date."""
         since = at - self._proven
-        return None if since > SILENCE else self._redis_ms + int(since * 1000)
+        return None if since > SILENCE else self._redis_ms + 1 + int(since * 1000)
 
 
 class NearCache:
@@ -156,6 +156,11 @@ class NearCache:
         self.is_tracking = False
         """True while Redis announces changes to this worker."""
         redis.on_recovery(self._restart)
+
+    @property
+    def size(self) -> int:
+        """Estimated bytes of the copies."""
+        return self.copies.bytes
 
     def find(self, key: str) -> CacheMatch | None:
         """Returns a fresh copy of an entry, if it is certain that the entry has not changed. No I/O."""
@@ -199,7 +204,7 @@ class NearCache:
 
     async def _track(self, connection: AbstractConnection) -> None:
         """Asks Redis for messages. Raises `ResponseError` if it refuses."""
-        parser: Any = connection._parser  # noqa: SLF001 - redis-py has no public way to get the messages
+        parser: Any = connection._parser
         parser.set_invalidation_push_handler(self._invalidated)
         await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
         await connection.read_response()
