@@ -9,6 +9,7 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import orjson
@@ -114,7 +115,17 @@ def _normalised_turn(turn: ChatMessage) -> str:
 
 
 def question_digest(question: str) -> str:
-    """Returns the digest of the normalized question, which all users share."""
+    """Returns the digest of the normalized question, which all users share. Remembers those of short questions."""
+    return _remembered(question) if len(question) <= SEMANTIC_LIMIT else _digest(question)
+
+
+@lru_cache(1024)
+def _remembered(question: str) -> str:
+    """Normalizing takes longer than all else that a repeated question needs."""
+    return _digest(question)
+
+
+def _digest(question: str) -> str:
     normalised = normalise(question).encode("utf-8", "surrogatepass")
     return hashlib.sha256(normalised).hexdigest()[:32]
 

@@ -57,9 +57,9 @@ class Place:
         self._stack = stack
         self._folder = folder
 
-    def service(self) -> Server:
+    def service(self, **settings: str) -> Server:
         """Starts Ragherd with one worker until the context ends, and returns when it is ready."""
-        return self._stack.enter_context(self.another_service())
+        return self._stack.enter_context(self.another_service(**settings))
 
     @contextmanager
     def another_service(self, **settings: str) -> Iterator[Server]:

@@ -11,7 +11,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import astuple, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
@@ -179,10 +179,10 @@ def _record(served: ServedAnswer) -> str:
 
     A variant stands behind the status: `exact@experiment/variant/17`, the last one being the group.
     """
-    status, similarity, scope, asked, entry, answer, tenant, variant, group = astuple(served)
-    own = NONE if entry == asked else entry
-    status = f"{status}@{variant}/{group}" if variant else status
-    return f"{status} {similarity:g} {scope or NONE} {asked or NONE} {own} {answer} {tenant}"
+    own = NONE if served.entry == served.asked else served.entry
+    status = f"{served.status}@{served.variant}/{served.group}" if served.variant else served.status
+    place = f"{served.scope or NONE} {served.asked or NONE} {own}"
+    return f"{status} {served.similarity:g} {place} {served.answer} {served.tenant}"
 
 
 def _read(record: str) -> ServedAnswer:
