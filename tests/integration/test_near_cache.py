@@ -16,6 +16,7 @@ from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
 
 QUESTION = "What is the capital of France?"
+CACHE = {"near_bytes": 1_000_000, "shadow_rate": 0.0}
 
 
 async def asked(client: httpx.AsyncClient) -> httpx.Response:
@@ -32,7 +33,7 @@ async def near_hit(client: httpx.AsyncClient) -> Any:
 
 
 async def test_a_copy_counts_as_an_exact_hit(serve: Service) -> None:
-    client = await serve()
+    client = await serve(cache=CACHE)
     near = await near_hit(client)
     assert (near["cache"]["status"], near["cache"]["kind"]) == ("hit", "exact")
     count = 1
@@ -78,8 +79,8 @@ async def by_eviction(client: httpx.AsyncClient, hit: Any, redis: Redis) -> None
 async def test_a_change_of_the_entry_ends_its_copies(
     serve: Service, redis: Redis, stub: StubOllama, change: Change
 ) -> None:
-    size = {"max_size": 2} if change is by_eviction else {}
-    one, other = await serve(cache={"shadow_rate": 0.0, **size}), await serve(cache={"shadow_rate": 0.0, **size})
+    cache = {**CACHE, "max_size": 2} if change is by_eviction else CACHE
+    one, other = await serve(cache=cache), await serve(cache=cache)
     stub.behaviour(answer="old")
     hit = await near_hit(one)
     stub.behaviour(answer="new")
@@ -97,7 +98,7 @@ async def test_without_the_right_to_track_there_are_no_copies(
     await redis.acl_setuser(
         "plain", enabled=True, passwords=["+p"], keys=["*"], channels=["*"], commands=["+@all", "-client|tracking"]
     )
-    client = await serve(redis={"url": redis_url.replace("://", "://plain:p@")})
+    client = await serve(cache=CACHE, redis={"url": redis_url.replace("://", "://plain:p@")})
     logged = ""
     async with asyncio.timeout(20):
         while "near_cache_off" not in logged:

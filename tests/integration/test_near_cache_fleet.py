@@ -231,6 +231,7 @@ async def test_no_copy_outlives_its_invalidation(
     async with halting_proxy(redis_url) as proxy:
         with gunicorns("api.asgi:app", tmp_path) as begin:
             shared = {"OLLAMA_BASE_URL": ollama.base_url, "WORKERS": str(WORKERS)}
+            shared |= {"SEMANTIC_CACHE_NEAR_BYTES": "1000000"}
             shared |= {"REDIS_TIMEOUT": "1", "REDIS_REQUEST_BUDGET": "1", "BULKHEAD_MAX_CONCURRENT": "64"}
             urls = (f"redis://127.0.0.1:{proxy.port}", redis_url)
             begun = [asyncio.to_thread(begin, **shared, REDIS_URL=url, METRICS_PORT=free_port()) for url in urls]

@@ -271,7 +271,7 @@ def test_key_patterns_covers_every_key_method() -> None:
         *("document", "document_text", "document_draft", "document_work", "document_chunks"),
         *("chunk", "chunk_prefix", "chunk_index", "passage_index"),
         *("corpus", "corpus_documents", "corpus_work", "corpus_state"),
-        *("embedding_lease", "upload", "corpus_schema", "corpus_embedders", "cache_deleted"),
+        *("embedding_lease", "upload", "corpus_schema", "corpus_embedders", "cache_deleted", "cache_entries"),
         *("chunk_indexes", "passage_indexes"),  # what the names of the indexes over chunks begin with
         "probe",  # never exists
         *("flight", "condensed", "digests", "speeds", "flight_channel", "bulkhead_channel"),
