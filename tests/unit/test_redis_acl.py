@@ -36,8 +36,8 @@ def by_python() -> set[str]:
     named = {"delete": "del", "create": "ft.create"}
     searches = {name.lower() for name in re.findall(r"\"(FT\.[A-Z_]+)\"", text)}
     made = {"ft.create"} if ".create_index(" in text else set()
-    cluster = {name.lower().replace(" ", "|") for name in re.findall(r"\"(CLUSTER [A-Z]+)\"", text)}
-    return {named.get(name, name) for name in methods} | searches | made | cluster
+    of_two = {name.lower().replace(" ", "|") for name in re.findall(r"\"((?:CLIENT|CLUSTER) [A-Z]+)\"", text)}
+    return {named.get(name, name) for name in methods} | searches | made | of_two
 
 
 @pytest.mark.parametrize("separate", [True, False])

@@ -206,7 +206,7 @@ class NearCache:
         """Asks Redis for messages. Raises `ResponseError` if it refuses."""
         parser: Any = connection._parser
         parser.set_invalidation_push_handler(self._invalidated)
-        await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
+        await connection.send_command("CLIENT TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
         await connection.read_response()
         self.copies.changed(None)  # of reads that began before this, nobody knows
         self.is_tracking = True
