@@ -17,6 +17,7 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from api.errors import PayloadTooLarge, UnreadableDocument
+from api.knowledge.pdf_columns import page_text
 from api.knowledge.plain_text import Parsed, joined, too_long
 from api.knowledge.repair import garbage, repaired
 
@@ -89,10 +90,10 @@ def _page_text(document: pypdfium2.PdfDocument, number: int) -> str:
     except pypdfium2.PdfiumError:
         return ""
     try:
-        text = page.get_textpage().get_text_range()
+        text = page_text(page.get_textpage())
     finally:
         page.close()
-    return repaired(text.replace("\r\n", "\n")).strip()
+    return repaired(text).strip()
 
 
 def _title(document: pypdfium2.PdfDocument) -> str | None:

@@ -52,6 +52,11 @@ def read(name: str, languages: str = "") -> dict[str, object]:
             "pdf-table-drawn-right-to-left.pdf",
             "QZ-1107 Seal ring 12.40\nQZ-1108 Pump shaft 310.00\nQZ-1109 Valve seat 45.90",
         ),
+        (
+            "pdf-two-columns.pdf",
+            "The left column is about bread.\nDough rests for two hours.\nThen it is baked at 230 degrees.\n"
+            "The right column is about soup.\nIt simmers for forty minutes.\nSalt is added at the end.",
+        ),
         ("docx-superscript.docx", "The lab holds 10^6 cells per m^2. Water is H2O."),
         (
             "docx-content-control-math.docx",
@@ -102,6 +107,58 @@ def test_hidden_text_of_a_page_is_left_out() -> None:
     assert str(found["text"]).split("\n\n")[-1] == "Room 3 is open."
     assert "secret" not in str(found["text"])
     assert "cookies" not in str(found["text"])
+
+
+BREAD = (
+    "Bread needs flour, water and",
+    "salt. The dough rests for two",
+    "hours, and is baked at a high",
+    "heat until it sounds hollow.",
+)
+SOUP = (
+    "Soup simmers slowly. It needs",
+    "bones, roots and herbs. Salt",
+    "is added at the end, when the",
+    "meat is tender and soft.",
+)
+TEA = (
+    "Tea is brewed with water that",
+    "has just boiled. Black tea",
+    "takes four minutes, and green",
+    "tea takes only two of them.",
+)
+
+
+def drawn(*rows: tuple[str, ...]) -> str:
+    """The text that is read from rows of cells, each drawn as a whole before the next. One cell spans the page."""
+    made = FPDF()
+    made.set_font("helvetica", size=10)
+    made.add_page()
+    for number, row in enumerate(rows):
+        for place, cell in enumerate(row):
+            made.text(20 + 60 * place, 20 + 5 * number, cell)
+    return pdf.read(bytes(made.output()), 10, 100_000).text
+
+
+def test_columns_that_are_drawn_line_by_line_are_read_one_after_the_other() -> None:
+    over_all = "Recipes of the canteen for the whole of the coming winter, as chosen by all who eat there every day"
+    text = drawn((over_all,), *zip(BREAD, SOUP, TEA, strict=True), (over_all,), *zip(TEA, BREAD, strict=False))
+    assert text == "\n".join((over_all, *BREAD, *SOUP, *TEA, over_all, *TEA, *BREAD))
+
+
+def test_rows_stay_together_where_columns_are_no_sentences() -> None:
+    table = [(f"Pump shaft of type {number}", f"QZ-110{number} costs 31{number}.00 EUR", line)
+             for number, line in enumerate(BREAD)]  # fmt: skip
+    assert drawn(*table) == "\n".join(" ".join(row) for row in table)
+    labels = [("name of the person", "city where they live"), ("day of the visit", "reason for the visit"),
+              ("hour of the visit", "host of the person"), ("badge they hold", "room that they visit")]  # fmt: skip
+    titled = [tuple(cell.title() for cell in row) for row in labels]
+    assert drawn(*titled) == "\n".join(" ".join(row) for row in titled)
+
+
+def test_a_line_on_one_column_only_leaves_the_others_in_order() -> None:
+    rows = [*zip(BREAD, SOUP, strict=True), (SOUP[0],), *zip(TEA, BREAD, strict=True)]
+    assert drawn(*rows) == "\n".join((*BREAD, SOUP[0], *TEA, *SOUP, *BREAD))
 
 
 def test_divided_words_and_ligatures_are_found_as_words() -> None:
