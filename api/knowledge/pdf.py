@@ -1,6 +1,6 @@
 """Reads the text of PDF files with PDFium, and of scanned pages with Tesseract. Runs in the reading process.
 
-PDFium returns rows of a table as lines, and columns one after the other where the file stores them so.
+PDFium returns rows of a table as lines.
 """
 
 from __future__ import annotations
