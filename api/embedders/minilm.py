@@ -211,10 +211,9 @@ class MiniLM:
     def __init__(self, files: ModelFiles) -> None:
         """Loads the model (about half a second). Raises `SettingsError` for missing packages or invalid files."""
         self._weights = files.weights
-        self._tokenizer = load_tokenizer(files.tokenizer, SETTING, MAX_TOKENS)
-        self._counter = load_tokenizer(files.tokenizer, SETTING)
-        self._counter.no_truncation()
-        self._unread = UnreadWords(self._tokenizer)
+        self.tokenizer: Final = load_tokenizer(files.tokenizer, SETTING)
+        self.tokenizer.no_truncation()
+        self._unread = UnreadWords(self.tokenizer)
         self._session = _load_session(files.weights)
         self._inputs = {node.name for node in self._session.get_inputs()}
 
@@ -236,7 +235,7 @@ class MiniLM:
         """
         # A lone surrogate (JSON may contain one) is not valid text, but must not fail the whole batch.
         valid = [text.encode("utf-8", "replace").decode() for text in texts]
-        encodings = [self._tokenizer.encode(text) for text in valid]
+        encodings = [self._encoded(text) for text in valid]
         tokens = [encoding.ids for encoding in encodings]
         by_length: defaultdict[int, list[int]] = defaultdict(list)
         for place, ids in enumerate(tokens):
@@ -253,12 +252,13 @@ class MiniLM:
 
     def count_tokens(self, text: str) -> int:
         """Returns the number of tokens of the whole text, without the tokens at its ends. Thread-safe."""
-        return len(self._counter.encode(text, add_special_tokens=False).ids)
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of `count_tokens`."""
-        return self._counter
+    def _encoded(self, text: str) -> Encoding:
+        """Cuts off here, because `count_tokens` needs the same tokenizer without a limit (a second one takes 8 MB)."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        encoding.truncate(MAX_TOKENS - self.tokenizer.num_special_tokens_to_add(False))
+        return self.tokenizer.post_process(encoding)
 
     def _run(self, ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Maps (texts, tokens) IDs to (texts, 384) little-endian float32 rows of unit length."""
