@@ -13,6 +13,8 @@ the version):
 - anyio's locks yield to the event loop even when they are free, which costs three iterations of the loop per request. A
   connection that serves one request at a time gets locks that do not.
 
+It also sends the head of a request together with its body, which httpcore writes one after the other.
+
 Once upstream has fixed these, `httpcore.AsyncConnectionPool` can replace `LinearPool`.
 
 `PoolStatistics` has the field names of GET /api/connection-pool/metrics.
@@ -21,6 +23,7 @@ Once upstream has fixed these, `httpcore.AsyncConnectionPool` can replace `Linea
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -30,6 +33,7 @@ from typing import Any, Final
 import httpcore
 import httpx
 from httpcore._async.connection_pool import AsyncPoolRequest, PoolByteStream
+from httpcore._backends.auto import AutoBackend
 
 from api.cancellation import log_failure
 from api.errors import UpstreamError, UpstreamFault, UpstreamResponse
@@ -44,6 +48,64 @@ class Occupancy:
     active: int
     idle: int
     waiting: int
+
+
+JOINED_BYTES: Final = 64 * 1024
+"""A longer body is not copied behind its head."""
+
+
+class JoinedWrites(httpcore.AsyncNetworkStream):
+    """Sends the head of a request with the first part of its body: one system call, and one packet to the server.
+
+    httpcore writes the head, then each part of the body, then its end, which may be empty. Then it reads.
+    """
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
+        self._inner = inner
+        self._head: bytes | None = None
+        self._begins = True
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - of httpcore
+        """Keeps the first write after a read, until the next one."""
+        if self._begins:
+            self._begins, self._head = False, buffer
+            return
+        head, self._head = self._head, None
+        if head is not None and len(buffer) <= JOINED_BYTES:
+            buffer = head + buffer
+        elif head is not None:
+            await self._inner.write(head, timeout)
+        await self._inner.write(buffer, timeout)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - of httpcore
+        """Reads. A head that nothing followed is sent first."""
+        head, self._head, self._begins = self._head, None, True
+        if head is not None:
+            await self._inner.write(head, timeout)
+        return await self._inner.read(max_bytes, timeout)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of httpcore
+    ) -> httpcore.AsyncNetworkStream:
+        """Returns the encrypted stream, which joins writes too."""
+        return JoinedWrites(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class _JoiningBackend(AutoBackend):
+    """Opens TCP connections with `JoinedWrites`."""
+
+    async def connect_tcp(self, *arguments: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        """Connects like httpcore."""
+        return JoinedWrites(await super().connect_tcp(*arguments, **options))
 
 
 class LinearPool(httpcore.AsyncConnectionPool):
@@ -85,6 +147,7 @@ class LinearPool(httpcore.AsyncConnectionPool):
     def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
         """With a lock that does not give up the event loop while it is free, as anyio's does."""
         connection = super().create_connection(origin)
+        connection._network_backend = _JoiningBackend()  # type: ignore[attr-defined]
         connection._request_lock = asyncio.Lock()  # type: ignore[attr-defined]
         return connection
 

@@ -10,10 +10,11 @@ from importlib.metadata import version
 
 import httpcore
 import pytest
+from httpcore._backends.auto import AutoBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.ollama.connections import LinearPool
+from api.ollama.connections import JOINED_BYTES, JoinedWrites, LinearPool
 from tests.stub_ollama import StubOllama, running_stub
 
 pytestmark = pytest.mark.slow
@@ -204,3 +205,46 @@ async def test_requests_queue_and_a_full_pool_times_out() -> None:
             await response.aclose()
         assert await asyncio.gather(*waiting) == [200] * 3
         await still_whole(pool, stub)
+
+
+class WrittenStream(httpcore.AsyncMockStream):
+    def __init__(self) -> None:
+        super().__init__([b"answer"] * 4)
+        self.written: list[bytes] = []
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.written.append(buffer)
+
+
+@pytest.mark.parametrize(
+    ("parts", "sent"),
+    [
+        ([b"head", b"body", b""], [b"headbody", b""]),
+        ([b"head", b"", b""], [b"head", b""]),
+        ([b"head"], [b"head"]),
+        ([b"head", b"first", b"second"], [b"headfirst", b"second"]),
+        ([b"head", b"x" * (JOINED_BYTES + 1)], [b"head", b"x" * (JOINED_BYTES + 1)]),
+    ],
+)
+async def test_the_head_of_each_request_leaves_with_its_body(parts: list[bytes], sent: list[bytes]) -> None:
+    inner = WrittenStream()
+    stream = JoinedWrites(inner)
+    for _ in range(2):
+        for part in parts:
+            await stream.write(part)
+        assert await stream.read(100) == b"answer"
+    assert inner.written == sent * 2
+
+
+async def test_a_connection_of_the_pool_writes_a_request_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = WrittenStream()
+    inner._buffer = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"]
+
+    async def connected(*_: object, **__: object) -> httpcore.AsyncNetworkStream:
+        return inner
+
+    monkeypatch.setattr(AutoBackend, "connect_tcp", connected)
+    async with LinearPool(None, None, SIZE, SIZE, 30.0) as pool:
+        assert (await pool.request("POST", "http://stub/api/chat", content=b"{}")).content == b"ok"
+    assert [part for part in inner.written if part] == [inner.written[0]]
+    assert inner.written[0].endswith(b"\r\n\r\n{}")
