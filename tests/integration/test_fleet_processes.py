@@ -112,6 +112,7 @@ def test_replicas_share_cache_breaker_and_workers(fleet: Fleet, ollama: StubProc
 
 def test_a_killed_worker_takes_no_other_request_with_it_and_its_successor_joins(fleet: Fleet) -> None:
     gunicorn = fleet()
+    assert "numpy" in Path(f"/proc/{gunicorn.pid}/maps").read_text(), "workers share the modules of their master"
     ask(gunicorn, QUESTION)
     failures: list[str] = []
     done = threading.Event()
