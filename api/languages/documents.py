@@ -22,6 +22,8 @@ EVIDENCE: Final = 3.0
 """Function words that show the language of a long text."""
 _CODE: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
 _INLINE_CODE: Final = re.compile(r"`[^`\n]{1,200}`")
+_CODE_WORD: Final = re.compile(r"(?=\D*\d)[!-~]+")
+"""A word of ASCII with a digit, such as a code or a hexadecimal number, whose letters are no words."""
 _ADDRESS: Final = ("://", "@", "www.")
 _KANA: Final = 0.05
 """The share of kana from which a text in Han characters is Japanese."""
@@ -80,7 +82,9 @@ def _sample(text: str) -> str:
     middle = max(WINDOW, len(text) // 2)
     windows = (text[:WINDOW], text[middle : middle + WINDOW], text[max(middle + WINDOW, len(text) - WINDOW) :])
     words = (word for window in windows for word in _INLINE_CODE.sub(" ", _CODE.sub(" ", window)).split())
-    return " ".join(word for word in words if not any(sign in word for sign in _ADDRESS))
+    return " ".join(
+        word for word in words if not (any(sign in word for sign in _ADDRESS) or _CODE_WORD.fullmatch(word))
+    )
 
 
 def _shown(sample: str) -> str | None:

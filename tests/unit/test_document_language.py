@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def test_code_and_addresses_show_no_language() -> None:
     code = "```python\n" + "for the value in this: return that and there\n" * 30 + "```\n"
     assert language_of_document(code + GERMAN) == "de"
     assert language_of_document(code) is None
+    digits = hashlib.sha256(b"one").hexdigest() * 100
+    assert language_of_document(f"Der Schlüssel folgt, und er ist in der Datei.\n\n{digits}") == "de"
+    assert language_of_document(digits) is None
 
 
 def test_a_few_foreign_words_at_the_start_do_not_decide() -> None:
