@@ -35,6 +35,8 @@ LOWER: Final = 0.4
 """Smallest share of the words of a page that are in lower case. Tables and forms have fewer."""
 SENTENCES: Final = 0.4
 """Smallest share of a column's lines that end a clause, or whose next line continues in lower case."""
+MIXED: Final = 0.5
+"""Smallest share of the rows on which the file goes to the next column. Rows of a table below columns are fewer."""
 _WORD: Final = re.compile(r"[^\W\d_][\w'’-]*")
 _CLAUSE_END: Final = re.compile(r"[.,;:?!][\"'”’)]*$")
 
@@ -166,7 +168,7 @@ def _are_mixed(lines: Sequence[Line], gaps: Sequence[float], fewest: int) -> boo
         before.is_beside(line) and bisect(gaps, before.right) < bisect(gaps, line.left)
         for before, line in pairwise(lines)
     )
-    return changes >= max(FEWEST_LINES, 0.3 * fewest)
+    return changes >= max(FEWEST_LINES, MIXED * fewest * len(gaps))
 
 
 # -- PDFium ------------------------------------------------------------------------------------------------------------

@@ -136,7 +136,8 @@ def drawn(*rows: tuple[str, ...]) -> str:
     made.add_page()
     for number, row in enumerate(rows):
         for place, cell in enumerate(row):
-            made.text(20 + 60 * place, 20 + 5 * number, cell)
+            if cell:
+                made.text(20 + 60 * place, 20 + 5 * number, cell)
     return pdf.read(bytes(made.output()), 10, 100_000).text
 
 
@@ -154,6 +155,13 @@ def test_rows_stay_together_where_columns_are_no_sentences() -> None:
               ("hour of the visit", "host of the person"), ("badge they hold", "room that they visit")]  # fmt: skip
     titled = [tuple(cell.title() for cell in row) for row in labels]
     assert drawn(*titled) == "\n".join(" ".join(row) for row in titled)
+
+
+def test_a_table_below_columns_that_are_drawn_one_after_the_other_keeps_its_rows() -> None:
+    left, right = (BREAD * 3, SOUP * 3)
+    table = [(f"salt and pepper for {number}", f"flour and water for {number}") for number in range(7)]
+    text = drawn(*((line,) for line in left), *(("", line) for line in right), *table)
+    assert text == "\n".join((*left, *right, *map(" ".join, table)))
 
 
 def test_a_line_on_one_column_only_leaves_the_others_in_order() -> None:
