@@ -157,13 +157,14 @@ def likely_errors(measured: Confusion, watched: Confusion) -> Confusion:
     """Returns the errors for the estimate. `measured`: as on long answers. `watched`: those that the alarms assume.
 
     What the alarms assume follows the labels of equal questions, so it holds for the deployment. Those questions find
-    their own answers, which are hardly ever wrong: there the more errors are the likely ones.
+    their own answers, which are hardly ever wrong.
     """
     if not (measured.same and watched.same):
         return measured
     called_different = watched.of(BY_MEANING).called_different * measured.same / watched.same
-    bound = measured.of(BY_MEANING).called_different
-    return replace(measured, in_tiers={**measured.in_tiers, "semantic": min(called_different, bound)})
+    bounds = {tier: measured.of({tier: 1.0}).called_different for tier in ("semantic", "exact")}
+    likely = {tier: min(called_different, bound) for tier, bound in bounds.items()}
+    return replace(measured, in_tiers={**measured.in_tiers, **likely})
 
 
 @dataclass(frozen=True, slots=True)
