@@ -159,6 +159,10 @@ def _write_formulas(root: ET.Element) -> None:
                 parent[place] = run
 
 
+_RAISED: Final = frozenset(f"{_M}{name}" for name in ("f", "sSup", "sSub", "sSubSup", "func", "nary"))
+_OPENING: Final = tuple("(√[{|")
+
+
 def linear(formula: ET.Element) -> str:
     """A formula of Office Math on one line, as in Unicode's UnicodeMath: `(a+b)/2`, `x^2`, `√(y)`."""
     match formula.tag.removeprefix(_M):
@@ -173,17 +177,43 @@ def linear(formula: ET.Element) -> str:
         case "sSubSup":
             return f"{_part(formula, 'e')}_{_grouped(formula, 'sub')}^{_grouped(formula, 'sup')}"
         case "rad":
-            return f"{_part(formula, 'deg')}√({_part(formula, 'e')})"
+            degree, root = _part(formula, "deg"), _part(formula, "e")
+            return f"({root})^(1/{degree})" if degree else f"√({root})"
         case "nary":
             sign = formula.find(f"{_M}naryPr/{_M}chr")
             symbol = "∫" if sign is None else sign.get(f"{_M}val", "∫")
             return f"{symbol}_{_grouped(formula, 'sub')}^{_grouped(formula, 'sup')} {_part(formula, 'e')}"
         case "d":
-            return f"({', '.join(map(linear, formula.findall(f'{_M}e')))})"
+            first, last = _sign(formula, "begChr", "("), _sign(formula, "endChr", ")")
+            return f"{first}{', '.join(map(linear, formula.findall(f'{_M}e')))}{last}"
+        case "m" | "eqArr":
+            rows = [", ".join(map(linear, row)) if row.tag == f"{_M}mr" else linear(row) for row in formula]
+            return f"[{'; '.join(filter(None, rows))}]"
+        case "func":
+            return f"{_part(formula, 'fName')} {_part(formula, 'e')}"
         case "oMathPara":
             return " ".join(map(linear, formula.findall(f"{_M}oMath")))
         case _:
-            return "".join(map(linear, formula))
+            return _side_by_side(formula)
+
+
+def _side_by_side(formula: ET.Element) -> str:
+    """A space ends what stands below or above: `x^2 y` is not `x^2y`."""
+    parts: list[str] = []
+    raised = False
+    for child in formula:
+        part = linear(child)
+        if raised and (part[:1].isalnum() or part[:1] in _OPENING):
+            parts.append(" ")
+        parts.append(part)
+        if part:
+            raised = child.tag in _RAISED
+    return "".join(parts)
+
+
+def _sign(delimited: ET.Element, name: str, usual: str) -> str:
+    sign = delimited.find(f"{_M}dPr/{_M}{name}")
+    return usual if sign is None else sign.get(f"{_M}val", usual)
 
 
 def _part(formula: ET.Element, name: str) -> str:

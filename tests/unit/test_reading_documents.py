@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from fpdf import FPDF
 
 from api.errors import UnreadableDocument
 from api.knowledge import parse_process, pdf
+from api.knowledge.docx import linear
 from api.knowledge.kinds import DOCX, HTML, MARKDOWN, PDF, TEXT
 from api.knowledge.markdown import read as read_markdown
 from api.knowledge.pdf import PLACEHOLDER
@@ -99,6 +101,36 @@ def read(name: str, languages: str = "") -> dict[str, object]:
 )
 def test_a_file_is_read_as_its_author_sees_it(name: str, text: str) -> None:
     assert read(name)["text"] == text
+
+
+def run(text: str) -> str:
+    return f"<m:r><m:t>{text}</m:t></m:r>"
+
+
+def raised(base: str, power: str) -> str:
+    return f"<m:sSup><m:e>{run(base)}</m:e><m:sup>{run(power)}</m:sup></m:sSup>"
+
+
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [
+        (run("E=m") + raised("c", "2"), "E=mc^2"),
+        (raised("x", "2") + run("y+1"), "x^2 y+1"),
+        (raised("x", "n+1") + run("=4"), "x^(n+1)=4"),
+        (f"<m:f><m:num>{run('1')}</m:num><m:den>{run('2')}</m:den></m:f>" + run("x"), "1/2 x"),
+        (f"<m:rad><m:deg>{run('3')}</m:deg><m:e>{run('8')}</m:e></m:rad>", "(8)^(1/3)"),
+        (f"<m:rad><m:deg/><m:e>{run('8')}</m:e></m:rad>", "√(8)"),
+        (f'<m:d><m:dPr><m:begChr m:val="|"/><m:endChr m:val="|"/></m:dPr><m:e>{run("x")}</m:e></m:d>', "|x|"),
+        (f"<m:d><m:e>{run('x')}</m:e></m:d>", "(x)"),
+        (f"<m:m><m:mPr/><m:mr><m:e>{run('1')}</m:e><m:e>{run('2')}</m:e></m:mr><m:mr><m:e>{run('3')}</m:e>"
+         f"<m:e>{run('4')}</m:e></m:mr></m:m>", "[1, 2; 3, 4]"),
+        (f"<m:eqArr><m:e>{run('x=1')}</m:e><m:e>{run('y=2')}</m:e></m:eqArr>", "[x=1; y=2]"),
+        (f"<m:func><m:fName>{run('sin')}</m:fName><m:e>{run('x')}</m:e></m:func>", "sin x"),
+    ],
+)  # fmt: skip
+def test_a_formula_on_one_line_says_the_same(formula: str, text: str) -> None:
+    math = "http://schemas.openxmlformats.org/officeDocument/2006/math"
+    assert linear(ElementTree.fromstring(f'<m:oMath xmlns:m="{math}">{formula}</m:oMath>')) == text
 
 
 def test_hidden_text_of_a_page_is_left_out() -> None:
