@@ -7,6 +7,7 @@ Only columns of sentences are taken apart, so rows of tables stay together. Scri
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from bisect import bisect
 from collections.abc import Iterator, Sequence
@@ -108,7 +109,7 @@ def _gaps(lines: Sequence[Line]) -> list[float]:
     if len(lines) < 2 * FEWEST_LINES:
         return []
     leftmost, rightmost = min(line.left for line in lines), max(line.right for line in lines)
-    if not rightmost - leftmost < WIDEST:
+    if rightmost - leftmost > WIDEST or not math.isfinite(sum(line.left + line.right for line in lines)):
         return []
     first, last = int(leftmost), int(rightmost) + 1
     width = GAP * median(line.top - line.bottom for line in lines)

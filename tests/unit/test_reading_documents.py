@@ -16,6 +16,7 @@ from api.knowledge.docx import linear
 from api.knowledge.kinds import DOCX, HTML, MARKDOWN, PDF, TEXT
 from api.knowledge.markdown import read as read_markdown
 from api.knowledge.pdf import PLACEHOLDER
+from api.knowledge.pdf_columns import Line, column_gaps
 from api.knowledge.plain_text import read_text
 from tests.support.needed_tools import need_tool
 
@@ -187,6 +188,25 @@ def test_rows_stay_together_where_columns_are_no_sentences() -> None:
               ("hour of the visit", "host of the person"), ("badge they hold", "room that they visit")]  # fmt: skip
     titled = [tuple(cell.title() for cell in row) for row in labels]
     assert drawn(*titled) == "\n".join(" ".join(row) for row in titled)
+
+
+def row_by_row(*rows: tuple[str, str], right: float = 300.0) -> list[Line]:
+    return [
+        Line(left, -12.0 * number, left + 5.0 * len(text), 10 - 12.0 * number, text)
+        for number, row in enumerate(rows)
+        for left, text in zip((0.0, right), row, strict=True)
+    ]
+
+
+def test_columns_need_lines_and_words_and_a_page_of_a_possible_size() -> None:
+    rows = list(zip(BREAD, SOUP, strict=True))
+    (gap,) = column_gaps(row_by_row(*rows))
+    assert 145 < gap < 300
+    assert column_gaps(row_by_row(*rows[:2])) == []
+    assert column_gaps(row_by_row(*rows, right=1e300)) == []
+    assert column_gaps(row_by_row(*rows, right=float("nan"))) == []
+    assert column_gaps(row_by_row(*((line, "and QZ-1108 310.00 4711") for line in BREAD))) == []
+    assert column_gaps(row_by_row(*((line, "valve.") for line in BREAD))) == []
 
 
 def test_a_table_below_columns_that_are_drawn_one_after_the_other_keeps_its_rows() -> None:
