@@ -32,17 +32,28 @@ class Calibration(NamedTuple):
 
 
 def calibrate(logits: Array, same: Array) -> Calibration:
-    """Fits the calibration to labeled pairs by logistic regression (Newton's method, slightly shrunk to a = 1)."""
-    values = np.column_stack([logits, np.ones(len(logits))])
+    """Fits the calibration to labeled pairs by logistic regression, slightly shrunk to a = 1.
+
+    Newton's method with halved steps: full steps can go back and forth, if a model is sure of what is wrong.
+    """
+    values = np.column_stack([logits, np.ones(len(logits))]).astype(float)
     start = np.array([1.0, 0.0])
     fitted = start.copy()
     penalty = SHRINKAGE * len(logits) * np.diag([1.0, 0.0]) + 1e-9 * np.eye(2)
+
+    def loss(at: Array) -> float:
+        scores, away = values @ at, at - start
+        return float((np.logaddexp(0, scores) - same * scores).sum() + away @ penalty @ away / 2)
+
     for _ in range(50):
         probability = _sigmoid(values @ fitted)
         gradient = values.T @ (probability - same) + penalty @ (fitted - start)
         curvature = (values * (probability * (1 - probability))[:, None]).T @ values + penalty
-        step = np.linalg.solve(curvature, gradient)
-        fitted -= np.clip(step, -2, 2)
+        step = np.clip(np.linalg.solve(curvature, gradient), -2, 2)
+        before = loss(fitted)
+        while np.abs(step).max() >= 1e-9 and loss(fitted - step) > before:
+            step = step / 2
+        fitted -= step
         if np.abs(step).max() < 1e-9:
             break
     return Calibration(float(fitted[0]), float(fitted[1]))

@@ -34,6 +34,16 @@ def test_calibration_of_perfectly_separated_labels_is_finite() -> None:
     assert found.probabilities(np.array([3.0]))[0] > 0.9
 
 
+@pytest.mark.parametrize("share", [0.5, 0.86, 0.95])
+def test_calibration_does_not_harm_a_model_that_is_sure_of_what_is_wrong(share: float) -> None:
+    random = np.random.default_rng(0)
+    same = (random.random(2000) < share).astype(float)
+    logits = random.normal(0, 3, 2000) + same
+    found = calibrate(logits, same)
+    assert found.probabilities(logits).mean() == pytest.approx(same.mean(), abs=0.001)
+    assert calibration_error(found.probabilities(logits), same) < 0.03
+
+
 def test_auc_counts_pairs_in_order_and_ties_half() -> None:
     assert auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])) == 0.75
     assert auc(np.array([1.0, 1.0]), np.array([0, 1])) == 0.5
