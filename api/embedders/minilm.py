@@ -8,12 +8,14 @@ the same.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -168,9 +170,17 @@ def load_session(path: Path, setting: str) -> InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors share no public base below Exception
         raise SettingsError(f"{setting}: cannot load the ONNX model {path}: {error}") from error
+    _return_free_memory()
+    return session
+
+
+def _return_free_memory() -> None:
+    """Returns to the system what loading has freed, about 14 MB of a model. Only glibc's allocator has to be told."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 SETTING: Final = "EMBED_MODEL_PATH"

@@ -5,10 +5,9 @@ Only the modules of `api.wiring` name adapters. A worker starts with or without 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
@@ -73,17 +72,10 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
             # Objects of now live as long as the worker. Hiding them from the garbage collector keeps its pauses short.
             gc.collect()
             gc.freeze()
-            _return_free_memory()
             feed = LiveFeed(partial(read_figures, state), lambda: getattr(app.state, "draining", False))
             yield {"worker": state, "live": feed, "tracing": opening.tracing}
 
     return opened
-
-
-def _return_free_memory() -> None:
-    """Returns to the system what loading the models has freed (14 MB). Only glibc's allocator has to be told."""
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Worker:
