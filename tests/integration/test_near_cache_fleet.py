@@ -234,8 +234,9 @@ async def test_no_copy_outlives_its_invalidation(
             shared |= {"SEMANTIC_CACHE_NEAR_BYTES": "1000000"}
             shared |= {"REDIS_TIMEOUT": "1", "REDIS_REQUEST_BUDGET": "1", "BULKHEAD_MAX_CONCURRENT": "64"}
             urls = (f"redis://127.0.0.1:{proxy.port}", redis_url)
-            begun = [asyncio.to_thread(begin, **shared, REDIS_URL=url, METRICS_PORT=free_port()) for url in urls]
-            cut_off, direct = await asyncio.gather(*begun)
+            cut_off, direct = [
+                await asyncio.to_thread(begin, **shared, REDIS_URL=url, METRICS_PORT=free_port()) for url in urls
+            ]
             fleet = Fleet(proxy, cut_off, direct, redis)
             ollama.behaviour(answer="version 0")
             clients = {**await traffic.clients(fleet.cut_off), **await traffic.clients(fleet.direct)}
