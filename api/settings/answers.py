@@ -66,7 +66,7 @@ class CacheSettings(SettingsGroup):
     A tenant that holds more than this share and more than every other tenant loses an entry first. With 1, eviction
     ignores tenants.
     """
-    near_bytes: Annotated[int, Field(ge=0, title="bytes")] = 0
+    near_bytes: Annotated[int, Field(ge=0, title="bytes")] = 16_777_216
     """Memory of each worker for its copies of exact entries.
 
     A request that equals an earlier one is then answered without Redis. See

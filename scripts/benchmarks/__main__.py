@@ -67,7 +67,7 @@ def run(plan: Plan, *, rivals: bool) -> dict[str, Any]:
             "versions": versions(place, rivals=rivals),
         }
         service = place.service()
-        cases = hits.cases(place, service, place.service(SEMANTIC_CACHE_NEAR_BYTES="16777216"), rivals=rivals)
+        cases = hits.cases(place, service, place.service(SEMANTIC_CACHE_NEAR_BYTES="0"), rivals=rivals)
         document["cases"] = hits.in_turns(place, cases, plan.rounds, plan.seconds, say)
         exact = cases[figures.EXACT], document["cases"][figures.EXACT]
         say("hits at half the load")
@@ -82,7 +82,7 @@ def run(plan: Plan, *, rivals: bool) -> dict[str, Any]:
         document["streams"] = misses.streams(place, service, plan.rounds, plan.tokens)
         say("profiles")
         unknown = misses.new_questions(plan.profiled)
-        document["profiles"] = profiles.profiles(place, service, exact[0].load, unknown, plan.sampled)
+        document["profiles"] = profiles.profiles(place, exact[0].server, exact[0].load, unknown, plan.sampled)
         say("memory and start")
         document["processes"] = resources.processes(place, plan.starts, plan.memory)
     say(f"{plan.entries[1]:,} entries")

@@ -37,13 +37,13 @@ class Case:
     load: Load
 
 
-def cases(place: Place, service: Server, near: Server, *, rivals: bool) -> dict[str, Case]:
-    """Starts the rivals. Returns the cases by name, each with its cache warm. `near` has a near cache."""
+def cases(place: Place, service: Server, through_redis: Server, *, rivals: bool) -> dict[str, Case]:
+    """Starts the rivals. Returns the cases by name, each with its cache warm. `through_redis` has no near cache."""
     ask(service.url, QUESTION)
     found = {figures.BARE: _query(place.endpoint("bare"), QUESTION, "exact")}
     found |= {
-        figures.EXACT: _query(service, QUESTION, "exact"),
-        figures.NEAR: _query(near, QUESTION, "exact"),
+        figures.EXACT: _query(through_redis, QUESTION, "exact"),
+        figures.NEAR: _query(service, QUESTION, "exact"),
         figures.SEMANTIC: _query(service, PARAPHRASE, "semantic"),
         figures.REDISVL: _query(place.endpoint("redisvl_remembered"), PARAPHRASE, "semantic"),
         figures.REDISVL_EMBEDS: _query(place.endpoint("redisvl_embeds"), PARAPHRASE, "semantic"),
