@@ -14,8 +14,8 @@ from scripts.benchmarks import __main__ as benchmark
 from scripts.benchmarks.figures import TARGETS, figures_of
 from scripts.benchmarks.load import Load, LoadFailed, loaded
 
-BEYOND_QUICK = {"near", "chat"}
-"""There is no near cache yet, and LiteLLM's proxy has an environment of its own."""
+BEYOND_QUICK = {"chat"}
+"""LiteLLM's proxy has a separate environment."""
 
 
 @pytest.mark.processes
