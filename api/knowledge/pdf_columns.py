@@ -125,7 +125,7 @@ def _gaps(lines: Sequence[Line]) -> list[float]:
         if covering <= SPANNING * len(lines):
             stripe.append(covering)
             continue
-        if width <= len(stripe) < place - first:
+        if stripe and width <= len(stripe) < place - first:
             found.append(place - len(stripe) + _emptiest(stripe))
         stripe.clear()
     return found

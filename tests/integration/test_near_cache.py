@@ -32,9 +32,11 @@ async def near_hit(client: httpx.AsyncClient) -> Any:
     return response.json()
 
 
-async def test_a_copy_counts_as_an_exact_hit(serve: Service) -> None:
+async def test_a_copy_counts_as_an_exact_hit(serve: Service, redis: Redis) -> None:
     client = await serve(cache=CACHE)
     near = await near_hit(client)
+    (flags,) = [one["flags"] for one in await redis.client_list() if "B" in one["flags"]]
+    assert "P" in flags, "Redis limits the output of subscribers alone"
     assert (near["cache"]["status"], near["cache"]["kind"]) == ("hit", "exact")
     count = 1
     async with asyncio.timeout(20):

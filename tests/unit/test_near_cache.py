@@ -90,7 +90,9 @@ def test_only_the_time_of_sending_counts() -> None:
     assert beats.clock(200.0) is None
     beats.answered(105_000)
     assert beats.clock(200.0) == 105_001
+    beats.sent(200.0)
     beats.lost()
+    beats.answered(105_000)  # of a connection that is being closed
     assert beats.clock(200.0) is None
 
 

@@ -203,6 +203,7 @@ def test_columns_need_lines_and_words_and_a_page_of_a_possible_size() -> None:
     (gap,) = column_gaps(row_by_row(*rows))
     assert 145 < gap < 300
     assert column_gaps(row_by_row(*rows[:2])) == []
+    assert column_gaps([line._replace(top=line.bottom) for line in row_by_row(*rows)]) == []
     assert column_gaps(row_by_row(*rows, right=1e300)) == []
     assert column_gaps(row_by_row(*rows, right=float("nan"))) == []
     assert column_gaps(row_by_row(*((line, "and QZ-1108 310.00 4711") for line in BREAD))) == []

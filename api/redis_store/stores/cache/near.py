@@ -9,6 +9,8 @@ Copies stay coherent through Redis's invalidation messages (`CLIENT TRACKING ON 
   what was invalidated meanwhile: only the time of sending counts.
 - A copy is not kept if any message arrived while its entry was read: it may be older than the message.
 - The reply to TIME is Redis's clock, so no copy outlives the lifetime of its answer.
+- The connection subscribes to a channel without messages. So Redis limits what waits for a worker that stands still
+  (`client-output-buffer-limit pubsub`), and closes the connection above it.
 
 Heartbeats are sent only while questions could use them. An idle worker sends a TIME every few seconds.
 """
@@ -123,8 +125,9 @@ class Heartbeats:
         self._sent.append(at)
 
     def answered(self, redis_ms: int) -> None:
-        """Notes the reply to the oldest heartbeat without one."""
-        self._proven, self._redis_ms = self._sent.popleft(), redis_ms
+        """Notes the reply to the oldest heartbeat without one. After `lost`, late replies may still arrive."""
+        if self._sent:
+            self._proven, self._redis_ms = self._sent.popleft(), redis_ms
 
     def lost(self) -> None:
         """Forgets all: the connection is gone."""
@@ -206,6 +209,9 @@ class NearCache:
         """Asks Redis for messages. Raises `ResponseError` if it refuses."""
         parser: Any = connection._parser
         parser.set_invalidation_push_handler(self._invalidated)
+        parser.set_pubsub_push_handler(_ignored)
+        await connection.send_command("SUBSCRIBE", self._prefix)
+        await connection.read_response(push_request=True)
         await connection.send_command("CLIENT TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
         await connection.read_response()
         self.copies.changed(None)  # of reads that began before this, nobody knows
@@ -246,6 +252,10 @@ class NearCache:
             self._was_refused = True
             advice = "Redis refuses CLIENT TRACKING, so this worker has no near cache. See `ragherd redis-acl`."
             structlog.get_logger("ragherd.cache").warning("near_cache_off", message=advice, error=str(error))
+
+
+async def _ignored(message: list[Any]) -> object:
+    return MESSAGE
 
 
 async def _first_of(*forever: Coroutine[Any, Any, Any]) -> None:
