@@ -157,11 +157,13 @@ def _check_listeners(server: Any) -> None:
 def _preload(app: str) -> None:
     """Imports the app's modules before the first fork, so that workers share their memory and start sooner.
 
-    Each worker makes the app itself, because it reads the settings of its own start. The modules leave the garbage
-    collector's view: a collection would write to their pages, which copies them.
+    Each worker makes the app itself, because it reads the settings of its own start. The scripts for Redis are read
+    with the modules that send them. The modules leave the garbage collector's view: a collection would write to their
+    pages, which copies them.
     """
     if app == APP:
         importlib.import_module("api.app")
+        importlib.import_module("api.redis_store.scripts").read_all()
         gc.collect()
         gc.freeze()
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -61,6 +62,19 @@ def lua(feature: str, operation: str) -> str:
         if section.name == operation:
             return "".join(parts)
     raise KeyError(operation)
+
+
+def read_all() -> None:
+    """Reads every operation. Processes that are forked later have the scripts of this process's release.
+
+    Their files may meanwhile be those of a newer one.
+    """
+    folder = Path(__file__).parent
+    for path in folder.rglob("*.lua"):
+        feature = path.relative_to(folder).with_suffix("").as_posix()
+        for section in sections(path.read_text("utf-8")):
+            if section.name:
+                lua(feature, section.name)
 
 
 def script(client: Redis, feature: str, operation: str) -> AsyncScript:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
 import pytest
 
+from api.redis_store import scripts
 from api.redis_store.scripts import lua, sections
 from scripts.check_lua import ROOT, STORE, warnings
 from tests.support.needed_tools import need_tool
+from worker_config import gunicorn_conf
 
 PRELUDE = "local function now() return redis.call('TIME') end\n"
 
@@ -92,3 +95,13 @@ def test_shared_code_needs_only_one_script_that_uses_it(tmp_path: Path) -> None:
     shared = "local function int(n) return n + 1 end\n"
     (tmp_path / "two.lua").write_text(f"{shared}-- name: a\nreturn int(ARGV[1])\n-- name: b\nreturn 1\n")
     assert warnings(tmp_path) == []
+
+
+def test_workers_have_the_scripts_of_their_master_even_if_the_files_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    lua.cache_clear()
+    gunicorn_conf._preload(gunicorn_conf.APP)
+    monkeypatch.delattr(scripts, "files")
+    for path in STORE.rglob("*.lua"):
+        for part in sections(path.read_text()):
+            assert not part.name or part.text in lua(path.relative_to(STORE).with_suffix("").as_posix(), part.name)
