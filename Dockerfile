@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The base is pinned by its tag, for people, and by the digest of its index (amd64, arm64), for the builder. To update it:
 #   docker buildx imagetools inspect python:3.13-slim-trixie --format '{{.Manifest.Digest}}'
 ARG PYTHON_TAG=3.13-slim-trixie
@@ -14,7 +13,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && python -m venv --without-pip /opt/ragherd \
     && pip --python /opt/ragherd/bin/python install \
        --no-deps --require-hashes --only-binary :all: --compile -r requirements/image.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE THIRD-PARTY-NOTICES.md ./
 COPY api api
 COPY ragherd ragherd
 COPY training training

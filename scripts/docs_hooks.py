@@ -25,6 +25,7 @@ ROOT_PAGES: Final = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
+    "THIRD-PARTY-NOTICES.md": "third-party-notices.md",
 }
 """Page of the site by file of the repository."""
 

@@ -2,7 +2,8 @@
 # Sourced by scripts/run and scripts/test in the root of the checkout: makes .venv and installs the project into it, once.
 #
 # Packages come from requirements/run.txt or requirements/dev.txt, which scripts/lock writes: pip accepts only the
-# versions and hashes listed there. requirements/dev.txt contains everything in requirements/run.txt.
+# versions and hashes listed there. requirements/dev.txt contains everything in requirements/run.txt. On Linux on x86-64
+# it also accepts only wheels: a source package would download build tools, which are not locked.
 #
 # An install is trusted only when it has a stamp, which is written last. The stamp is a hash of everything that the
 # install depends on: the locked packages, pyproject.toml, the Python version and the path of the checkout, because a
@@ -11,6 +12,8 @@
 # To use a second Python: PYTHON=python3.13 VENV=.venv-3.13 scripts/test
 VENV=${VENV:-.venv}
 INSTALL_LOG=.data/logs/install.log
+LOCKED=(--no-deps --require-hashes)
+[[ $(uname -sm) != "Linux x86_64" ]] || LOCKED+=(--only-binary :all:)
 
 say() { printf '%s\n' "$*"; }
 
@@ -93,7 +96,7 @@ install() {
   is_installed run || make_venv # packages may be added to a complete install; any other is made again
   rm -f "$VENV"/.installed-*
   step "Installing packages (about 300 MB the first time)" \
-    pip_install --no-deps --require-hashes -r "requirements/$packages.txt"
+    pip_install "${LOCKED[@]}" -r "requirements/$packages.txt"
   step "Installing Ragherd" pip_install --no-deps --no-build-isolation -e .
   fingerprint run >"$(stamp_of run)"
   fingerprint "$packages" >"$(stamp_of "$packages")"

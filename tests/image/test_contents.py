@@ -68,6 +68,8 @@ def test_the_model_templates_and_readers_are_in_it(image: Image) -> None:
         path.name for path in ours if path.parts[:2] == ("api", "knowledge")
     }
     assert {Path("api/endpoints/live_page/index.html"), Path("ragherd/__main__.py")} <= ours
+    licenses = {path.name for path in ours if path.match("ragherd-*.dist-info/licenses/*")}
+    assert licenses == {"LICENSE", "THIRD-PARTY-NOTICES.md"}
 
 
 def test_every_module_of_the_service_imports_without_what_was_pruned(image: Image) -> None:

