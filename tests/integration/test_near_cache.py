@@ -73,8 +73,12 @@ async def by_flush(client: httpx.AsyncClient, hit: Any, redis: Redis) -> None:
 
 
 async def by_eviction(client: httpx.AsyncClient, hit: Any, redis: Redis) -> None:
-    for number in range(3):
+    entry, number = hit["cache"]["entry"], 0
+    while await redis.exists(entry):
+        for scores in ("rag:evict:cache", "rag:evict:cache:default"):
+            await redis.zadd(scores, {entry: 0}, xx=True)  # its uses have raised its score, if they were written by now
         await ask(client, f"What is {number} times {number}?")
+        number += 1
 
 
 @pytest.mark.parametrize("change", [by_tenant, by_vote, by_document, by_flush, by_eviction])
