@@ -150,7 +150,7 @@ def _times(found: Iterable[tuple[float, int]]) -> deque[tuple[float, int]]:
 class SyncState(Mapping[str, Validators]):
     """What a run leaves to the next one, in a file: the validators of each URL, and the latest deletions.
 
-    Losing the file costs one download of each URL, and starts the limit of deletions anew.
+    If the file is lost, each URL is downloaded once more, and earlier deletions no longer count.
     """
 
     def __init__(self, path: Path) -> None:

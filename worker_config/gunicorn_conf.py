@@ -157,9 +157,9 @@ def _check_listeners(server: Any) -> None:
 def _preload(app: str) -> None:
     """Imports the app's modules before the first fork, so that workers share their memory and start sooner.
 
-    Each worker makes the app itself, because it reads the settings of its own start. The scripts for Redis are read
-    with the modules that send them. The modules leave the garbage collector's view: a collection would write to their
-    pages, which copies them.
+    Each worker still creates its own app, with the settings at its start. The Lua scripts are read here too: after an
+    upgrade on disk, a running master must not mix its modules with newer scripts. `gc.freeze` keeps collections from
+    writing to the modules' pages, which would copy them.
     """
     if app == APP:
         importlib.import_module("api.app")
