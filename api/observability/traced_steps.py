@@ -159,9 +159,9 @@ class TracedAnswerCache:
         self.join = cache.join
         self.find_near = cache.find_near
 
-    async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
+    async def find_exact(self, scope: str, digest: str, tenant: str = "", *, documents: bool = False) -> ExactLookup:
         with span_of(self._tracer, "cache.exact") as span:
-            found = await self._cache.find_exact(scope, digest, tenant)
+            found = await self._cache.find_exact(scope, digest, tenant, documents=documents)
             span.set_attribute("ragherd.cache.found", found.match is not None)
             return found
 

@@ -56,7 +56,9 @@ class AnswerCache(Protocol):
 
     def find_near(self, scope: str, digest: str) -> CacheMatch | None: ...
 
-    async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup: ...
+    async def find_exact(
+        self, scope: str, digest: str, tenant: str = "", *, documents: bool = False
+    ) -> ExactLookup: ...
 
     async def find_similar(
         self,
@@ -82,12 +84,14 @@ class AnswerCache(Protocol):
 class ExactLookup:
     """The result of the exact tier. `match` may be past its lifetime (`ttl_seconds` < 0).
 
-    `invalidated_ms`: when answers to this question, of this tenant, or all were last deleted; 0 if never.
+    `invalidated_ms`: when answers to this question, of this tenant, or all were last deleted; 0 if never. `corpus`: the
+    tenant's documents at `now_ms`, if they were asked for and there is no answer; None if the cache cannot tell.
     """
 
     match: CacheMatch | None
     now_ms: int
     invalidated_ms: int = 0
+    corpus: Corpus | None = None
 
 
 class CondensedQuestions(Protocol):

@@ -120,6 +120,11 @@ class Query:
         return not self.history and self.is_short
 
     @property
+    def wants_passages(self) -> bool:
+        """True if the answer is grounded in the tenant's documents, if there are any."""
+        return self.template != RAW and self.top_k > 0
+
+    @property
     def is_short(self) -> bool:
         """True if the question's vector covers all that the answer depends on."""
         return self.forwarded is None and len(self.question.encode("utf-8", "replace")) <= SEMANTIC_LIMIT

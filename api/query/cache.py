@@ -18,6 +18,7 @@ from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable,
 from api.languages.identify import EVERY, Languages
 from api.ports.answer_cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
 from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, Verifier, Versions
+from api.ports.document_store import Corpus
 from api.ports.inference import Embedder
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
@@ -131,8 +132,8 @@ class Lookup:
 
     `key` is None if the cache is not used for this answer; `available` is false while it cannot be used. `stale` is
     true if `match` has expired and must be refreshed. `expired` is the question's own expired entry. `unread`: the
-    parts of the question that the embedder could not read. `retrieval`: the passages that the grounded check found.
-    `decision`: the policy's, if it is not `guarded`.
+    parts of the question that the embedder could not read. `corpus`: the tenant's documents at `now_ms`, if known.
+    `retrieval`: the passages that the grounded check found. `decision`: the policy's, if it is not `guarded`.
     """
 
     key: CacheKey | None = None
@@ -145,6 +146,7 @@ class Lookup:
     stale: bool = False
     expired: CacheMatch | None = None
     candidates: Sequence[Candidate] = field(default_factory=tuple)
+    corpus: Corpus | None = None
     retrieval: Retrieval | None = None
     decision: PolicyDecision | None = None
 
@@ -262,8 +264,9 @@ class SemanticCache:
 
     async def _exact(self, cache: AnswerCache, query: Query, key: CacheKey, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier. It sets `now_ms` even if the caller wants no cached answer; storing needs it."""
-        found = await self._budget.within(timings, cache.find_exact(key.scope, key.digest, query.tenant))
-        lookup.now_ms, lookup.invalidated_ms = found.now_ms, found.invalidated_ms
+        finding = cache.find_exact(key.scope, key.digest, query.tenant, documents=query.wants_passages)
+        found = await self._budget.within(timings, finding)
+        lookup.now_ms, lookup.invalidated_ms, lookup.corpus = found.now_ms, found.invalidated_ms, found.corpus
         if found.match is None or not query.cache_control.reads:
             return
         if found.match.is_fresh and query.cache_control.max_age is None:

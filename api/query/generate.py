@@ -92,7 +92,8 @@ class FreshAnswers:
             await self._shared.embed(query, lookup, timings)  # refreshes an expired answer to the same question
         grounding = lookup.retrieval
         if grounding is None or not grounding.keeps:
-            grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, timings, background=background)
+            asked = (query, lookup.vector, lookup.now_ms, timings)
+            grounding = await self._grounder.ground(*asked, corpus=lookup.corpus, background=background)
         answer = await self._answered(query, grounding, output, buffered=buffered)
         generation, sources = answer
         stored = await self._stored(query, lookup, grounding, sources, generation, timings, claim)

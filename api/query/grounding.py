@@ -13,7 +13,6 @@ the generation uses the passages that it found.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.guards.agreement import Disagreement
 from api.knowledge.retrieval import PassageQuery, Retriever
 from api.ports.answer_cache import RetrievalSnapshot
+from api.ports.document_store import Corpus
 from api.ports.question import RAW, Query, Timings
 from api.ports.telemetry import GroundedCheckOutcome, GroundingOutcome, Telemetry
 from api.ports.tracing import Step
@@ -71,18 +71,25 @@ class PassageRetriever:
         self._step = step
 
     async def ground(
-        self, query: Query, vector: Vector | None, at_ms: int, timings: Timings, *, background: bool = False
+        self,
+        query: Query,
+        vector: Vector | None,
+        at_ms: int,
+        timings: Timings,
+        *,
+        corpus: Corpus | None = None,
+        background: bool = False,
     ) -> Retrieval:
         """Returns the passages for a question. Raises no errors of Redis.
 
-        `vector`: the question's embedding, if known. `at_ms`: a recent time by the cache's clock. `background`: a
-        follow-up is rewritten behind all users.
+        `vector`: the question's embedding, if known. `at_ms`: a recent time by the cache's clock. `corpus`: the
+        tenant's documents then or later, if known. `background`: a follow-up is rewritten behind all users.
         """
-        if query.template == RAW or query.top_k == 0:
+        if not query.wants_passages:
             return Retrieval("not_asked")
         with self._step("retrieval"):
             try:
-                grounding = await self._looked_for(query, vector, at_ms, timings, background=background)
+                grounding = await self._looked_for(query, vector, at_ms, timings, corpus, background=background)
             except StoreUnavailable as error:
                 self._events.store_failed(error)
                 grounding = UNAVAILABLE
@@ -102,13 +109,18 @@ class PassageRetriever:
         return await self.ground(query, vector, at_ms, timings)
 
     async def _looked_for(
-        self, query: Query, vector: Vector | None, at_ms: int, timings: Timings, *, background: bool
+        self,
+        query: Query,
+        vector: Vector | None,
+        at_ms: int,
+        timings: Timings,
+        corpus: Corpus | None,
+        *,
+        background: bool,
     ) -> Retrieval:
-        started = time.perf_counter()
-        try:
-            corpus = await self._retriever.corpus(query.tenant)
-        finally:
-            timings.retrieve += time.perf_counter() - started
+        if corpus is None:
+            with timings.timed("retrieve"):
+                corpus = await self._retriever.corpus(query.tenant)
         grounds = RetrievalSnapshot(query.top_k, query.documents, corpus, at_ms)
         if corpus.documents == 0:
             return Retrieval("no_documents", grounds=grounds)
@@ -274,7 +286,7 @@ class GroundedCheck:
 
     async def _search(self, query: Query, lookup: Lookup, timings: Timings) -> Retrieval:
         """The time counts as the cache's: these are not the passages of a generation yet."""
-        search = self._retriever.ground(query, lookup.vector, lookup.now_ms, Timings())
+        search = self._retriever.ground(query, lookup.vector, lookup.now_ms, Timings(), corpus=lookup.corpus)
         try:
             return await self._budget.within(timings, search)
         except StoreUnavailable as error:

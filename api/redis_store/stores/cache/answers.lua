@@ -5,6 +5,7 @@
 --   hash  rag:quarantine:<scope>:<digest>  an entry that a user judged bad, under another name: no look-up finds it
 --   zset  rag:quarantined             quarantined entry -> when it was quarantined (ms)
 --   hash  rag:votes:<scope>:<digest>  the votes on an entry's answer
+--   hash  rag:corpus:<owner>         the state of a tenant's documents; this feature only reads it
 -- The five eviction keys:
 --   zset  rag:evict:cache             entry -> its score; rag:evict:cache:<tenant> has the entries of one tenant
 --   zset  rag:expire:cache            entry -> when it expires (ms)
@@ -14,15 +15,22 @@
 
 -- name: find
 -- Reads an entry, Redis's clock to compute its age, and when answers with these tags were last invalidated.
--- KEYS[1] hash the entry   KEYS[2] hash rag:invalidated
+-- KEYS[1] hash the entry   KEYS[2] hash rag:invalidated   KEYS[3] hash rag:corpus:<owner>: not on a cluster, where it
+-- has another slot, and only if an answer needs it
 -- ARGV: number of tags, tag ..., names of the fields to read
--- Returns {now_ms, invalidated_ms (0: never), value, value ...}
+-- Returns {now_ms, invalidated_ms (0: never), value, value ...}. If there is no entry, its values are missing, or with
+-- KEYS[3]: nil, documents, epoch, changed_ms.
 local tags, last = tonumber(ARGV[1]), 0
 for _, at in ipairs(redis.call('HMGET', KEYS[2], unpack(ARGV, 2, 1 + tags))) do
   if at then last = math.max(last, tonumber(at)) end
 end
 local reply = {int(now_ms()), int(last)}
-for _, value in ipairs(redis.call('HMGET', KEYS[1], unpack(ARGV, 2 + tags))) do reply[#reply + 1] = value end
+local values = redis.call('HMGET', KEYS[1], unpack(ARGV, 2 + tags))
+if KEYS[3] and not values[1] then
+  reply[#reply + 1] = false
+  values = redis.call('HMGET', KEYS[3], 'documents', 'epoch', 'changed_ms')
+end
+for _, value in ipairs(values) do reply[#reply + 1] = value end
 return reply
 
 -- name: expire

@@ -19,7 +19,7 @@ from api.redis_store.search_index import NEIGHBOURS
 from api.redis_store.stores.cache.near import NearCache
 from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
 from api.redis_store.stores.cache.sweep import RUNNING, TAGS_LIFETIME_MS
-from api.redis_store.stores.documents.document_records import owner_of
+from api.redis_store.stores.documents.document_records import corpus_of, owner_of
 from api.redis_store.stores.fleet import CacheCounters
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Usage, Vector, source_of
 
@@ -96,20 +96,25 @@ class RedisAnswerCache:
         """The fresh entry of exactly this question, if this worker has a copy that is certainly current. No I/O."""
         return self._near.find(self._keys.partition(scope).entry(scope, digest)) if self._near is not None else None
 
-    async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
-        """The entry of exactly this question, fresh or not, with Redis's clock: one round trip."""
+    async def find_exact(self, scope: str, digest: str, tenant: str = "", *, documents: bool = False) -> ExactLookup:
+        """The entry of exactly this question, fresh or not, with Redis's clock: one round trip.
+
+        `documents`: without an entry, read the state of the tenant's documents too. A cluster has it elsewhere.
+        """
         part = self._keys.partition(scope)
         if not self._indexes.by_partition[part].supported:
             raise StoreUnavailable("Redis has no search module")
         arguments: list[str | int] = [5, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]
         key = part.entry(scope, digest)
         keys = [key, part.invalidated]
+        if documents and not self._keys.cluster:
+            keys.append(self._keys.corpus(owner_of(tenant)))
         redis = self._redis.of(key)
         read_at = self._near.copies.changes if self._near is not None else 0
         reply = await redis.run("exact_lookup", partial(self._find, keys, arguments))
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
         if values[0] is None:
-            return ExactLookup(None, now_ms, invalidated_ms)
+            return ExactLookup(None, now_ms, invalidated_ms, corpus_of(values[1:]) if len(keys) > 2 else None)
         answer = self._decoded(key, values)
         match = CacheMatch(answer, "exact", 1.0, now_ms) if answer is not None else None
         if answer is not None and self._near is not None:

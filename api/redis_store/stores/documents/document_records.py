@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from api.errors import StoreUnavailable
 from api.ports.document_store import (
     Chunk,
+    Corpus,
     Document,
     DocumentFacts,
     DocumentStatus,
@@ -68,6 +69,14 @@ def facts_of(fields: Fields) -> DocumentFacts:
         warnings=tuple(orjson.loads(fields.get("warnings", b"[]"))) if is_current else (),
         language=_text(fields, "language") if is_current else None,
     )
+
+
+CORPUS: Final = ("documents", "epoch", "changed_ms")
+
+
+def corpus_of(values: Sequence[bytes | None]) -> Corpus:
+    """Parses the fields `CORPUS`. Without any the tenant has no documents."""
+    return Corpus(*(int(value or 0) for value in values))
 
 
 # fmt: off

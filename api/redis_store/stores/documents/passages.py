@@ -23,7 +23,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.scripts import replies_of
 from api.redis_store.search_index import created, says_missing
 from api.redis_store.stores.cache.semantic_index import ScopeShares
-from api.redis_store.stores.documents.document_records import STEMMERS, facts_of, named, owner_of
+from api.redis_store.stores.documents.document_records import CORPUS, STEMMERS, corpus_of, facts_of, named, owner_of
 from api.redis_store.stores.documents.embeddings import RedisUnusedEmbeddings
 from api.redis_store.stores.documents.passage_search import (
     STEMMER,
@@ -44,7 +44,6 @@ _LANGUAGES: Final = {stemmer: code for code, stemmer in STEMMERS.items() if code
 """The language of each stemmer. That for English serves all passages without one."""
 _Commands = list[tuple[str, tuple[Any, ...]]]
 """Commands by what they find: `state`, `meaning`, `words`, `counted`, or a term."""
-_CORPUS: Final = ("documents", "epoch", "changed_ms")
 _FACTS: Final = ("tenant", "title", "source", "version", "revision")
 
 
@@ -70,8 +69,7 @@ class RedisPassageIndex:
     async def corpus(self, tenant: str) -> Corpus:
         """Returns the state of a tenant's documents: how many, the epoch, the last change (ms)."""
         key = self._keys.corpus(owner_of(tenant))
-        found: Any = await self._redis.run("corpus", methodcaller("hmget", key, *_CORPUS))
-        return Corpus(*(int(value or 0) for value in found))
+        return corpus_of(await self._redis.run("corpus", methodcaller("hmget", key, *CORPUS)))
 
     async def languages(self, tenant: str) -> Sequence[str]:
         """Returns the languages of a tenant's passages that have a stemmer, without English."""
