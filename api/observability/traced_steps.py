@@ -19,7 +19,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 
 from api.errors import UpstreamError
 from api.observability.worker_telemetry import WorkerTelemetry
-from api.ports.answer_cache import AnswerCache, Claim, ExactLookup, NewAnswer
+from api.ports.answer_cache import AnswerCache, Claim, ExactLookup, NearestSearch, NewAnswer
 from api.ports.answer_quality import PolicyDecision, Verifier
 from api.ports.coordination import Bulkhead
 from api.ports.inference import CurrentIdentity, Embedder, LanguageModel
@@ -159,10 +159,20 @@ class TracedAnswerCache:
         self.join = cache.join
         self.find_near = cache.find_near
 
-    async def find_exact(self, scope: str, digest: str, tenant: str = "", *, documents: bool = False) -> ExactLookup:
+    async def find_exact(
+        self,
+        scope: str,
+        digest: str,
+        tenant: str = "",
+        *,
+        documents: bool = False,
+        search: NearestSearch | None = None,
+    ) -> ExactLookup:
         with span_of(self._tracer, "cache.exact") as span:
-            found = await self._cache.find_exact(scope, digest, tenant, documents=documents)
+            found = await self._cache.find_exact(scope, digest, tenant, documents=documents, search=search)
             span.set_attribute("ragherd.cache.found", found.match is not None)
+            if found.similar is not None:
+                span.set_attribute("ragherd.cache.candidates", len(found.similar))
             return found
 
     async def find_similar(

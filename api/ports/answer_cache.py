@@ -51,13 +51,29 @@ class NewAnswer:
     is_follow_up: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class NearestSearch:
+    """A search for the `neighbours` entries nearest to a vector that expired at most `stale_ms` ago."""
+
+    embedder: EmbedderIdentity
+    vector: Vector
+    stale_ms: int
+    neighbours: int
+
+
 class AnswerCache(Protocol):
     """The cached answers of the fleet. Raises `StoreUnavailable` if Redis cannot be used."""
 
     def find_near(self, scope: str, digest: str) -> CacheMatch | None: ...
 
     async def find_exact(
-        self, scope: str, digest: str, tenant: str = "", *, documents: bool = False
+        self,
+        scope: str,
+        digest: str,
+        tenant: str = "",
+        *,
+        documents: bool = False,
+        search: NearestSearch | None = None,
     ) -> ExactLookup: ...
 
     async def find_similar(
@@ -86,12 +102,14 @@ class ExactLookup:
 
     `invalidated_ms`: when answers to this question, of this tenant, or all were last deleted; 0 if never. `corpus`: the
     tenant's documents at `now_ms`, if they were asked for and there is no answer; None if the cache cannot tell.
+    `similar`: what the search that was sent along has found; None without one, or if it must be made separately.
     """
 
     match: CacheMatch | None
     now_ms: int
     invalidated_ms: int = 0
     corpus: Corpus | None = None
+    similar: Sequence[CacheMatch] | None = None
 
 
 class CondensedQuestions(Protocol):

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from api.cancellation import cancel_and_wait, log_failure, wait_with_lag
 from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable, VerifierUnavailable
 from api.languages.identify import EVERY, Languages
-from api.ports.answer_cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
+from api.ports.answer_cache import AnswerCache, Claim, NearestSearch, NewAnswer, RetrievalSnapshot
 from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, Verifier, Versions
 from api.ports.document_store import Corpus
 from api.ports.inference import Embedder
@@ -32,6 +32,7 @@ from api.query.candidates import (
     CandidateOutcome,
     ComparedQuestion,
     Sight,
+    SimilarQuestions,
     best,
     consider,
     lifetime,
@@ -133,7 +134,8 @@ class Lookup:
     `key` is None if the cache is not used for this answer; `available` is false while it cannot be used. `stale` is
     true if `match` has expired and must be refreshed. `expired` is the question's own expired entry. `unread`: the
     parts of the question that the embedder could not read. `corpus`: the tenant's documents at `now_ms`, if known.
-    `retrieval`: the passages that the grounded check found. `decision`: the policy's, if it is not `guarded`.
+    `search`: the last one; it found `similar` if it was sent along with the exact look-up. `retrieval`: the passages
+    that the grounded check found. `decision`: the policy's, if it is not `guarded`.
     """
 
     key: CacheKey | None = None
@@ -147,6 +149,8 @@ class Lookup:
     expired: CacheMatch | None = None
     candidates: Sequence[Candidate] = field(default_factory=tuple)
     corpus: Corpus | None = None
+    search: NearestSearch | None = None
+    similar: Sequence[CacheMatch] | None = None
     retrieval: Retrieval | None = None
     decision: PolicyDecision | None = None
 
@@ -191,6 +195,7 @@ class SemanticCache:
         self.quality = quality or QualityView(_guarded(policy.threshold))
         self._verifier = verifier
         self._step = step
+        self._similar_questions = SimilarQuestions()
         self.used: Callable[[CacheMatch], None] = cache.used if cache is not None else _nothing
         """Records that an entry was served; no I/O."""
 
@@ -264,9 +269,14 @@ class SemanticCache:
 
     async def _exact(self, cache: AnswerCache, query: Query, key: CacheKey, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier. It sets `now_ms` even if the caller wants no cached answer; storing needs it."""
-        finding = cache.find_exact(key.scope, key.digest, query.tenant, documents=query.wants_passages)
+        search = self._similar_questions.find(key) if query.cache_control.reads else None
+        asked = (key.scope, key.digest, query.tenant)
+        finding = cache.find_exact(*asked, documents=query.wants_passages, search=search)
         found = await self._budget.within(timings, finding)
         lookup.now_ms, lookup.invalidated_ms, lookup.corpus = found.now_ms, found.invalidated_ms, found.corpus
+        lookup.search, lookup.similar = search, found.similar
+        if search is not None and found.match is not None:
+            self._similar_questions.forget(key)
         if found.match is None or not query.cache_control.reads:
             return
         if found.match.is_fresh and query.cache_control.max_age is None:
@@ -311,8 +321,12 @@ class SemanticCache:
                 self._observer.guard_rejected(objection.guard, objection.detail, candidate.match.similarity)
         if lookup.decision is not None:
             self._observer.policy_decided(lookup.decision)
-        if chosen is not None:
-            lookup.match, lookup.stale = chosen.match, chosen.fate is CandidateOutcome.STALE
+        assert lookup.key is not None, "the exact tier was asked first"
+        if chosen is None or lookup.search is None:
+            self._similar_questions.forget(lookup.key)
+            return
+        self._similar_questions.add(lookup.key, lookup.search)
+        lookup.match, lookup.stale = chosen.match, chosen.fate is CandidateOutcome.STALE
 
     async def _similar(
         self,
@@ -335,8 +349,7 @@ class SemanticCache:
             with self._step("guards"):
                 judging = self._judged(matches, rules, asked, query, lookup, timings, stale_seconds, explores=explores)
                 return await judging
-        finding = self._cache.find_similar(key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
-        matches = await self._budget.within(timings, finding)
+        matches = await self._nearest(self._cache, key, lookup, timings, stale_ms, FEWER)
         with self._step("guards"):
             fates = consider(asked, matches, threshold, query.cache_control, stale_seconds)
             lookup.candidates = considered = up_to_the_first_fresh(fates)
@@ -349,13 +362,23 @@ class SemanticCache:
         self, cache: AnswerCache, key: CacheKey, query: Query, lookup: Lookup, timings: Timings, stale_ms: int
     ) -> tuple[Sequence[CacheMatch], Rules]:
         """Returns the nearest entries for a policy other than `guarded`, and its rules."""
-        assert lookup.vector is not None, "the question is embedded"
         rules = self._quality(query).rules(key.scope, query.tenant)
         count = NEIGHBOURS if rules.verifies else FEWER
+        return await self._nearest(cache, key, lookup, timings, stale_ms, count), rules
+
+    async def _nearest(
+        self, cache: AnswerCache, key: CacheKey, lookup: Lookup, timings: Timings, stale_ms: int, count: int
+    ) -> Sequence[CacheMatch]:
+        """Returns the nearest entries, at once if the exact look-up has brought them along."""
+        assert lookup.vector is not None, "the question is embedded"
+        search = NearestSearch(key.embedder, lookup.vector, stale_ms, count)
+        if lookup.similar is not None and lookup.search == search:
+            return lookup.similar
+        lookup.search, lookup.similar = search, None
         finding = cache.find_similar(
             key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms, neighbours=count
         )
-        return await self._budget.within(timings, finding), rules
+        return await self._budget.within(timings, finding)
 
     async def _judged(
         self,

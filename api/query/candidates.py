@@ -5,6 +5,7 @@ A high similarity only counts if the embedder could read both questions complete
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,10 +13,12 @@ from typing import Final
 
 from api.guards.agreement import Disagreement, Features, disagreement, read
 from api.languages.identify import EVERY, Languages
+from api.ports.answer_cache import NearestSearch
 from api.ports.answer_quality import PolicyName
 from api.ports.question import CacheControl
 from api.quality.evidence import NearEntry
 from api.quality.policies import CANDIDATES_FROM, Rules
+from api.query.cache_key import CacheKey
 from api.values import CachedAnswer, CacheMatch
 
 PLAIN_WORD: Final = 100
@@ -200,3 +203,30 @@ def lifetime(match: CacheMatch, control: CacheControl, stale_seconds: float = 0.
     if match.is_fresh:
         return CandidateOutcome.FRESH
     return CandidateOutcome.STALE if match.stale_seconds < stale_seconds else CandidateOutcome.EXPIRED
+
+
+class SimilarQuestions:
+    """The questions that this worker last answered by meaning, and the searches that found the answers.
+
+    Such a question has no entry of its own, so it is searched for without waiting for the exact tier. A question that
+    was generated has an entry by now, and would waste the search.
+    """
+
+    def __init__(self, max_entries: int = 1024) -> None:
+        self._max_entries = max_entries
+        self._searches: OrderedDict[tuple[str, str], NearestSearch] = OrderedDict()
+
+    def find(self, key: CacheKey) -> NearestSearch | None:
+        """Returns the search of a question, if it was last answered by meaning."""
+        return self._searches.get((key.scope, key.digest))
+
+    def add(self, key: CacheKey, search: NearestSearch) -> None:
+        """Remembers a question. Forgets the least recently answered one if there are too many."""
+        self._searches[key.scope, key.digest] = search
+        self._searches.move_to_end((key.scope, key.digest))
+        if len(self._searches) > self._max_entries:
+            self._searches.popitem(last=False)
+
+    def forget(self, key: CacheKey) -> None:
+        """Forgets a question, if it is known."""
+        self._searches.pop((key.scope, key.digest), None)

@@ -64,8 +64,9 @@ async def test_answers_of_every_shard_are_hits_on_every_worker(cluster_serve: Se
     one, other = await cluster_serve(), await cluster_serve()
     tenants = await spread(one, cluster)
     assert await statuses(other, tenants) == ["hit"] * 3
-    answers = [await ask(other, PARAPHRASE, tenant=tenant) for tenant in tenants.values()]
-    assert [answer["cache"]["kind"] for answer in answers] == ["semantic"] * 3
+    for _ in range(2):  # the second time, both look-ups go out together
+        answers = [await ask(other, PARAPHRASE, tenant=tenant) for tenant in tenants.values()]
+        assert [answer["cache"]["kind"] for answer in answers] == ["semantic"] * 3
     assert await statuses(other, tenants, "What is something else?") == ["miss"] * 3
     figures = (await other.get(f"{CACHE}/metrics")).json()
     assert figures["cache_size"] == sum(map(len, keys(cluster, "rag:cache:*").values()))

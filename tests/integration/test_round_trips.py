@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
+import numpy as np
+from redis.asyncio import Redis
+
+from api.ports.answer_cache import NearestSearch, NewAnswer
+from api.redis_store.health_gated import HealthGatedRedis
+from api.redis_store.keys import Keys
+from api.redis_store.stores.cache.answers import RedisAnswerCache
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.fleet import CacheCounters
+from api.values import EmbedderIdentity
 from tests.support.round_trips import round_trips
 from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
-AWAITED = ("answers.find", "FT.SEARCH", "flights.join", "HMGET", "bulkhead.take", "answers.store")
+QUESTION: Final = "What is the capital of France?"
+PARAPHRASE: Final = "What is the capital of France, please?"
+HOUR_MS: Final = 3_600_000
+
+AWAITED: Final = ("answers.find", "FT.SEARCH", "flights.join", "HMGET", "bulkhead.take", "answers.store")
 """The commands of a question. Others are sent in the background."""
 
 
@@ -17,10 +33,82 @@ def awaited(written: Sequence[str]) -> list[str]:
 
 async def test_a_miss_reads_the_documents_with_the_look_up(serve: Service) -> None:
     client = await serve()
-    await ask(client, "What is the capital of France?")  # loads the scripts
+    await ask(client, QUESTION)  # loads the scripts
     with round_trips() as written:
         answered = await ask(client, "How tall is Mont Blanc?")
     assert answered["cache"]["status"] == "miss"
     of_embedding, of_model = "bulkhead.take", "bulkhead.take"
     steps = ["answers.find", of_embedding, "FT.SEARCH", "flights.join", of_model, "answers.store"]
     assert awaited(written) == steps
+
+
+async def test_a_repeated_semantic_hit_makes_one_round_trip(serve: Service) -> None:
+    client = await serve()
+    await ask(client, QUESTION)
+    first = await ask(client, PARAPHRASE)
+    with round_trips() as written:
+        again = await ask(client, PARAPHRASE)
+    assert [first["cache"]["kind"], again["cache"]["kind"]] == ["semantic", "semantic"]
+    assert again["cache"]["similarity"] == first["cache"]["similarity"]
+    assert awaited(written) == ["answers.find + FT.SEARCH"]
+
+
+async def test_a_repeated_semantic_hit_survives_the_loss_of_the_scripts_and_the_index(
+    serve: Service, redis: Redis
+) -> None:
+    client = await serve()
+    await ask(client, QUESTION)
+    await ask(client, PARAPHRASE)
+    await redis.script_flush()
+    assert (await ask(client, PARAPHRASE))["cache"]["kind"] == "semantic"
+    (index,) = await redis.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
+    await redis.execute_command("FT.DROPINDEX", index)  # type: ignore[no-untyped-call]
+    kinds = [(await ask(client, PARAPHRASE))["cache"]["kind"] for _ in range(2)]
+    assert kinds == [None, "exact"], "the miss makes the index again"
+
+
+async def test_a_question_with_an_answer_of_its_own_is_an_exact_hit_again(serve: Service) -> None:
+    client = await serve()
+    await ask(client, QUESTION)
+    assert (await ask(client, PARAPHRASE))["cache"]["kind"] == "semantic"
+    generated = await ask(client, PARAPHRASE, headers={"Cache-Control": "no-cache"})
+    assert generated["cache"]["status"] == "bypass"
+    searched = []
+    for _ in range(2):
+        with round_trips() as written:
+            answer = await client.post("/query", json={"question": PARAPHRASE, "stream": True})
+        assert '"kind":"exact"' in answer.text
+        searched.append(awaited(written))
+    assert searched == [["answers.find + FT.SEARCH"], ["answers.find"]]
+
+
+async def test_a_search_that_is_sent_along_finds_nothing_that_has_expired(redis: Redis) -> None:
+    gate, keys, model = HealthGatedRedis(redis, 8), Keys(), EmbedderIdentity("model", 2, "a" * 10)
+    assert await gate.check()
+    indexes, scope = SemanticIndexes(gate, keys), f"{model.fingerprint}-{'b' * 24}"
+    counters = CacheCounters(gate, keys, "w")
+    cache = RedisAnswerCache(gate, keys, indexes, counters, ttl_ms=HOUR_MS, stale_ms=HOUR_MS, max_size=9)
+    vector = np.array([1.0, 0.0], dtype=np.float32).tobytes()
+    index = indexes.of(scope)
+
+    async def serves() -> bool:
+        await index.ensure(model)
+        return index.search(model, scope, vector, 0, 5) is not None
+
+    assert index.search(model, scope, vector, 0, 5) is None, "the worker does not know an index"
+    await wait_until_async(serves)
+    for name in ("expired", "fresh"):
+        stored = await cache.store(scope, name, vector, NewAnswer(name, "a", "m", "t"))
+        assert stored is not None
+        if name == "expired":
+            await redis.hset(stored.entry, "expires_ms", str(stored.created_ms - 1_000))
+
+    async def found(stale_ms: int) -> list[str]:
+        exact = await cache.find_exact(scope, "another", search=NearestSearch(model, vector, stale_ms, 5))
+        assert exact.match is None
+        assert exact.similar is not None
+        return sorted(match.answer.question for match in exact.similar)
+
+    assert await found(0) == ["fresh"], "although this worker does not know Redis's clock yet"
+    assert await found(HOUR_MS) == ["expired", "fresh"]
+    assert await found(0) == ["fresh"]

@@ -27,7 +27,7 @@ class LostCache:
     def __init__(self) -> None:
         self.stored = 0
 
-    async def find_exact(self, *_: str, **__: bool) -> None:
+    async def find_exact(self, *_: str, **__: Any) -> None:
         raise StoreUnavailable("Redis is down")
 
     async def store(self, *_: Any, **__: Any) -> None:
@@ -69,7 +69,7 @@ async def test_an_answer_whose_second_lookup_fails_keeps_its_read_time_and_is_no
 class FullCache(LostCache):
     """Has an answer that another worker has just stored."""
 
-    async def find_exact(self, *_: str, **__: bool) -> ExactLookup:  # type: ignore[override]
+    async def find_exact(self, *_: str, **__: Any) -> ExactLookup:  # type: ignore[override]
         answer = CachedAnswer("entry", "q", "a", "m", (), Usage(), 2_000, 9_000)
         return ExactLookup(CacheMatch(answer, "exact", 1.0, 3_000), 3_000, 0)
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
 import orjson
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError
 
 from api.errors import DocumentsChanged, StoreUnavailable
-from api.ports.answer_cache import CachedQuestion, Claim, ExactLookup, NewAnswer, RetrievalSnapshot
+from api.ports.answer_cache import (
+    CachedQuestion,
+    Claim,
+    ExactLookup,
+    NearestSearch,
+    NewAnswer,
+    RetrievalSnapshot,
+)
 from api.ports.document_store import DocumentFilter
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 from api.redis_store.search_index import NEIGHBOURS
 from api.redis_store.stores.cache.near import NearCache
-from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
+from api.redis_store.stores.cache.semantic_index import FIELDS, Nearest, SemanticIndex, SemanticIndexes, nearest_of
 from api.redis_store.stores.cache.sweep import RUNNING, TAGS_LIFETIME_MS
 from api.redis_store.stores.documents.document_records import corpus_of, owner_of
 from api.redis_store.stores.fleet import CacheCounters
@@ -88,6 +98,8 @@ class RedisAnswerCache:
         self._on_evicted = on_evicted
         self._near = near
         self._limits = (ttl_ms, stale_ms, max_size, round(tenant_share * max_size))
+        self._clock = (0, 0.0)
+        """Redis's clock as last read (ms), and when that was by this worker's (s)."""
         self._find = script(redis.client, "stores/cache/answers", "find")
         self._store = script(redis.client, "stores/cache/answers", "store")
         self._join = script(redis.client, "stores/cache/answers", "join")
@@ -96,13 +108,23 @@ class RedisAnswerCache:
         """The fresh entry of exactly this question, if this worker has a copy that is certainly current. No I/O."""
         return self._near.find(self._keys.partition(scope).entry(scope, digest)) if self._near is not None else None
 
-    async def find_exact(self, scope: str, digest: str, tenant: str = "", *, documents: bool = False) -> ExactLookup:
+    async def find_exact(
+        self,
+        scope: str,
+        digest: str,
+        tenant: str = "",
+        *,
+        documents: bool = False,
+        search: NearestSearch | None = None,
+    ) -> ExactLookup:
         """The entry of exactly this question, fresh or not, with Redis's clock: one round trip.
 
         `documents`: without an entry, read the state of the tenant's documents too. A cluster has it elsewhere.
+        `search`: one to send along, whether there is an entry or not.
         """
         part = self._keys.partition(scope)
-        if not self._indexes.by_partition[part].supported:
+        index = self._indexes.by_partition[part]
+        if not index.supported:
             raise StoreUnavailable("Redis has no search module")
         arguments: list[str | int] = [5, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]
         key = part.entry(scope, digest)
@@ -111,15 +133,52 @@ class RedisAnswerCache:
             keys.append(self._keys.corpus(owner_of(tenant)))
         redis = self._redis.of(key)
         read_at = self._near.copies.changes if self._near is not None else 0
-        reply = await redis.run("exact_lookup", partial(self._find, keys, arguments))
+        also = self._sent_along(index, scope, search) if search is not None else None
+        if also is None:
+            reply, nearest = await redis.run("exact_lookup", partial(self._find, keys, arguments)), None
+        else:
+            reply, nearest = await redis.run("exact_lookup", partial(self._find_both, keys, arguments, also))
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
+        self._clock = now_ms, time.monotonic()
         if values[0] is None:
-            return ExactLookup(None, now_ms, invalidated_ms, corpus_of(values[1:]) if len(keys) > 2 else None)
+            corpus = corpus_of(values[1:]) if len(keys) > 2 else None
+            similar = self._matches(nearest, now_ms, search.stale_ms) if search is not None and nearest else None
+            return ExactLookup(None, now_ms, invalidated_ms, corpus, similar)
         answer = self._decoded(key, values)
         match = CacheMatch(answer, "exact", 1.0, now_ms) if answer is not None else None
         if answer is not None and self._near is not None:
             self._near.keep(key, answer, read_at)
         return ExactLookup(match, now_ms, invalidated_ms)
+
+    def _sent_along(self, index: SemanticIndex, scope: str, search: NearestSearch) -> tuple[Any, ...] | None:
+        """The command of a search that cannot wait for Redis's clock.
+
+        It takes the earliest time that the clock can show, so it may find what has just expired. `_matches` drops that.
+        """
+        redis_ms, at = self._clock
+        now_ms = redis_ms + int((time.monotonic() - at) * 1000)
+        return index.search(search.embedder, scope, search.vector, now_ms - search.stale_ms, search.neighbours)
+
+    async def _find_both(
+        self, keys: Sequence[str], arguments: Sequence[str | int], search: Sequence[Any], client: Redis
+    ) -> tuple[Any, Mapping[bytes, Any] | None]:
+        """Sends both commands in one write. Without the script or the index, the search is left to `find_similar`."""
+        async with client.pipeline(transaction=False) as pipe:
+            # As a command: redis-py would first ask Redis whether it has the script.
+            pipe.execute_command("EVALSHA", self._find.sha, len(keys), *keys, *arguments)
+            pipe.execute_command(*search)
+            reply, nearest = await pipe.execute(raise_on_error=False)
+        if isinstance(reply, NoScriptError):
+            return await self._find(keys, arguments, client), None
+        if isinstance(reply, RedisError):
+            raise reply
+        return reply, None if isinstance(nearest, RedisError) else nearest
+
+    def _matches(self, reply: Mapping[bytes, Any], now_ms: int, stale_ms: int) -> Sequence[CacheMatch]:
+        """The entries that a search has found, without those that expired before the look-up."""
+        return [
+            match for match in self._semantic(nearest_of(reply), now_ms) if match.answer.expires_ms > now_ms - stale_ms
+        ]
 
     async def find_similar(
         self,
@@ -138,6 +197,9 @@ class RedisAnswerCache:
         found = await self._indexes.by_partition[self._keys.partition(scope)].nearest(
             embedder, scope, vector, now_ms - stale_ms, neighbours
         )
+        return self._semantic(found, now_ms)
+
+    def _semantic(self, found: Sequence[Nearest], now_ms: int) -> list[CacheMatch]:
         answers = [(self._decoded(one.key, one.values), one.similarity) for one in found]
         return [CacheMatch(answer, "semantic", near, now_ms) for answer, near in answers if answer is not None]
 

@@ -177,9 +177,7 @@ class SemanticIndex:
         serving = await self._serves(embedder)
         if serving is None:
             return []
-        index = self._names.get((embedder.fingerprint, serving)) or self._name(embedder, serving)
-        share = self._shares.of(scope, self._entries.get(index, 0))
-        search = _search(index, scope, expires_after_ms, nearest_clause(serving, share, neighbours), vector, neighbours)
+        index, search = self._command(serving, embedder, scope, vector, expires_after_ms, neighbours)
         try:
             if serving == "hnsw" and self._shares.is_due(scope):
                 found = await self._counted(index, scope, search)
@@ -190,7 +188,33 @@ class SemanticIndex:
                 raise
             await self.ensure(embedder)  # FLUSHALL takes an index too: made again, and this once a miss
             return []
-        return [_nearest(one) for one in found[b"results"]]
+        return nearest_of(found)
+
+    def search(
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int, neighbours: int
+    ) -> tuple[Any, ...] | None:
+        """Returns the command of `nearest`, to be sent along with another one. No I/O.
+
+        None if more is due: the index must be found or created, or the scope counted.
+        """
+        serving = self._serving.get(embedder.fingerprint)
+        if serving is None or (serving == "hnsw" and self._shares.is_due(scope)):
+            return None
+        self._note(embedder)
+        return self._command(serving, embedder, scope, vector, expires_after_ms, neighbours)[1]
+
+    def _command(
+        self,
+        serving: Algorithm,
+        embedder: EmbedderIdentity,
+        scope: str,
+        vector: Vector,
+        expires_after_ms: int,
+        neighbours: int,
+    ) -> tuple[str, tuple[Any, ...]]:
+        index = self._names.get((embedder.fingerprint, serving)) or self._name(embedder, serving)
+        clause = nearest_clause(serving, self._shares.of(scope, self._entries.get(index, 0)), neighbours)
+        return index, _search(index, scope, expires_after_ms, clause, vector, neighbours)
 
     async def near(self, scope: str, vector: Vector, limit: int) -> list[Neighbor]:
         """Returns up to `limit` entries of the scope, fresh or not, nearest first.
@@ -316,6 +340,11 @@ def _in_scope(scope: str) -> str:
 def _neighbor(found: Mapping[bytes, Any]) -> Neighbor:
     key, fields = found[b"id"].decode(), found[b"extra_attributes"]
     return Neighbor(key, 1.0 - float(fields[b"d"]), (fields.get(b"group") or found[b"id"]).decode())
+
+
+def nearest_of(reply: Mapping[bytes, Any]) -> list[Nearest]:
+    """Parses the reply to the command of `SemanticIndex.search`."""
+    return [_nearest(one) for one in reply[b"results"]]
 
 
 def _nearest(found: Mapping[bytes, Any]) -> Nearest:
