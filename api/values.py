@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import orjson
 
@@ -62,13 +62,20 @@ class Priority(StrEnum):
     BACKGROUND = "background"
 
 
+class EarlyPermit(Protocol):
+    """A permit that was asked for before it was certain that the call is made."""
+
+    def withdraw(self) -> None:
+        """Returns it: the call is not made."""
+
+
 @dataclass(slots=True)
 class QueuePlace:
     """A call's place in the queue, shared by the code that waits for a permit and the callers who wait for the answer.
 
     `position` is 1 for the next call to start; None while the call does not wait, or has waited for under a second.
     `seconds`: the estimated time until it starts; None if unknown. `on_move` is called when the position changes,
-    `on_promotion` when the call gets a user's priority.
+    `on_promotion` when the call gets a user's priority. `early`: a permit that the call may take over.
     """
 
     priority: Priority = Priority.USER
@@ -76,6 +83,7 @@ class QueuePlace:
     seconds: float | None = None
     on_move: Callable[[], None] | None = None
     on_promotion: Callable[[], None] | None = None
+    early: EarlyPermit | None = None
 
     def move(self, position: int, seconds: float | None) -> None:
         """Records a new position. 0: the call waits no longer."""
@@ -90,6 +98,12 @@ class QueuePlace:
             self.priority = Priority.USER
             if self.on_promotion is not None:
                 self.on_promotion()
+
+    def withdraw(self) -> None:
+        """Returns a permit that was asked for early, unless the call has taken it over."""
+        if self.early is not None:
+            self.early.withdraw()
+            self.early = None
 
 
 @dataclass(frozen=True, slots=True)

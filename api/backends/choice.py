@@ -329,6 +329,12 @@ class Backends(Generic[T]):
         """True if there are several backends that are not drained."""
         return sum(not member.drain.drained for member in self._members.values()) > 1
 
+    @property
+    def only(self) -> Backend[T] | None:
+        """The backend that is not drained; None if there are several, or none."""
+        members = [member for member in self._members.values() if not member.drain.drained]
+        return members[0] if len(members) == 1 else None
+
     def candidates(
         self, model: str, preferences: Mapping[str, Preference] | None = None, *, even_drained: bool = False
     ) -> list[Backend[T]]:

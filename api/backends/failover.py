@@ -412,6 +412,12 @@ class Generations:
         self._backends = backends
         self._failover = Failover(backends, FailoverPolicy(total), retries, events)
 
+    def ask_early(self, tenant: str, place: QueuePlace) -> None:
+        """Asks for the permit of a generation that is probably made soon, if it is clear where; no I/O here."""
+        backend = self._backends.only
+        if backend is not None and not backend.breaker.rejects:
+            backend.bulkhead.ask_early(tenant, place)
+
     async def generate(self, request: GenerationRequest, output: TextOutput) -> Generation:
         """Writes the text as it arrives. With `request.buffered` an answer that broke off may restart.
 

@@ -106,6 +106,18 @@ class _QueuedCall:
     )
 
 
+class AskedEarly:
+    """Implements `values.EarlyPermit`."""
+
+    def __init__(self, owner: FleetBulkhead, taking: asyncio.Future[Taken]) -> None:
+        self.owner = owner
+        self.taking = taking
+
+    def withdraw(self) -> None:
+        """Returns the permit as soon as it is known."""
+        self.taking.add_done_callback(self.owner.unwanted)
+
+
 class FleetBulkhead:
     """One bulkhead, shared by all workers that use the same name."""
 
@@ -204,18 +216,35 @@ class FleetBulkhead:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
+    def ask_early(self, tenant: str, place: QueuePlace) -> None:
+        """Asks for a permit that is free now, before it is certain that the call is made; no I/O here.
+
+        Does nothing while calls of this worker wait: there is probably none.
+        """
+        if self._local is None and not self._waiting:
+            place.early = AskedEarly(self, asyncio.ensure_future(self._take_shared(tenant, place, queues=False)))
+
     async def _take(self, tenant: str, place: QueuePlace, queues: bool) -> Taken:
-        if self._local is None:
-            # Interrupting the command would lose the ticket: it is taken in any case, and returned.
-            taking = asyncio.ensure_future(self._take_shared(tenant, place, queues))
-            try:
-                return await asyncio.shield(taking)
-            except asyncio.CancelledError:
-                taking.add_done_callback(self._unwanted)
-                raise
-            except StoreUnavailable:
-                pass
+        try:
+            early = place.early
+            if isinstance(early, AskedEarly) and early.owner is self:
+                place.early = None
+                taken = await self._end_of(early.taking)
+                if taken.verdict is AcquireResult.GRANTED:
+                    return taken
+            if self._local is None:
+                return await self._end_of(asyncio.ensure_future(self._take_shared(tenant, place, queues)))
+        except StoreUnavailable:
+            pass
         return self._take_locally(self._lost_store(), tenant, place, queues)
+
+    async def _end_of(self, taking: asyncio.Future[Taken]) -> Taken:
+        """Interrupting the command would lose the ticket: it is taken in any case, and returned."""
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(self.unwanted)
+            raise
 
     async def _take_shared(self, tenant: str, place: QueuePlace, queues: bool) -> Taken:
         self._asking += 1
@@ -248,7 +277,8 @@ class FleetBulkhead:
             self._waiting[taken.ticket] = _QueuedCall(taken.ticket, place)
         return taken
 
-    def _unwanted(self, taking: asyncio.Future[Taken]) -> None:
+    def unwanted(self, taking: asyncio.Future[Taken]) -> None:
+        """Returns a ticket that nobody waits for any more."""
         if not taking.cancelled() and taking.exception() is None and taking.result().ticket:
             self._give_back(taking.result().ticket, -1)
 

@@ -244,6 +244,7 @@ class TracedBulkhead:
     def __init__(self, bulkhead: Bulkhead, tracer: Tracer) -> None:
         self._bulkhead = bulkhead
         self._tracer = tracer
+        self.ask_early = bulkhead.ask_early
 
     @asynccontextmanager
     async def permit(

@@ -53,6 +53,10 @@ GenerateAnswer = Callable[[AnswerOutput, Claim | None], Awaitable[CompletedAnswe
 """Generates an answer into an output and stores it, under the claim if there is one."""
 
 
+AskEarly = Callable[[QueuePlace], None]
+"""Asks for the permit of a generation that this worker will probably make."""
+
+
 FlightEvent = GroundedSources | Queued | Token | CompletedAnswer | StoredElsewhere
 
 
@@ -82,12 +86,13 @@ class Flights(Protocol):
         buffered: bool,
         not_before_ms: int = 0,
         priority: Priority = Priority.USER,
+        early: AskEarly | None = None,
     ) -> AbstractAsyncContextManager[FlightSubscription]:
         """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
 
         `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted;
         flights that began earlier are not joined. `buffered`: this caller wants no tokens. A generation has the highest
-        `priority` of those who wait for it.
+        `priority` of those who wait for it. `early` is called while it is not known who generates.
         """
 
     def alone(
@@ -156,6 +161,12 @@ class Breaker(Protocol):
 
 class Bulkhead(Protocol):
     """The fleet's limit on concurrent calls to Ollama."""
+
+    def ask_early(self, tenant: str, place: QueuePlace) -> None:
+        """Asks for a permit that is free now, before it is certain that the call is made; no I/O here.
+
+        `permit` takes it over. `place.withdraw` returns it if the call is not made. It never queues.
+        """
 
     def permit(
         self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True

@@ -25,6 +25,7 @@ from api.values import (
     Generation,
     GenerationEnd,
     GenerationRequest,
+    QueuePlace,
     Source,
     Usage,
 )
@@ -109,6 +110,13 @@ class FreshAnswers:
             entry=stored.entry if stored is not None else None,
             generation=generation,
         )
+
+    def ask_early(self, query: Query, lookup: Lookup, place: QueuePlace) -> None:
+        """Asks for the permit of `generate`, if it makes no search first; no I/O here."""
+        corpus = lookup.corpus
+        searches = query.wants_passages if corpus is None else corpus.documents > 0
+        if not searches:
+            self._backends.ask_early(query.tenant, place)
 
     async def again(self, query: Query, lookup: Lookup) -> tuple[Generation, tuple[Source, ...]] | None:
         """Answers a question again, behind all users, and stores nothing. None if the passages cannot be searched.

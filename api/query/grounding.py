@@ -85,7 +85,7 @@ class PassageRetriever:
         `vector`: the question's embedding, if known. `at_ms`: a recent time by the cache's clock. `corpus`: the
         tenant's documents then or later, if known. `background`: a follow-up is rewritten behind all users.
         """
-        if not query.wants_passages:
+        if corpus is None and not query.wants_passages:
             return Retrieval("not_asked")
         with self._step("retrieval"):
             try:

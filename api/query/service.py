@@ -276,6 +276,7 @@ class QueryService:
             not_before_ms=lookup.invalidated_ms,
             buffered=buffered,
             priority=query.priority,
+            early=partial(self._fresh.ask_early, query, lookup),
         )
 
     async def _next(self, request: _Request, flight: FlightSubscription) -> FlightEvent:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.answer_cache import Claim
-from api.ports.coordination import FlightEvent, GenerateAnswer
+from api.ports.coordination import AskEarly, FlightEvent, GenerateAnswer
 from api.values import (
     CompletedAnswer,
     FlightKey,
@@ -287,7 +287,8 @@ class Flight:
     """One worker's part in a flight. `leads`: this worker generates. `claim`: its lead in Redis, None without one.
 
     `place` is its place among the followers if another worker leads. `ending`: a check whether anybody still waits is
-    in progress. `abandoned`: the lead was given up in Redis, and only a new caller may take it again.
+    in progress. `abandoned`: the lead was given up in Redis, and only a new caller may take it again. `early` asks for
+    the permit of the generation.
     """
 
     def __init__(
@@ -298,8 +299,10 @@ class Flight:
         not_before_ms: int,
         require_wanted: Callable[[Flight], Awaitable[None]],
         priority: Priority = Priority.USER,
+        early: AskEarly | None = None,
     ) -> None:
         self.key = key
+        self.early = early
         self.generate = generate
         self.asked_ms = asked_ms
         self.not_before_ms = not_before_ms

@@ -17,7 +17,7 @@ from typing import Any, Final
 from api.cancellation import Background, cancel_and_wait, log_failure
 from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.ports.answer_cache import Claim
-from api.ports.coordination import FlightSubscription, GenerateAnswer
+from api.ports.coordination import AskEarly, FlightSubscription, GenerateAnswer
 from api.ports.telemetry import Telemetry
 from api.single_flight.buffer import AnswerBuffer, Flight, FlightReader, Tail
 from api.single_flight.flight import LEASE_MS, FlightMessage, FlightRole, FlightStore, FollowingFlight, Joined
@@ -68,12 +68,13 @@ class FleetFlights:
         buffered: bool,
         not_before_ms: int = 0,
         priority: Priority = Priority.USER,
+        early: AskEarly | None = None,
     ) -> AsyncGenerator[FlightReader, None]:
         """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
 
         `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted;
         flights that began earlier are not joined. `buffered`: this caller wants no tokens. A user who joins a batch
-        flight promotes it.
+        flight promotes it. `early` asks for a permit while Redis is asked who leads.
         """
         flight = self._flights.get(key)
         ended = flight if flight is not None and flight.buffer.end is not None else None
@@ -83,7 +84,8 @@ class FleetFlights:
             flight = None  # its callers asked before, and get what they asked for
         first = flight is None
         if flight is None:
-            flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms, self._require_wanted, priority)
+            asked = (asked_ms, not_before_ms)
+            flight = self._flights[key] = Flight(key, lead, *asked, self._require_wanted, priority, early)
         elif priority is Priority.USER and flight.buffer.place.priority is not priority:
             flight.buffer.place.promote()
         reader = FlightReader(flight, buffered=buffered, first=first)
@@ -146,6 +148,7 @@ class FleetFlights:
         finally:
             flight.decided.set()
             flight.buffer.finish(InternalError())
+            flight.buffer.place.withdraw()
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
 
@@ -156,7 +159,11 @@ class FleetFlights:
             flight.buffer.finish(InternalError())
 
     async def _take_part(self, flight: Flight) -> None:
+        if flight.early is not None:
+            flight.early(flight.buffer.place)
         joined = await self._join(flight)
+        if joined is not None and joined.role is not FlightRole.LEAD:
+            flight.buffer.place.withdraw()
         if joined is not None and joined.role is FlightRole.FOLLOW:
             flight.follow(joined.place)
             joined = await FollowingFlight(flight, self.store, joined.fence, self._patience).read_along()

@@ -49,6 +49,8 @@ class Gate:
         self.failed_calls = 0
         self.permits: list[tuple[str, bool]] = []
 
+    def ask_early(self, *_: object) -> None: ...
+
     @asynccontextmanager
     async def permit(
         self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True

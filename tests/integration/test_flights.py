@@ -23,7 +23,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.stores.flights import RedisFlightStore
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 from api.single_flight.flight import LEASE_MS
-from api.values import CompletedAnswer, FlightKey, StoredElsewhere, Token, Usage
+from api.values import CompletedAnswer, FlightKey, QueuePlace, StoredElsewhere, Token, Usage
 from tests.support.replies import raw, text, texts
 from tests.support.waiting import wait_until_async
 
@@ -186,6 +186,41 @@ async def read_rest(flight: FlightSubscription) -> str:
     while isinstance(event := await anext(flight), Token):
         text += event.text
     return text
+
+
+class Early:
+    """Counts the permits that were asked for early, and those that were returned."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.returned = 0
+
+    def __call__(self, place: QueuePlace) -> None:
+        self.asked += 1
+        place.early = self
+
+    def withdraw(self) -> None:
+        self.returned += 1
+
+
+async def test_only_who_leads_keeps_the_permit_that_was_asked_for_early(fleet: Fleet) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    of_one, of_other = Early(), Early()
+
+    async def ask(worker: Worker, early: Early) -> None:
+        async with worker.flights.join(KEY, worker.model, asked_ms=0, buffered=True, early=early) as flight:
+            await read(flight)
+
+    calls = [asyncio.create_task(ask(one, of_one))]
+    await until(lambda: one.model.begun)
+    calls.append(asyncio.create_task(ask(one, of_one)))
+    calls.append(asyncio.create_task(ask(other, of_other)))
+    await until(lambda: follows(other))
+    assert (of_one.asked, of_one.returned, of_other.asked, of_other.returned) == (1, 0, 1, 1)
+    one.model.may_end.set()
+    await asyncio.gather(*calls)
+    await until(lambda: not len(one.flights))
+    assert (of_one.asked, of_one.returned) == (1, 1), "this model has not taken it over"
 
 
 async def test_nothing_is_published_while_nobody_follows(fleet: Fleet, redis: Redis) -> None:

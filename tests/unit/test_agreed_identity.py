@@ -42,6 +42,8 @@ class OpenGuard:
     def check(self) -> None:
         return
 
+    def ask_early(self, *_: object) -> None: ...
+
     def permit(self, *_: Any, **__: Any) -> Any:
         return nullcontext()
 

@@ -121,6 +121,8 @@ class Bulkhead:
     name: str
     drain: InUse
 
+    def ask_early(self, *_: object) -> None: ...
+
     @asynccontextmanager
     async def permit(
         self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True

@@ -41,6 +41,8 @@ class FakeBulkhead:
         self.full = False
         self.asked: list[tuple[str, bool]] = []
 
+    def ask_early(self, *_: object) -> None: ...
+
     @asynccontextmanager
     async def permit(
         self, tenant: str, *, place: QueuePlace | None = None, within: float | None = None, queues: bool = True
