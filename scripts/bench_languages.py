@@ -134,7 +134,7 @@ async def store(client: Redis, embedder: Embedder, texts: list[Note], tenant: st
 async def measure(index: RedisPassageIndex, embedder: Embedder, tenant: str, name: str, some: list[Note]) -> None:
     """Prints how many questions of each language find their note."""
     retriever = Retriever(index, embedder, None, RetrievalPolicy())
-    identity, languages = await embedder.identity(), await index.languages(tenant)
+    identity, languages = await embedder.identity(), (await index.corpus(tenant)).languages
     print(f"\n{name}, {tenant} the language\n| language | questions | first by words | first | among {TOP} |")
     print("|---|---|---|---|---|")
     ranks: dict[str, list[tuple[bool, bool, bool]]] = {}

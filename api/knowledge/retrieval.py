@@ -42,13 +42,17 @@ class RetrievalPolicy:
 
 @dataclass(frozen=True, slots=True)
 class PassageQuery:
-    """The question, and the tenant's documents to search. `vector`: the question's, if known."""
+    """The question, and the tenant's documents to search.
+
+    `vector`: the question's, if known. `languages`: those of the tenant's `Corpus`, if known.
+    """
 
     question: str
     tenant: str
     top_k: int
     documents: DocumentFilter = field(default_factory=DocumentFilter)
     vector: Vector | None = None
+    languages: Sequence[str] | None = None
 
     def plain(self) -> PassageQuery:
         """The same with full-width letters, ligatures and the like replaced, as in the documents."""
@@ -186,7 +190,10 @@ class Retriever:
     async def _found(self, wanted: PassageQuery) -> _Found:
         identity = await self._embedder.identity()
         is_built = await self._index.is_complete(identity)  # first: the index may be completed during the search
-        vector, languages = await asyncio.gather(self._vector(wanted), self._index.languages(wanted.tenant))
+        if wanted.vector is None and wanted.languages is None:
+            vector, languages = await asyncio.gather(self._vector(wanted), self._languages(wanted))
+        else:
+            vector, languages = await self._vector(wanted), await self._languages(wanted)
         found = await self._candidates(identity, wanted, vector, languages)
         texts, further = _texts_of(found.hits, found.current), found.expansion
         question, words = respelled(wanted.question, further.misspelled, texts.values())
@@ -210,6 +217,10 @@ class Retriever:
             return embedding.vector
         except EmbeddingUnavailable:
             return None
+
+    async def _languages(self, wanted: PassageQuery) -> Sequence[str]:
+        known = wanted.languages
+        return (await self._index.corpus(wanted.tenant)).languages if known is None else known
 
     async def _candidates(
         self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None, languages: Sequence[str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from api.values import EmbedderIdentity, Vector
@@ -168,12 +168,13 @@ class Corpus:
     """The version of a tenant's documents: how many are in service, and `epoch`, which grows with each change.
 
     `changed_ms`: the time of the last change by Redis's clock. If all three are equal the documents are the same, even
-    after FLUSHALL.
+    after FLUSHALL. `languages`: those of the passages that have a stemmer, without English.
     """
 
     documents: int
     epoch: int
     changed_ms: int
+    languages: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +235,6 @@ class PassageIndex(Protocol):
     async def is_complete(self, embedder: EmbedderIdentity) -> bool: ...
 
     async def corpus(self, tenant: str) -> Corpus: ...
-
-    async def languages(self, tenant: str) -> Sequence[str]: ...
 
     async def search(
         self,

@@ -126,7 +126,9 @@ class PassageRetriever:
             return Retrieval("no_documents", grounds=grounds)
         asked = await self._condenser.to_look_for(query, background=background)
         own = vector if asked.question == query.question and not query.history else None
-        wanted = PassageQuery(asked.question, query.tenant, query.top_k, query.documents, own)
+        wanted = PassageQuery(
+            asked.question, query.tenant, query.top_k, query.documents, own, languages=corpus.languages
+        )
         with timings.timed("retrieve"):
             found = await self._retriever.retrieve(wanted)
         outcome: GroundingOutcome = "grounded" if found.sources else "nothing_relevant"

@@ -15,6 +15,7 @@ from api.redis_store.stores.cache.answers import RedisAnswerCache
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
 from api.values import EmbedderIdentity
+from tests.integration.test_documents import add
 from tests.support.round_trips import round_trips
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
@@ -23,7 +24,7 @@ QUESTION: Final = "What is the capital of France?"
 PARAPHRASE: Final = "What is the capital of France, please?"
 HOUR_MS: Final = 3_600_000
 
-AWAITED: Final = ("answers.find", "FT.SEARCH", "flights.join", "HMGET", "bulkhead.take", "answers.store")
+AWAITED: Final = ("answers.find", "FT.SEARCH", "flights.join", "HGETALL", "HMGET", "bulkhead.take", "answers.store")
 """The commands of a question. Others are sent in the background."""
 
 
@@ -126,3 +127,15 @@ async def test_a_search_that_is_sent_along_finds_nothing_that_has_expired(redis:
     assert await found(0) == ["fresh"], "although this worker does not know Redis's clock yet"
     assert await found(HOUR_MS) == ["expired", "fresh"]
     assert await found(0) == ["fresh"]
+
+
+async def test_a_miss_from_documents_learns_their_languages_with_the_look_up(serve: Service) -> None:
+    client = await serve()
+    await add(client, "Trains", "The trains to Avignon leave at seven in the morning.")
+    await ask(client, "When do the trains to Avignon leave?")
+    with round_trips() as written:
+        answered = await ask(client, "At what time do trains leave for Avignon?")
+    assert answered["sources"]
+    search, in_service = "HGETALL + FT.SEARCH + FT.SEARCH + FT.SEARCH", "HMGET"
+    steps = ["answers.find", OF_EMBEDDING, "FT.SEARCH", "flights.join", search, in_service, OF_MODEL, "answers.store"]
+    assert awaited(written) == steps

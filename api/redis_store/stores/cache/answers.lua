@@ -19,7 +19,7 @@
 -- has another slot, and only if an answer needs it
 -- ARGV: number of tags, tag ..., names of the fields to read
 -- Returns {now_ms, invalidated_ms (0: never), value, value ...}. If there is no entry, its values are missing, or with
--- KEYS[3]: nil, documents, epoch, changed_ms.
+-- KEYS[3]: nil, field, value, field, value ... of the documents.
 local tags, last = tonumber(ARGV[1]), 0
 for _, at in ipairs(redis.call('HMGET', KEYS[2], unpack(ARGV, 2, 1 + tags))) do
   if at then last = math.max(last, tonumber(at)) end
@@ -28,7 +28,7 @@ local reply = {int(now_ms()), int(last)}
 local values = redis.call('HMGET', KEYS[1], unpack(ARGV, 2 + tags))
 if KEYS[3] and not values[1] then
   reply[#reply + 1] = false
-  values = redis.call('HMGET', KEYS[3], 'documents', 'epoch', 'changed_ms')
+  values = redis.call('HGETALL', KEYS[3])
 end
 for _, value in ipairs(values) do reply[#reply + 1] = value end
 return reply

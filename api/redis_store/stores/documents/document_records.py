@@ -71,14 +71,6 @@ def facts_of(fields: Fields) -> DocumentFacts:
     )
 
 
-CORPUS: Final = ("documents", "epoch", "changed_ms")
-
-
-def corpus_of(values: Sequence[bytes | None]) -> Corpus:
-    """Parses the fields `CORPUS`. Without any the tenant has no documents."""
-    return Corpus(*(int(value or 0) for value in values))
-
-
 # fmt: off
 STEMMERS: Final = {
     "ar": "arabic", "ca": "catalan", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish",
@@ -94,6 +86,18 @@ STEMMERS: Final = {
 def stemmer_of(language: str | None) -> str:
     """The stemmer for a language in BCP 47; empty without one: the search module then uses that for English."""
     return STEMMERS.get((language or "").partition("-")[0], "")
+
+
+_LANGUAGES: Final = {stemmer: code for code, stemmer in STEMMERS.items() if code != "en"}
+"""The language of each stemmer. That for English serves all passages without one."""
+
+
+def corpus_of(reply: Any) -> Corpus:
+    """Parses a tenant's hash, as HGETALL returns it. Without fields the tenant has no documents."""
+    fields = named(reply)
+    languages = sorted(code for stemmer, code in _LANGUAGES.items() if f"stemmer:{stemmer}" in fields)
+    documents, epoch, changed_ms = (int(fields.get(name, 0)) for name in ("documents", "epoch", "changed_ms"))
+    return Corpus(documents, epoch, changed_ms, tuple(languages))
 
 
 def document_of(document: str, fields: Fields, work: Fields) -> Document:

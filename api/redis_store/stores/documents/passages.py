@@ -23,7 +23,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.scripts import replies_of
 from api.redis_store.search_index import created, says_missing
 from api.redis_store.stores.cache.semantic_index import ScopeShares
-from api.redis_store.stores.documents.document_records import CORPUS, STEMMERS, corpus_of, facts_of, named, owner_of
+from api.redis_store.stores.documents.document_records import STEMMERS, corpus_of, facts_of, named, owner_of
 from api.redis_store.stores.documents.embeddings import RedisUnusedEmbeddings
 from api.redis_store.stores.documents.passage_search import (
     STEMMER,
@@ -40,8 +40,6 @@ from api.redis_store.stores.documents.passage_search import (
 from api.values import EmbedderIdentity, Vector
 
 KNOWN_SECONDS: Final = 2.0
-_LANGUAGES: Final = {stemmer: code for code, stemmer in STEMMERS.items() if code != "en"}
-"""The language of each stemmer. That for English serves all passages without one."""
 _Commands = list[tuple[str, tuple[Any, ...]]]
 """Commands by what they find: `state`, `meaning`, `words`, `counted`, or a term."""
 _FACTS: Final = ("tenant", "title", "source", "version", "revision")
@@ -67,15 +65,9 @@ class RedisPassageIndex:
         await self._redis.run("index_create", lambda client: self._create(client, embedder))
 
     async def corpus(self, tenant: str) -> Corpus:
-        """Returns the state of a tenant's documents: how many, the epoch, the last change (ms)."""
+        """Returns the state of a tenant's documents: how many, the epoch, the last change (ms), the languages."""
         key = self._keys.corpus(owner_of(tenant))
-        return corpus_of(await self._redis.run("corpus", methodcaller("hmget", key, *CORPUS)))
-
-    async def languages(self, tenant: str) -> Sequence[str]:
-        """Returns the languages of a tenant's passages that have a stemmer, without English."""
-        key = self._keys.corpus(owner_of(tenant))
-        found = named(await self._redis.run("corpus", methodcaller("hgetall", key)))
-        return sorted(code for stemmer, code in _LANGUAGES.items() if f"{STEMMER}:{stemmer}" in found)
+        return corpus_of(await self._redis.run("corpus", methodcaller("hgetall", key)))
 
     async def search(
         self,
@@ -90,7 +82,8 @@ class RedisPassageIndex:
     ) -> Rankings:
         """Searches by meaning, if there is a `vector`, and by words: up to `count` chunks each, best first.
 
-        In the same round trip it counts the tenant's chunks with each of `terms`. `languages`: see the method.
+        In the same round trip it counts the tenant's chunks with each of `terms`. `languages`: those of the
+        tenant's `corpus`.
 
         The result may contain chunks that are not in service. `complete` is False if the embedder has not embedded all
         documents or a search ended early. `other` is then the embedder that has embedded the most.
