@@ -21,7 +21,7 @@ from typing import Any, Final
 import httpx
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
-from scripts.benchmarks.load import ROOT, Load, loaded
+from scripts.benchmarks.load import ROOT, Load, LoadFailed, loaded
 from scripts.benchmarks.rival_apps import SITE
 from tests.stub_ollama import StubProcess, stub_process
 from tests.support.gunicorn_process import all_are_gone, children, free_port, gunicorns
@@ -42,10 +42,11 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers requests: its address, and the processes whose CPU time is its own."""
+    """A server that answers requests: its address, the processes whose CPU time is its own, and what it writes."""
 
     url: str
     pids: tuple[int, ...]
+    log: Path
 
 
 class Place:
@@ -67,7 +68,7 @@ class Place:
         settings = {"EMBEDDER": "onnx", "REDIS_URL": self.redis.url, "OLLAMA_BASE_URL": self.stub.base_url} | settings
         with tempfile.TemporaryDirectory(dir=self._folder) as folder, gunicorns("api.asgi:app", Path(folder)) as begin:
             service = begin(**WIDE, **settings)
-            yield Server(service.url(), tuple(service.workers()))
+            yield Server(service.url(), tuple(service.workers()), Path(folder, "0.log"))
 
     def endpoint(self, factory: str) -> Server:
         """Starts one of `rival_apps` under uvicorn, with the event loop and the parser that Ragherd has."""
@@ -111,12 +112,15 @@ class Place:
             return False
 
         wait_until(is_ready, timeout=STARTING_SECONDS)
-        return Server(url, (process.pid, *children(process.pid)))
+        return Server(url, (process.pid, *children(process.pid)), self._folder / f"{name}.log")
 
     def measured(self, server: Server, load: Load) -> dict[str, float]:
         """Sends the load. Returns its figures, and the CPU microseconds of a request. Raises `LoadFailed`."""
         worked, stored = cpu_seconds(server.pids), cpu_seconds([self.redis.pid])
-        found = loaded(load)
+        try:
+            found = loaded(load)
+        except LoadFailed as failed:
+            raise LoadFailed(f"{failed}\n{server.log.read_text(errors='replace')[-4000:]}") from None
         spent = {"worker_us": cpu_seconds(server.pids) - worked, "redis_us": cpu_seconds([self.redis.pid]) - stored}
         return found | {name: seconds * 1e6 / found["requests"] for name, seconds in spent.items()}
 
