@@ -31,11 +31,10 @@ from api.endpoints import (
 from api.endpoints.access import Role
 from api.endpoints.access_log import AccessLog
 from api.endpoints.description import ERRORS, DescribedApp
-from api.endpoints.fast_path import Repeatables
+from api.endpoints.fast_path import FastPath, FastPathMiddleware
 from api.endpoints.middleware import (
     FORM_BYTES,
     BodyLimit,
-    FastPath,
     HeadRequests,
     HttpMetrics,
     RequestContext,
@@ -109,10 +108,14 @@ def create_app(settings: Settings) -> FastAPI:
         timeout=settings.server.body_timeout,
     )
     app.add_middleware(RequestHead, allowed=settings.access.hosts())
-    app.add_middleware(FastPath, known=Repeatables())
     app.add_middleware(RequestContext, worker=name)
-    app.add_middleware(HttpMetrics, metrics=metrics, log=_access_log(settings.server))
-    if settings.tracing.is_on:
+    log = _access_log(settings.server)
+    app.add_middleware(HttpMetrics, metrics=metrics, log=log)
+    fast = FastPath(name, metrics, log)
+    app.add_middleware(FastPathMiddleware, fast=fast)
+    if not settings.tracing.is_on:
+        app.state.fast_path = fast  # a span begins in `TracedRequests`
+    else:
         app.add_middleware(TracedRequests)
     app.add_middleware(HeadRequests)
     return app

@@ -7,6 +7,9 @@ Java's client does at first (`Upgrade: h2c`), and it buffers an endless head wit
 worker can close quiet ones. uvicorn would close every connection without a request at once. A request may be in transit
 on a connection that was just accepted or is about to be reused, and would be lost.
 
+A request whose bytes equal those of an earlier one is not even parsed: `api.endpoints.fast_path` knows its answer. The
+parser's state says nothing about such a request, because it begins and ends where the parser stands between two.
+
 `refusal` answers requests that reach no application, in the same form as every other error.
 
 `listen` finds ports that are in use before anything starts, and reports them in one line.
@@ -18,13 +21,15 @@ import asyncio
 import errno
 import socket
 import uuid
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httptools
 import orjson
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from worker_config.connection_guard import ConnectionGuard, Phase
@@ -116,6 +121,31 @@ class PlainProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+class RepeatedRequest(Protocol):
+    """A request that is answered again."""
+
+
+class RepeatedResponse(Protocol):
+    """Its response, with status 200."""
+
+    raw_headers: list[tuple[bytes, bytes]]
+    body: bytes | memoryview
+
+
+class RepeatedRequests(Protocol):
+    """Answers requests by their bytes. `state` is what the application's lifespan has opened."""
+
+    def begin(self, whole: bytes, state: dict[str, Any]) -> RepeatedRequest | None: ...
+
+    def near(self, asked: Any) -> RepeatedResponse | None: ...
+
+    async def again(self, asked: Any) -> RepeatedResponse | None: ...
+
+    def ended(self, asked: Any, response: Any) -> None: ...
+
+    def note(self, scope: Any, whole: bytes) -> None: ...
+
+
 def _parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
     """Creates a parser like uvicorn does."""
     parser = httptools.HttpRequestParser(protocol)
@@ -132,10 +162,21 @@ class TimedProtocol(PlainProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         guard: ConnectionGuard,
+        fast: RepeatedRequests | None = None,
+        closing: Callable[[], bool] = lambda: False,
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        """`fast`: answers repeated requests, if anything may. `closing`: connections close after the next answer."""
         super().__init__(config, server_state, app_state, _loop)
         self._guard = guard
+        self._fast = fast
+        self._closing = closing
+        self._closes = False
+        self._repeats = False
+        """True while a repeated request waits for Redis."""
+        self._held = b""
+        """Bytes that arrived meanwhile."""
+        self._has_answered = False
         self._incoming: Phase | None = None
         """The part of a request that is incomplete: `HEAD`, `BODY` or none."""
         self._quiet_since = 0.0
@@ -152,8 +193,84 @@ class TimedProtocol(PlainProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._quiet_since = self.loop.time()
+        if self._repeats:
+            self._held += data
+            if len(self._held) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            return
+        fast = self._fast if self._is_between_requests() else None
+        asked = fast.begin(data, self.app_state) if fast is not None else None
+        if fast is None or asked is None:
+            self._read(data, fast)
+        elif (response := fast.near(asked)) is not None:
+            self._guard.move(self, Phase.ANSWERING, self._quiet_since)
+            self._send(response)
+            fast.ended(asked, response)
+            self._report_phase()
+        else:
+            self._repeats = True
+            task = self.loop.create_task(self._ask_again(fast, asked, data))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+            self._report_phase()
+
+    def _read(self, data: bytes, fast: RepeatedRequests | None) -> None:
+        """Parses what arrived. `fast` learns a request that arrived at once and alone."""
+        before = self.cycle
         super().data_received(data)
+        cycle = self.cycle
+        is_one = cycle is not before and self._incoming is None and not self.pipeline
+        if fast is not None and is_one and cycle.keep_alive and not cycle.more_body:
+            fast.note(cycle.scope, data)
         self._report_phase()
+
+    async def _ask_again(self, fast: RepeatedRequests, asked: RepeatedRequest, data: bytes) -> None:
+        try:
+            response = await fast.again(asked)
+        finally:
+            self._repeats = False
+        if self.parser is None or self.transport.is_closing():
+            return
+        held, self._held = self._held, b""
+        self.flow.resume_reading()
+        if response is None:
+            self._read(data, None)
+        else:
+            self._send(response)
+            fast.ended(asked, response)
+            self._report_phase()
+        if held and not self.transport.is_closing():
+            self.data_received(held)
+
+    def _send(self, response: RepeatedResponse) -> None:
+        self._has_answered = True
+        self.server_state.total_requests += 1
+        parts: list[bytes | memoryview] = [STATUS_LINE[HTTPStatus.OK]]
+        for name, value in (*self.server_state.default_headers, *response.raw_headers):
+            parts += name, b": ", value, b"\r\n"
+        closes = self._closes or self._closing()
+        parts += b"connection: close\r\n\r\n" if closes else b"\r\n", response.body
+        self.transport.write(b"".join(parts))
+        if closes:
+            self.transport.close()
+
+    def _is_between_requests(self) -> bool:
+        """Returns whether the next byte begins a request, and its answer may be written at once."""
+        return not (
+            self._incoming is not None
+            or self._is_busy()
+            or self.pipeline
+            or self._unfinished
+            or self.flow.write_paused
+            or self.transport.is_closing()
+            or self.parser.should_upgrade()
+        )
+
+    def shutdown(self) -> None:
+        """Lets a repeated request be answered first."""
+        self._closes = True
+        if not self._repeats:
+            super().shutdown()
 
     def on_message_begin(self) -> None:
         self._incoming = Phase.HEAD
@@ -181,7 +298,7 @@ class TimedProtocol(PlainProtocol):
 
     def refuse(self, status: HTTPStatus, detail: str) -> None:
         """Closes the connection with an error response, if no response has begun."""
-        if self._is_busy() and self.cycle.response_started:
+        if self._is_busy() and not self._repeats and self.cycle.response_started:
             self.transport.abort()
         else:
             self._refuse(status, detail)
@@ -191,19 +308,21 @@ class TimedProtocol(PlainProtocol):
         return self.transport.get_write_buffer_size()
 
     def _is_busy(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._repeats or (self.cycle is not None and not self.cycle.response_complete)
 
     def _report_phase(self) -> None:
         self._guard.move(self, self._phase(), self.loop.time())
 
     def _phase(self) -> Phase:
+        if self._repeats:
+            return Phase.ANSWERING
         if self._is_busy():
             return Phase.BODY if self._incoming is Phase.BODY and not self.cycle.response_started else Phase.ANSWERING
         if self.transport.is_closing():
             return Phase.UNREAD
         if self._incoming is not None:
             return Phase.HEAD if self._incoming is Phase.HEAD else Phase.REST
-        if self.cycle is None:
+        if self.cycle is None and not self._has_answered:
             return Phase.SILENT
         return Phase.UNREAD if self.unsent() else Phase.IDLE
 

@@ -249,7 +249,8 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # untyped library
         state.draining = False
         state.replaces = self.age > self.cfg.workers  # the first workers of a master have the ages 1, 2, ...
         guard = ConnectionGuard(self.limits, state.metrics)
-        self.config.http = partial(TimedProtocol, guard=guard)
+        fast = getattr(state, "fast_path", None)
+        self.config.http = partial(TimedProtocol, guard=guard, fast=fast, closing=lambda: app.closing)
         server = DrainingServer(
             self.config, app, state, self.flags, self.times, self.max_requests, guard, self.callback_notify
         )

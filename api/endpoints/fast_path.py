@@ -1,28 +1,36 @@
-"""Answers a request that equals an earlier one from the exact tier, without FastAPI's machinery.
+"""Answers a request that equals an earlier one without parsing, validation and FastAPI's machinery.
 
 Most hits repeat a request byte for byte. Who asks, whether the body is valid, and what it asks for follow from these
 bytes and the settings. The endpoint found this out the first time and leaves it in the request's state (`Repeatable`).
-An equal request later needs only the look-up and the response, which the endpoint's own function makes. Everything else
-takes the full path: the first request, an answer that is no longer in the exact tier, a header that changes how the
-cache is used, a stream, a slow or long body.
+An equal request later needs only the look-up and the response, which the endpoint's own function makes.
 
-`middleware.FastPath` is the middleware. It stands inside `RequestContext` and `HttpMetrics`, which treat both paths
-alike. It reads a body only if a request with an equal head, and so with an equal key, was admitted before.
+There are two ways in. `worker_config.client_connections` compares all bytes of a request, before they are parsed.
+`FastPathMiddleware` is for the rest: other servers, and clients that send a head and its body separately. It compares
+the body and the deciding parts of the head. It stands outside of all middleware but tracing, and counts and logs what
+it answers as `HttpMetrics` does.
+
+Everything else takes the full path: the first request, an answer that is no longer in the cache, a header that changes
+how the cache is used, a stream, a slow or long body.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
+import structlog
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.errors import StoreUnavailable
 from api.ports.question import AnswerFinished, Query
+from api.query.repeats import Repeat
 from api.values import CacheStatus
 
 PATHS: Final = frozenset({"/query", "/api/chat", "/api/generate", "/v1/chat/completions"})
@@ -47,20 +55,71 @@ PER_REQUEST: Final = 2048
 """Estimated bytes of memory that a request takes besides what its length costs."""
 PER_BYTE: Final = 12
 """The same for each byte of its body: short turns cost five, and text with an emoji four, in each of three copies."""
+PER_AGREED: Final = 8192
+"""The same for an entry that answered by meaning, besides four for each character of its answer."""
+FORMS: Final = 4
+"""Ways to write the whole request that are remembered."""
 PIECES: Final = 4
 """Messages in which a body may arrive."""
 PATIENCE: Final = 0.05
 """Seconds in which a body must arrive. The full path has its own deadline for a slower one."""
+PAUSE: Final = 1.0
+"""Seconds for which the full path takes everything after the cache failed. Then one request tries the cache for all,
+because a question that meets the fault waits for the cache twice: here and on the full path.
+"""
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+IDS: Final = 64
+"""Request ids that are made at once."""
+WHOLE: Final = "ragherd.whole"
+"""Key of the request's state: its bytes, if they arrived at once and nothing else did."""
 Head = tuple[str | tuple[bytes, bytes], ...]
 """The path, the version of HTTP, and the deciding headers."""
+RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
-class Repeatable(NamedTuple):
+class EndedRequest(NamedTuple):
+    """A request that ended or was abandoned. `sent`: bytes of the response's body."""
+
+    method: str
+    route: str
+    status: int
+    seconds: float
+    sent: int
+
+
+class RequestMetrics(Protocol):
+    """Counts requests. `running`: those in flight."""
+
+    running: int
+
+    def request_ended(self, method: str, route: str, status: int, seconds: float) -> None: ...
+
+
+RequestLog = Callable[[EndedRequest, Mapping[str, Any]], None]
+"""Writes the access log. Takes a request and the state that the application left in its scope."""
+
+
+# -- The memory --------------------------------------------------------------------------------------------------------
+
+
+class Repeatable:
     """A request that was answered: its body and query, and how an answer with a request id becomes a response."""
 
-    body: bytes
-    query: Query
-    respond: Callable[[AnswerFinished, str], Response]
+    __slots__ = ("body", "forms", "place", "repeat", "respond", "until")
+
+    def __init__(self, body: bytes, query: Query, respond: Callable[[AnswerFinished, str], Response]) -> None:
+        self.body = body
+        self.respond = respond
+        self.repeat = Repeat(query)
+        self.place: tuple[Head, bytes] = ((), body)
+        self.forms: list[bytes] = []
+        """All bytes of it, as clients wrote them."""
+        self.until = 0.0
+
+    @property
+    def path(self) -> str:
+        """The path, which is also its route's template."""
+        return str(self.place[0][0])
 
 
 class Repeatables:
@@ -73,7 +132,8 @@ class Repeatables:
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._seconds = seconds
-        self._known: OrderedDict[tuple[Head, bytes], tuple[Repeatable, float]] = OrderedDict()
+        self._known: OrderedDict[tuple[Head, bytes], Repeatable] = OrderedDict()
+        self._whole: dict[bytes, Repeatable] = {}
         self._heads: Counter[Head] = Counter()
         self._bytes = 0
 
@@ -85,41 +145,68 @@ class Repeatables:
         if head not in self._heads:
             return None, []
         body, messages = await _arrived(receive)
-        return (None if body is None else self._found(head, body)), messages
+        return (None if body is None else self._fresh(self._known.get((head, body)))), messages
 
-    def _found(self, head: Head, body: bytes) -> Repeatable | None:
-        found = self._known.get((head, body))
+    def whole(self, request: bytes) -> Repeatable | None:
+        """The known request that consists of these bytes."""
+        return self._fresh(self._whole.get(request))
+
+    def _fresh(self, found: Repeatable | None) -> Repeatable | None:
         if found is None:
             return None
-        if found[1] < time.monotonic():
-            self.forget(head, body)
+        if found.until < time.monotonic():
+            self.forget(*found.place)
             return None
-        self._known.move_to_end((head, body))
-        return found[0]
+        self._known.move_to_end(found.place)
+        return found
 
-    def add(self, head: Head, repeatable: Repeatable, answered: AnswerFinished) -> None:
-        """Remembers a request, if it is short and an equal one will probably find its answer in the exact tier."""
+    def add(self, head: Head, repeatable: Repeatable, answered: AnswerFinished, whole: bytes = b"") -> None:
+        """Remembers a request, if it is short and the cache will probably answer an equal one again.
+
+        `whole`: all its bytes, if they arrived at once.
+        """
         match, body = answered.match, repeatable.body
-        was_exact = match is not None and match.kind == "exact" and answered.status is CacheStatus.HIT
+        is_kept = answered.agreed is not None or (match is not None and match.kind == "exact")
         if _length(head, body) > LONGEST:  # not even compared: hashing a long body takes time
             return
+        before = self._known.get((head, body))
         self.forget(head, body)
-        if not (was_exact or answered.stored):
+        if not (answered.stored or (is_kept and answered.status is CacheStatus.HIT)):
             return
-        self._known[head, body] = repeatable, time.monotonic() + self._seconds
+        repeatable.place, repeatable.until = (head, body), time.monotonic() + self._seconds
+        repeatable.repeat.agreed = answered.agreed
+        self._known[head, body] = repeatable
         self._heads[head] += 1
-        self._bytes += estimated(head, body)
+        self._bytes += _taken(repeatable)
+        self.also(repeatable, whole)
+        for form in before.forms if before is not None else ():
+            self.also(repeatable, form)
         while self._bytes > self._max_bytes or len(self._known) > self._max_entries:
             self.forget(*next(iter(self._known)))
 
+    def also(self, repeatable: Repeatable, whole: bytes) -> None:
+        """Remembers another form of a known request."""
+        if whole and whole not in self._whole and len(repeatable.forms) < FORMS and len(whole) <= 2 * LONGEST:
+            repeatable.forms.append(whole)
+            self._whole[whole] = repeatable
+            self._bytes += PER_REQUEST + len(whole)
+
     def forget(self, head: Head, body: bytes) -> None:
         """Forgets a request, if it is known."""
-        if self._known.pop((head, body), None) is None:
+        if (gone := self._known.pop((head, body), None)) is None:
             return
-        self._bytes -= estimated(head, body)
+        self._bytes -= _taken(gone) + sum(PER_REQUEST + len(form) for form in gone.forms)
+        for form in gone.forms:
+            del self._whole[form]
         self._heads[head] -= 1
         if not self._heads[head]:
             del self._heads[head]
+
+
+def _taken(repeatable: Repeatable) -> int:
+    agreed = repeatable.repeat.agreed
+    similar = 0 if agreed is None else PER_AGREED + 4 * len(agreed.match.answer.answer)
+    return estimated(*repeatable.place) + similar
 
 
 def estimated(head: Head, body: bytes) -> int:
@@ -157,3 +244,156 @@ async def _arrived(receive: Receive) -> tuple[bytes | None, list[Message]]:
         return None, messages
     parts = [message.get("body", b"") for message in messages]
     return (b"".join(parts) if sum(map(len, parts)) <= LONGEST else None), messages
+
+
+def given_id(headers: RawHeaders) -> str:
+    """The caller's request id; empty if there is none, or an invalid one."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            return text if REQUEST_ID.fullmatch(text) else ""
+    return ""
+
+
+# -- The answer --------------------------------------------------------------------------------------------------------
+
+
+class Repetition:
+    """A request that is answered again: its id, when it began, and its state, as the full path leaves it."""
+
+    __slots__ = ("began", "found", "request_id", "state")
+
+    def __init__(self, found: Repeatable, request_id: str, state: MutableMapping[str, Any]) -> None:
+        self.began = time.perf_counter()
+        self.found = found
+        self.request_id = state["request_id"] = request_id
+        self.state = state
+
+
+class FastPath:
+    """Answers the repeated requests of one worker, counts them, and logs them."""
+
+    def __init__(self, worker: str, metrics: RequestMetrics, log: RequestLog | None) -> None:
+        self.known = Repeatables()
+        self._worker = (b"x-worker", worker.encode("latin-1"))
+        self._metrics = metrics
+        self._log = log
+        self._ids: list[str] = []
+        self._paused_until = 0.0
+
+    def new_id(self) -> str:
+        """A random request id."""
+        if not self._ids:
+            random = os.urandom(16 * IDS).hex()
+            self._ids = [random[start : start + 32] for start in range(0, len(random), 32)]
+        return self._ids.pop()
+
+    def begin(self, whole: bytes, state: Mapping[str, Any]) -> Repetition | None:
+        """The repetition of a known request, by all its bytes. `state` is that of the lifespan."""
+        found = self.known.whole(whole)
+        return Repetition(found, self.new_id(), {**state}) if found is not None else None
+
+    def note(self, scope: Scope, whole: bytes) -> None:
+        """Learns all bytes of a request that has just arrived. It is remembered when it was answered."""
+        if scope["path"] in PATHS and len(whole) <= 2 * LONGEST:
+            scope["state"][WHOLE] = whole
+
+    def near(self, asked: Repetition) -> Response | None:
+        """The response from this worker's copies, without I/O."""
+        answered = asked.state["worker"].queries.near(asked.found.repeat, asked.request_id)
+        return self._response(asked, answered) if answered is not None else None
+
+    async def again(self, asked: Repetition) -> Response | None:
+        """The response from the cache, or None: the full path must answer, and the request is forgotten."""
+        response = None
+        if self._may_look_up():
+            self._metrics.running += 1
+            try:
+                answered = await asked.state["worker"].queries.again(asked.found.repeat, asked.request_id)
+                self._paused_until = 0.0
+                response = self._response(asked, answered) if answered is not None else None
+            except StoreUnavailable:  # the full path meets it too, and reports it
+                self._paused_until = time.monotonic() + PAUSE
+            except Exception:  # noqa: BLE001 - a bug, which the full path need not have
+                structlog.get_logger("ragherd").exception("fast_path_failed", path=asked.found.path)
+            finally:
+                self._metrics.running -= 1
+        if response is None:
+            self.known.forget(*asked.found.place)
+        return response
+
+    def _may_look_up(self) -> bool:
+        if not self._paused_until:
+            return True
+        now = time.monotonic()
+        if now < self._paused_until:
+            return False
+        self._paused_until = now + PAUSE
+        return True
+
+    def _response(self, asked: Repetition, answered: AnswerFinished) -> Response:
+        query = asked.found.repeat.query
+        asked.state["tenant"], asked.state["query"], asked.state["answered"] = query.tenant, query, answered
+        response = asked.found.respond(answered, asked.request_id)
+        response.raw_headers += ((b"x-request-id", asked.request_id.encode("latin-1")), self._worker)
+        return response
+
+    def ended(self, asked: Repetition, response: Response) -> None:
+        """Counts and logs an answered request."""
+        seconds, path = time.perf_counter() - asked.began, asked.found.path
+        self._metrics.running += 1
+        self._metrics.request_ended("POST", path, 200, seconds)
+        if self._log is not None:
+            self._log(EndedRequest("POST", path, 200, seconds, len(response.body)), asked.state)
+
+
+class FastPathMiddleware:
+    """Answers repeated requests at the ASGI interface, and remembers those that the full path has answered."""
+
+    def __init__(self, app: ASGIApp, fast: FastPath) -> None:
+        self._app = app
+        self._fast = fast
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers from the cache, or hands the request on."""
+        head = head_of(scope)
+        if head is None:
+            await self._app(scope, receive, send)
+            return
+        fast, state = self._fast, scope.setdefault("state", {})
+        found, messages = await fast.known.find(head, receive)
+        if found is not None:
+            asked = Repetition(found, given_id(scope["headers"]) or fast.new_id(), state)
+            response = fast.near(asked) or await fast.again(asked)
+            if response is not None:
+                scope["route"] = _RouteName(found.path)
+                fast.known.also(found, _whole_of(scope))
+                await response(scope, receive, send)
+                fast.ended(asked, response)
+                return
+        del found
+        await self._app(scope, _replayed(messages, receive) if messages else receive, send)
+        repeatable: Repeatable | None = state.get("repeatable")
+        if repeatable is not None:
+            fast.known.add(head, repeatable, state["answered"], _whole_of(scope))
+
+
+def _whole_of(scope: Scope) -> bytes:
+    """All bytes of a request, unless each repeat has an id of its own."""
+    whole: bytes = scope["state"].get(WHOLE, b"")
+    return b"" if whole and given_id(scope["headers"]) else whole
+
+
+def _replayed(messages: list[Message], receive: Receive) -> Receive:
+    """A `receive` that returns these messages first, and keeps none that it has returned."""
+
+    async def replayed() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    return replayed
+
+
+class _RouteName(NamedTuple):
+    """Names the route for metrics, logs and traces, as FastAPI's routes do."""
+
+    path: str

@@ -4,9 +4,9 @@ Streams pass through the middleware, and it costs microseconds.
 
 - `HeadRequests`: HEAD wherever there is GET (RFC 9110, section 9.1). Monitors use it to see whether the service is up.
 - `TracedRequests`: only if there is a collector of traces.
+- `fast_path.FastPath`: answers a request that equals an earlier one.
 - `HttpMetrics`: times and logs every request by the template of its route.
 - `RequestContext`: every response names its request and its worker, and every log line its request.
-- `FastPath`: answers a request that equals an earlier one from the exact tier; see `fast_path`.
 - `RequestHead`: `Host` and `Authorization` come once. Two of them are read differently by a proxy and by the server
   behind it: one checks the first, the other acts on the second. HTTP/1.1 needs one `Host` (RFC 9112, section 3.2).
 - `BodyLimit`: refuses a body that is too large or too slow, by its declared length or while it arrives. FastAPI's own
@@ -23,9 +23,8 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import structlog
 from fastapi import Request, Response
@@ -35,20 +34,18 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.access import Role
-from api.endpoints.fast_path import Repeatable, Repeatables, head_of
+from api.endpoints.fast_path import EndedRequest, RequestLog, RequestMetrics, given_id
 from api.endpoints.ollama_wire import BLOBS
 from api.endpoints.problems import ClientDisconnected, problem
 from api.endpoints.validation import JsonRequest, refuse_too_many_values
 from api.errors import (
     CLIENT_CLOSED_REQUEST,
-    EmbeddingUnavailable,
     HostNotAllowed,
     InternalError,
     InvalidRequest,
     MalformedHead,
     PayloadTooLarge,
     RagherdError,
-    StoreUnavailable,
 )
 
 HEALTH: Final = "/health"
@@ -131,9 +128,6 @@ class HeadRequests:
         await self._app(scope, receive, send)
 
 
-REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-
-
 class RequestContext:
     """Sets `X-Request-ID` (the caller's if valid) and `X-Worker`, and answers unhandled errors with 500."""
 
@@ -146,8 +140,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given_id(scope["headers"]) or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -168,80 +161,6 @@ class RequestContext:
                 if started:
                     raise
                 await problem(InternalError(), path=scope["path"], request_id=request_id)(scope, receive, labelled)
-
-
-PAUSE: Final = 1.0
-"""Seconds for which the full path takes everything after the cache failed. Then one request tries the cache for all,
-because a question that meets the fault waits for the cache twice: here and on the full path.
-"""
-
-
-class FastPath:
-    """The ASGI middleware of one worker."""
-
-    def __init__(self, app: ASGIApp, known: Repeatables) -> None:
-        self._app = app
-        self._known = known
-        self._paused_until = 0.0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers from the exact tier, or hands the request on."""
-        head = head_of(scope)
-        if head is None:
-            await self._app(scope, receive, send)
-            return
-        found, messages = await self._known.find(head, receive)
-        if found is not None and self._may_look_up():
-            if (response := await self._again(scope, found)) is not None:
-                await response(scope, receive, send)
-                return
-            self._known.forget(head, found.body)
-        del found
-        await self._app(scope, _replayed(messages, receive) if messages else receive, send)
-        repeatable: Repeatable | None = scope["state"].get("repeatable")
-        if repeatable is not None:
-            self._known.add(head, repeatable, scope["state"]["answered"])
-
-    def _may_look_up(self) -> bool:
-        if not self._paused_until:
-            return True
-        now = time.monotonic()
-        if now < self._paused_until:
-            return False
-        self._paused_until = now + PAUSE
-        return True
-
-    async def _again(self, scope: Scope, found: Repeatable) -> Response | None:
-        """The response to an equal request, or None if the exact tier has no fresh answer."""
-        state = scope["state"]
-        request_id = state["request_id"]
-        query = replace(found.query, request_id=request_id)
-        try:
-            answered = await state["worker"].queries.again(query)
-        except (StoreUnavailable, EmbeddingUnavailable):  # the full path meets it too, and reports it
-            self._paused_until = time.monotonic() + PAUSE
-            return None
-        self._paused_until = 0.0
-        if answered is None:
-            return None
-        state["tenant"], state["query"], state["answered"] = query.tenant, query, answered
-        scope["route"] = _RouteName(scope["path"])
-        return found.respond(answered, request_id)
-
-
-def _replayed(messages: list[Message], receive: Receive) -> Receive:
-    """A `receive` that returns these messages first, and keeps none that it has returned."""
-
-    async def replayed() -> Message:
-        return messages.pop(0) if messages else await receive()
-
-    return replayed
-
-
-class _RouteName(NamedTuple):
-    """Names the route for metrics, logs and traces, as FastAPI's routes do."""
-
-    path: str
 
 
 MINIMUM_RATE: Final = 240
@@ -360,24 +279,6 @@ METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST",
 """Others share one label: a client must not be able to make series."""
 
 
-class RequestMetrics(Protocol):
-    """Counts requests. `running`: those in flight."""
-
-    running: int
-
-    def request_ended(self, method: str, route: str, status: int, seconds: float) -> None: ...
-
-
-class EndedRequest(NamedTuple):
-    """A request that ended or was abandoned. `sent`: bytes of the response's body."""
-
-    method: str
-    route: str
-    status: int
-    seconds: float
-    sent: int
-
-
 class HttpMetrics:
     """Around all middleware that takes time: its times include theirs.
 
@@ -388,7 +289,7 @@ class HttpMetrics:
         self,
         app: ASGIApp,
         metrics: RequestMetrics,
-        log: Callable[[EndedRequest, Mapping[str, Any]], None] | None = None,
+        log: RequestLog | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics

@@ -6,6 +6,7 @@ Every line has `timestamp` (RFC 3339, UTC), `level`, `event`, `logger`, `pid` an
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import logging.config
@@ -118,7 +119,8 @@ class LineLogger:
 class FrequentEvent:
     """Logs one kind of event at `info`, in half of structlog's time: a line for each request is a cost.
 
-    The lines are like all others, but without `structlog.contextvars`.
+    The lines are like all others, but without `structlog.contextvars`. The lines of one turn of the event loop are
+    written together.
     """
 
     def __init__(self, name: str, event: str, stream: BinaryIO | None = None) -> None:
@@ -127,15 +129,26 @@ class FrequentEvent:
         self._fixed = {"event": event, "level": "info", "logger": name, "pid": os.getpid()}
         self._line = LineLogger(name, stream) if stream is not None else None
         self._root = logging.getLogger()
+        self._unwritten: list[bytes] = []
 
     def __call__(self, facts: dict[str, Any]) -> None:
         """Adds what every line has, and writes it."""
         if not self._root.isEnabledFor(logging.INFO):
             return
+        timestamp = datetime.now(UTC).isoformat()[:-6]
+        self._unwritten.append(_to_json({**facts, **self._fixed, "timestamp": f"{timestamp}Z"}))
+        if len(self._unwritten) > 1:
+            return  # the first of them has arranged for all
+        try:
+            asyncio.get_running_loop().call_soon(self._write)
+        except RuntimeError:
+            self._write()
+
+    def _write(self) -> None:
         if self._line is None:
             self._line = LineLogger(self._name, sys.stderr.buffer)
-        timestamp = datetime.now(UTC).isoformat()[:-6]
-        self._line.msg(_to_json({**facts, **self._fixed, "timestamp": f"{timestamp}Z"}))
+        lines, self._unwritten = self._unwritten, []
+        self._line.msg(b"\n".join(lines))
 
 
 class _LineLoggers:

@@ -157,6 +157,7 @@ class TracedAnswerCache:
         self._tracer = tracer
         self.used = cache.used
         self.join = cache.join
+        self.entry = cache.entry
         self.find_near = cache.find_near
 
     async def find_exact(
@@ -174,6 +175,12 @@ class TracedAnswerCache:
             if found.similar is not None:
                 span.set_attribute("ragherd.cache.candidates", len(found.similar))
             return found
+
+    async def reread(self, scope: str, entries: Sequence[str]) -> tuple[int, list[CachedAnswer | None]]:
+        with span_of(self._tracer, "cache.exact") as span:
+            now_ms, answers = await self._cache.reread(scope, entries)
+            span.set_attribute("ragherd.cache.found", answers[0] is not None)
+            return now_ms, answers
 
     async def find_similar(
         self,

@@ -171,6 +171,7 @@ class AnswerFinished:
 
     `match` is set if it came from the cache, `completed` if the language model generated it.
     `stored`: this caller's request put it into the cache. `variant` is as in `AnswerStarted`.
+    `agreed`: what a repeat of the question may rely on, if it was answered by meaning.
     """
 
     answer: str
@@ -184,6 +185,7 @@ class AnswerFinished:
     entry: str | None = None
     stored: bool = False
     variant: str = ""
+    agreed: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

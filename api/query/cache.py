@@ -41,6 +41,7 @@ from api.query.candidates import (
 )
 from api.query.condense import EarlierTurns
 from api.query.grounding import GroundedCheck, Retrieval
+from api.query.repeats import LONGEST_ANSWER, Agreed, Found, RepeatedLookups
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
 T = TypeVar("T")
@@ -135,7 +136,8 @@ class Lookup:
     true if `match` has expired and must be refreshed. `expired` is the question's own expired entry. `unread`: the
     parts of the question that the embedder could not read. `corpus`: the tenant's documents at `now_ms`, if known.
     `search`: the last one; it found `similar` if it was sent along with the exact look-up. `retrieval`: the passages
-    that the grounded check found. `decision`: the policy's, if it is not `guarded`.
+    that the grounded check found. `decision`: the policy's, if it is not `guarded`. `agreed`: what a repeat of the
+    question may rely on.
     """
 
     key: CacheKey | None = None
@@ -153,6 +155,16 @@ class Lookup:
     similar: Sequence[CacheMatch] | None = None
     retrieval: Retrieval | None = None
     decision: PolicyDecision | None = None
+    agreed: Agreed | None = None
+
+    @classmethod
+    def repeated(cls, found: Found) -> Lookup:
+        """The result for a repeat."""
+        key, match, agreed = found
+        lookup = cls(key, available=True, now_ms=match.now_ms, match=match, agreed=agreed)
+        if agreed is not None:
+            lookup.vector, lookup.unread = agreed.vector, agreed.unread
+        return lookup
 
 
 def _guarded(threshold: float) -> QualitySettings:
@@ -198,6 +210,7 @@ class SemanticCache:
         self._similar_questions = SimilarQuestions()
         self.used: Callable[[CacheMatch], None] = cache.used if cache is not None else _nothing
         """Records that an entry was served; no I/O."""
+        self.repeats = None if cache is None or self.quality.observes else RepeatedLookups(cache, keys, self.quality)
 
     async def look_up(self, query: Query, timings: Timings) -> Lookup:
         """Looks in the exact tier, embeds the question, and looks in the semantic tier, until an answer is found."""
@@ -221,23 +234,6 @@ class SemanticCache:
         except StoreUnavailable as error:
             lookup.available = False
             self._observer.store_failed(error)
-        return lookup
-
-    async def look_up_exact(self, query: Query, timings: Timings) -> Lookup:
-        """Looks in the exact tier only, first in this worker's copies.
-
-        Raises `StoreUnavailable` and `EmbeddingUnavailable`.
-        """
-        lookup = Lookup()
-        if self._cache is not None and not self.quality.observes:
-            lookup.key = await self._keys.of(query)
-            lookup.available = True
-            if query.cache_control.reads and query.cache_control.max_age is None:
-                lookup.match = self._cache.find_near(lookup.key.scope, lookup.key.digest)
-            if lookup.match is not None:
-                lookup.now_ms = lookup.match.now_ms
-                return lookup
-            await self._exact(self._cache, query, lookup.key, lookup, timings)
         return lookup
 
     async def _as_first_worded(self, cache: AnswerCache, query: Query, lookup: Lookup, timings: Timings) -> None:
@@ -356,7 +352,18 @@ class SemanticCache:
             chosen = best(considered)
             if chosen is not None and chosen.match.answer.sources and self._grounded_check is not None:
                 chosen = await self._grounded_check.best(considered, fates, query, lookup, timings)
+            elif quality is self.quality:
+                lookup.agreed = self._agreed(considered, query, lookup)
         return chosen
+
+    def _agreed(self, considered: Sequence[Candidate], query: Query, lookup: Lookup) -> Agreed | None:
+        """Returns what a repeat may rely on: the nearest entry, if it is fresh and no guard objects."""
+        nearest = considered[0] if considered else None
+        if nearest is None or nearest.fate is not CandidateOutcome.FRESH or query.history or lookup.vector is None:
+            return None
+        if nearest.objection is not None or len(nearest.match.answer.answer) > LONGEST_ANSWER:
+            return None
+        return Agreed(nearest.match, lookup.vector, lookup.unread, self.quality.published)
 
     async def _near(
         self, cache: AnswerCache, key: CacheKey, query: Query, lookup: Lookup, timings: Timings, stale_ms: int

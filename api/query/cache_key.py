@@ -130,6 +130,10 @@ def _digest(question: str) -> str:
     return hashlib.sha256(normalised).hexdigest()[:32]
 
 
+KeyFacts = tuple[EmbedderIdentity | None, str]
+"""The embedder, if it is known, and the digest of the model's weights."""
+
+
 class CacheKeyBuilder:
     """Builds cache keys for one worker.
 
@@ -143,7 +147,19 @@ class CacheKeyBuilder:
 
     async def of(self, query: Query) -> CacheKey:
         """Returns the cache key of a query. Raises `EmbeddingUnavailable` while the embedder is unknown."""
-        identity = self._embedder.current.value or await self._embedder.identity()
+        return self._of(query, self._embedder.current.value or await self._embedder.identity())
+
+    def known(self, query: Query) -> CacheKey | None:
+        """Returns the cache key of a query, or None while the embedder is unknown."""
+        identity = self._embedder.current.value
+        return None if identity is None else self._of(query, identity)
+
+    def facts(self, query: Query) -> KeyFacts:
+        """Returns what the key of a query depends on now, besides the query and the settings."""
+        digests = self._digests
+        return self._embedder.current.value, digests.by_model.get(model_key(query.model), digests.unknown)
+
+    def _of(self, query: Query, identity: EmbedderIdentity) -> CacheKey:
         digest = self._digests.by_model.get(model_key(query.model), self._digests.unknown)
         variant = query.variant
         if variant is None:

@@ -40,6 +40,7 @@ from api.ports.question import (
 from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup, SemanticCache
 from api.query.experiments import ExperimentView
+from api.query.repeats import Found, Repeat, RepeatedLookups
 from api.values import (
     CacheMatch,
     CacheStatus,
@@ -121,18 +122,28 @@ class QueryService:
                     return event
         raise AssertionError("the flow ends with an answer or an error")
 
-    async def again(self, query: Query) -> AnswerFinished | None:
-        """Answers a question that was answered before, if the exact tier has a fresh answer.
+    def near(self, repeat: Repeat, request_id: str) -> AnswerFinished | None:
+        """Answers a question that was answered before from this worker's copies, without I/O, or returns None."""
+        lookups = self._lookups(repeat)
+        found = lookups.near(repeat) if lookups is not None else None
+        return self._repeated(repeat, request_id, found, Timings()) if found is not None else None
 
-        If not, returns None and counts nothing: `answer` or `stream` follows. Raises `StoreUnavailable` and
-        `EmbeddingUnavailable`.
+    async def again(self, repeat: Repeat, request_id: str) -> AnswerFinished | None:
+        """Answers a question that was answered before, if what answered it then still does.
+
+        If not, returns None and counts nothing: `answer` or `stream` follows. Raises `StoreUnavailable`.
         """
-        if self._experiments.running is not None or (query.history and self._condenser is not None):
-            return None
-        request = _Request(query, buffered=True)
-        request.lookup = await self._shared.look_up_exact(query, request.timings)
-        if request.lookup.match is None or request.lookup.stale:
-            return None
+        lookups, timings = self._lookups(repeat), Timings()
+        found = await lookups.read(repeat, timings) if lookups is not None else None
+        return self._repeated(repeat, request_id, found, timings) if found is not None else None
+
+    def _lookups(self, repeat: Repeat) -> RepeatedLookups | None:
+        is_rewritten = repeat.query.history and self._condenser is not None
+        return None if is_rewritten or self._experiments.running is not None else self._shared.repeats
+
+    def _repeated(self, repeat: Repeat, request_id: str, found: Found, timings: Timings) -> AnswerFinished:
+        request = _Request(replace(repeat.query, request_id=request_id), buffered=True)
+        request.timings, request.lookup = timings, Lookup.repeated(found)
         answered = self._cached(request)
         self._count(request, answered)
         return answered
@@ -217,6 +228,7 @@ class QueryService:
             lookup.match,
             entry=found.entry,
             variant=request.variant,
+            agreed=lookup.agreed,
         )
 
     # -- by the language model ----------------------------------------------------------------------------------------

@@ -395,6 +395,7 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
         max_size=parts.max_size,
         tenant_share=cache.tenant_share,
         release=__version__,
+        patience=parts.settings.redis.request_budget,
         on_evicted=parts.metrics.cache_evicted,
         near=parts.near,
     )

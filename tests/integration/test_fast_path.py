@@ -14,7 +14,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.ports.question import AnswerFinished, Query
+from api.ports.question import AnswerFinished
+from api.query.repeats import Repeat
 from api.query.service import QueryService
 from tests.integration.test_feedback import KEYS, bearer, vote
 from tests.stub_ollama import StubOllama
@@ -40,14 +41,20 @@ class Taken:
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
     """Watches the flow's shortcut."""
-    counted, again = Taken(), QueryService.again
+    counted, again, near = Taken(), QueryService.again, QueryService.near
 
-    async def watched(self: QueryService, query: Query) -> AnswerFinished | None:
-        answered = await again(self, query)
+    async def watched(self: QueryService, repeat: Repeat, request_id: str) -> AnswerFinished | None:
+        answered = await again(self, repeat, request_id)
+        counted.questions += answered is not None
+        return answered
+
+    def watched_near(self: QueryService, repeat: Repeat, request_id: str) -> AnswerFinished | None:
+        answered = near(self, repeat, request_id)
         counted.questions += answered is not None
         return answered
 
     monkeypatch.setattr(QueryService, "again", watched)
+    monkeypatch.setattr(QueryService, "near", watched_near)
     return counted
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import httpx
@@ -29,6 +30,8 @@ from api.settings import (
     Settings,
     TracingSettings,
 )
+from worker_config.client_connections import TimedProtocol
+from worker_config.connection_guard import ConnectionGuard, ConnectionLimits
 
 CONCERNS: Mapping[str, Any] = {
     "server": ServerSettings,
@@ -74,8 +77,14 @@ class Service(Protocol):
 
 @asynccontextmanager
 async def running_service(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """Runs the service on a free port and yields a client. Several can run at once, each as a worker of the fleet."""
-    config = uvicorn.Config(create_app(settings), port=0, log_config=None, lifespan="on", ws="none")
+    """Runs the service on a free port and yields a client. Several can run at once, each as a worker of the fleet.
+
+    Its connections are those of a worker of gunicorn.
+    """
+    app = create_app(settings)
+    guard = ConnectionGuard(ConnectionLimits(), app.state.metrics)
+    http: Any = partial(TimedProtocol, guard=guard, fast=getattr(app.state, "fast_path", None))
+    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", ws="none", http=http)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(), name="service")
     try:

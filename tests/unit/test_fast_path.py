@@ -12,12 +12,24 @@ from typing import Any
 import orjson
 import pytest
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.endpoints.fast_path import LONGEST, Head, Repeatable, Repeatables, estimated, head_of
-from api.endpoints.middleware import PAUSE, FastPath
+from api.endpoints.fast_path import (
+    LONGEST,
+    PAUSE,
+    PER_REQUEST,
+    FastPath,
+    FastPathMiddleware,
+    Head,
+    Repeatable,
+    Repeatables,
+    estimated,
+    given_id,
+    head_of,
+)
 from api.endpoints.ollama_wire import ChatBody
 from api.errors import StoreUnavailable
+from api.observability.metrics import Metrics
 from api.ports.question import AnswerFinished, Query, Timings
 from api.values import CacheStatus
 
@@ -124,6 +136,47 @@ def test_the_estimate_covers_what_is_made_of_a_body() -> None:
     assert sum(estimated(HEAD, one.body) for one in kept) > taken > sum(len(one.body) for one in kept)
 
 
+def test_finds_a_request_by_all_its_bytes() -> None:
+    known, one = Repeatables(max_entries=2), repeatable(b"{}")
+    known.add(HEAD, one, STORED, b"POST /query 1")
+    known.also(one, b"POST /query 2")
+    assert known.whole(b"POST /query 1") is known.whole(b"POST /query 2") is one
+    assert known.whole(b"POST /query 3") is None
+    again = repeatable(b"{}")
+    known.add(HEAD, again, STORED)
+    assert known.whole(b"POST /query 1") is again
+    for number in range(2):
+        known.add(HEAD, repeatable(b"%d" % number), STORED)
+    assert known.whole(b"POST /query 1") is None
+
+
+def test_the_forms_of_a_request_are_few_and_count() -> None:
+    size = estimated(HEAD, b"{}") + 4 * (PER_REQUEST + 100)
+    known, one = Repeatables(max_bytes=size), repeatable(b"{}")
+    known.add(HEAD, one, STORED)
+    for number in range(10):
+        known.also(one, b"%0100d" % number)
+    found = [number for number in range(10) if known.whole(b"%0100d" % number) is not None]
+    assert found == [0, 1, 2, 3]
+    known.add(HEAD, repeatable(b"another"), STORED)
+    assert known.whole(b"%0100d" % 0) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "given"),
+    [([(b"x-request-id", b"mine-1")], "mine-1"), ([(b"x-request-id", b"a\xe9")], ""), ([(b"host", b"x")], "")],
+)
+def test_takes_a_valid_request_id(headers: list[tuple[bytes, bytes]], given: str) -> None:
+    assert given_id(headers) == given
+
+
+def test_request_ids_do_not_recur() -> None:
+    fast = FastPath("worker-1", Metrics(), None)
+    ids = {fast.new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(len(one) == 32 and int(one, 16) >= 0 for one in ids)
+
+
 async def test_forgets_after_a_while() -> None:
     known = Repeatables(seconds=-1.0)
     known.add(HEAD, repeatable(b"{}"), STORED)
@@ -170,7 +223,10 @@ class Queries:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def again(self, _: Query) -> AnswerFinished | None:
+    def near(self, *_: Any) -> None:
+        return None
+
+    async def again(self, *_: Any) -> AnswerFinished | None:
         self.asked += 1
         raise StoreUnavailable("slow")
 
@@ -183,6 +239,12 @@ def state_of(queries: Queries) -> dict[str, Any]:
     return {"request_id": "1", "worker": SimpleNamespace(queries=queries)}
 
 
+def middleware(app: ASGIApp, known: Repeatables) -> FastPathMiddleware:
+    fast = FastPath("worker-1", Metrics(), None)
+    fast.known = known
+    return FastPathMiddleware(app, fast)
+
+
 async def test_after_a_failure_one_request_tries_the_cache_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     known, queries, now = Repeatables(seconds=1e9), Queries(), time.monotonic()
     served = 0
@@ -192,7 +254,7 @@ async def test_after_a_failure_one_request_tries_the_cache_for_all(monkeypatch: 
         assert (await receive())["body"] == b"{}"
         served += 1
 
-    path = FastPath(full, known)
+    path = middleware(full, known)
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
     async def ask() -> None:
@@ -205,10 +267,10 @@ async def test_after_a_failure_one_request_tries_the_cache_for_all(monkeypatch: 
     now += PAUSE
     looked_up = Queries.again
 
-    async def slow(self: Queries, query: Query) -> AnswerFinished | None:
+    async def slow(self: Queries, *asked: Any) -> AnswerFinished | None:
         monkeypatch.setattr(Queries, "again", looked_up)
         await ask()  # another request, while this one waits
-        return await looked_up(self, query)
+        return await looked_up(self, *asked)
 
     monkeypatch.setattr(Queries, "again", slow)
     await ask()
@@ -233,5 +295,5 @@ async def test_the_parts_of_a_body_are_not_kept_while_its_request_runs() -> None
             await received()
         seen.extend(ref() for ref in alive)
 
-    await FastPath(full, known)(scope(state=state_of(Queries())), receive, sent)
+    await middleware(full, known)(scope(state=state_of(Queries())), receive, sent)
     assert seen == [None, None]

@@ -33,6 +33,14 @@ end
 for _, value in ipairs(values) do reply[#reply + 1] = value end
 return reply
 
+-- name: reread
+-- Reads entries, and Redis's clock.
+-- KEYS: hashes, the entries   ARGV: names of the fields to read
+-- Returns {now_ms, values of the first entry, values of the second ...}. Those of a missing entry are all missing.
+local reply = {int(now_ms())}
+for i, entry in ipairs(KEYS) do reply[i + 1] = redis.call('HMGET', entry, unpack(ARGV)) end
+return reply
+
 -- name: expire
 -- Makes entries stale now. Missing and stale entries stay as they are.
 -- KEYS: hashes, the entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -10,8 +11,10 @@ from typing import Any, Final
 
 import orjson
 from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, RedisError
 
+from api.cancellation import log_failure, wait_with_lag
 from api.errors import DocumentsChanged, StoreUnavailable
 from api.ports.answer_cache import (
     CachedQuestion,
@@ -22,8 +25,8 @@ from api.ports.answer_cache import (
     RetrievalSnapshot,
 )
 from api.ports.document_store import DocumentFilter
-from api.redis_store.health_gated import HealthGatedClients
-from api.redis_store.keys import Keys
+from api.redis_store.health_gated import HealthGated, HealthGatedClients
+from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
 from api.redis_store.search_index import NEIGHBOURS
 from api.redis_store.stores.cache.near import NearCache
@@ -39,6 +42,12 @@ EXACT: Final = "exact"
 """The entry cannot be compared, so any new document invalidates it."""
 DIGEST, GROUP_DIGITS = 32, 8
 """Hex digits of the digest that ends an entry's key, and how many of them name its answer group."""
+BATCH: Final = 100
+"""Entries that one command reads for repeats."""
+MOST_AT_ONCE: Final = 2
+"""Such commands of a worker under way."""
+MOST_AGAIN, LONGEST_AGAIN = 128, 16 * 1024
+"""Entries that are kept decoded for repeats, and bytes of each."""
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
 
 
@@ -72,7 +81,8 @@ class RedisAnswerCache:
     A look-up and a store use one partition, that of the scope. An answer is fresh for `ttl_ms` and kept stale for
     `stale_ms` more. `max_size` is the limit of a partition. The tenant with the most entries loses one first if it has
     more than `tenant_share` of `max_size`. Each entry names the `release`. `on_evicted` is called with the number of
-    entries that a new one has evicted. `near` has this worker's copies, if it may have any.
+    entries that a new one has evicted. `near` has this worker's copies, if it may have any. `patience`: seconds that a
+    repeat waits for Redis.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class RedisAnswerCache:
         max_size: int,
         tenant_share: float = 1.0,
         release: str = "",
+        patience: float = 1.0,
         on_evicted: Callable[[int], None] = lambda count: None,
         near: NearCache | None = None,
     ) -> None:
@@ -100,13 +111,53 @@ class RedisAnswerCache:
         self._limits = (ttl_ms, stale_ms, max_size, round(tenant_share * max_size))
         self._clock = (0, 0.0)
         """Redis's clock as last read (ms), and when that was by this worker's (s)."""
+        self._patience = patience
+        self._reads: dict[CacheKeys, JointReads] = {}
+        self._decoded_before: dict[str, tuple[list[bytes | None], CachedAnswer]] = {}
+        self._reread = script(redis.client, "stores/cache/answers", "reread")
         self._find = script(redis.client, "stores/cache/answers", "find")
         self._store = script(redis.client, "stores/cache/answers", "store")
         self._join = script(redis.client, "stores/cache/answers", "join")
 
-    def find_near(self, scope: str, digest: str) -> CacheMatch | None:
-        """The fresh entry of exactly this question, if this worker has a copy that is certainly current. No I/O."""
-        return self._near.find(self._keys.partition(scope).entry(scope, digest)) if self._near is not None else None
+    def entry(self, scope: str, digest: str) -> str:
+        """The key of the entry of exactly this question."""
+        return self._keys.partition(scope).entry(scope, digest)
+
+    def find_near(self, entry: str) -> CacheMatch | None:
+        """The fresh entry with this key, if this worker has a copy that is certainly current. No I/O."""
+        return self._near.find(entry) if self._near is not None else None
+
+    async def reread(self, scope: str, entries: Sequence[str]) -> tuple[int, list[CachedAnswer | None]]:
+        """Redis's clock, and entries that were found before, fresh or not. All are in the partition of `scope`."""
+        part = self._keys.partition(scope)
+        if not self._indexes.by_partition[part].supported:
+            raise StoreUnavailable("Redis has no search module")
+        if (reads := self._reads.get(part)) is None:
+            redis = self._redis.of(entries[0])
+            reads = self._reads[part] = JointReads(redis, self._reread, self._patience)
+        read_at = self._near.copies.changes if self._near is not None else 0
+        now_ms, found = await reads.of(entries)
+        answers = [self._decoded_again(entry, values) for entry, values in zip(entries, found, strict=True)]
+        if self._near is not None:
+            for entry, answer in zip(entries, answers, strict=True):
+                if answer is not None:
+                    self._near.keep(entry, answer, read_at)
+        return now_ms, answers
+
+    def _decoded_again(self, entry: str, values: list[bytes | None]) -> CachedAnswer | None:
+        """Decodes an entry, unless its values are those of the last time."""
+        if values[0] is None:
+            return None
+        before = self._decoded_before.get(entry)
+        if before is not None and before[0] == values:
+            return before[1]
+        answer = self._decoded(entry, values)
+        if answer is not None and sum(len(value or b"") for value in values) <= LONGEST_AGAIN:
+            self._decoded_before.pop(entry, None)
+            self._decoded_before[entry] = values, answer
+            if len(self._decoded_before) > MOST_AGAIN:
+                del self._decoded_before[next(iter(self._decoded_before))]
+        return answer
 
     async def find_exact(
         self,
@@ -318,6 +369,67 @@ def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
 def own_group(entry: str, created_ms: int) -> str:
     """The answer group of an entry that has joined no other. The script `join` builds the same name."""
     return f"{created_ms}-{entry[-DIGEST:][:GROUP_DIGITS]}"
+
+
+class JointReads:
+    """Reads entries of one partition for many requests in one round trip. A command costs more than an entry.
+
+    Requests that ask in the same turn of the event loop share a command. So do those that ask while `MOST_AT_ONCE` are
+    under way. Gives up after `seconds`: a late command continues in the background.
+    """
+
+    def __init__(self, redis: HealthGated, read: AsyncScript, seconds: float) -> None:
+        self._redis = redis
+        self._read = read
+        self._seconds = seconds
+        self._wanted: dict[str, int] = {}
+        """The entries that the next command reads, and their places in its reply."""
+        self._waiting: list[asyncio.Future[list[Any]]] = []
+        self._running: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    async def of(self, entries: Sequence[str]) -> tuple[int, list[list[bytes | None]]]:
+        """Redis's clock, and the `FIELDS` of each entry. Raises `StoreUnavailable`."""
+        loop, wanted = asyncio.get_running_loop(), self._wanted
+        places = [wanted.setdefault(entry, len(wanted) + 1) for entry in entries]
+        waiter = loop.create_future()
+        self._waiting.append(waiter)
+        if len(self._wanted) >= BATCH:
+            self._send()
+        elif not self._scheduled and len(self._running) < MOST_AT_ONCE:
+            self._scheduled = True
+            loop.call_soon(self._send)
+        reply = await waiter
+        return int(reply[0]), [reply[place] for place in places]
+
+    def _send(self) -> None:
+        self._scheduled = False
+        if self._waiting:
+            sending = asyncio.create_task(self._sent(list(self._wanted), self._waiting))
+            self._wanted, self._waiting = {}, []
+            self._running.add(sending)
+            sending.add_done_callback(self._ended)
+
+    def _ended(self, sending: asyncio.Task[None]) -> None:
+        self._running.discard(sending)
+        if not self._scheduled:
+            self._send()
+
+    async def _sent(self, entries: list[str], waiting: list[asyncio.Future[list[Any]]]) -> None:
+        command = self._redis.run("exact_lookup", partial(self._read, entries, FIELDS))
+        reading: asyncio.Task[list[Any]] = asyncio.create_task(command)
+        log_failure(reading, StoreUnavailable)
+        await wait_with_lag(reading, self._seconds)
+        error: BaseException | None = StoreUnavailable(f"Redis took longer than {self._seconds:g} s")
+        if reading.done():
+            error = StoreUnavailable("cancelled") if reading.cancelled() else reading.exception()
+        for waiter in waiting:
+            if waiter.done():
+                continue  # its request was cancelled
+            if error is None:
+                waiter.set_result(reading.result())
+            else:
+                waiter.set_exception(error)
 
 
 class RedisCondensedQuestions:

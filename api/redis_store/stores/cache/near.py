@@ -78,6 +78,9 @@ class Copies:
 
     def add(self, key: str, answer: CachedAnswer, read_at: int) -> None:
         """Keeps a copy, unless an entry has changed since `changes` was `read_at`."""
+        held = self._answers.get(key)
+        if held is not None and held[0] is answer:
+            return
         size = estimated(answer)
         if read_at != self.changes or size > self._max_bytes:
             return
