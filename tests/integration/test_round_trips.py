@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -24,7 +25,18 @@ QUESTION: Final = "What is the capital of France?"
 PARAPHRASE: Final = "What is the capital of France, please?"
 HOUR_MS: Final = 3_600_000
 
-AWAITED: Final = ("answers.find", "FT.SEARCH", "flights.join", "HGETALL", "HMGET", "bulkhead.take", "answers.store")
+FULL: Final = {"X-Ragherd-Priority": "interactive"}
+"""The default, said aloud: the request takes the full path."""
+AWAITED: Final = (
+    "answers.find",
+    "answers.reread",
+    "FT.SEARCH",
+    "flights.join",
+    "HGETALL",
+    "HMGET",
+    "bulkhead.take",
+    "answers.store",
+)
 """The commands of a question. Others are sent in the background."""
 
 
@@ -60,12 +72,33 @@ async def test_a_permit_is_asked_for_while_redis_is_asked_who_leads(serve: Servi
 async def test_a_repeated_semantic_hit_makes_one_round_trip(serve: Service) -> None:
     client = await serve()
     await ask(client, QUESTION)
-    first = await ask(client, PARAPHRASE)
+    first = await ask(client, PARAPHRASE, headers=FULL)
     with round_trips() as written:
-        again = await ask(client, PARAPHRASE)
+        again = await ask(client, PARAPHRASE, headers=FULL)
     assert [first["cache"]["kind"], again["cache"]["kind"]] == ["semantic", "semantic"]
     assert again["cache"]["similarity"] == first["cache"]["similarity"]
     assert awaited(written) == ["answers.find + FT.SEARCH"]
+
+
+async def test_an_equal_request_reads_only_the_entries_again(serve: Service) -> None:
+    client = await serve(cache={"near_bytes": 0, "shadow_rate": 0.0})
+    await ask(client, QUESTION)
+    for _ in range(2):  # loads the script
+        await ask(client, PARAPHRASE)
+    for question in (QUESTION, PARAPHRASE):
+        with round_trips() as written:
+            await ask(client, question)
+        assert awaited(written) == ["answers.reread"]
+
+
+async def test_equal_requests_at_once_share_a_round_trip(serve: Service) -> None:
+    client = await serve(cache={"near_bytes": 0, "shadow_rate": 0.0})
+    for _ in range(2):
+        await asyncio.gather(*[ask(client, QUESTION) for _ in range(8)])
+    with round_trips() as written:
+        answers = await asyncio.gather(*[ask(client, QUESTION) for _ in range(8)])
+    assert {answer["cache"]["kind"] for answer in answers} == {"exact"}
+    assert len(awaited(written)) < 8
 
 
 async def test_a_repeated_semantic_hit_survives_the_loss_of_the_scripts_and_the_index(
@@ -73,12 +106,12 @@ async def test_a_repeated_semantic_hit_survives_the_loss_of_the_scripts_and_the_
 ) -> None:
     client = await serve()
     await ask(client, QUESTION)
-    await ask(client, PARAPHRASE)
+    await ask(client, PARAPHRASE, headers=FULL)
     await redis.script_flush()
-    assert (await ask(client, PARAPHRASE))["cache"]["kind"] == "semantic"
+    assert (await ask(client, PARAPHRASE, headers=FULL))["cache"]["kind"] == "semantic"
     (index,) = await redis.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
     await redis.execute_command("FT.DROPINDEX", index)  # type: ignore[no-untyped-call]
-    kinds = [(await ask(client, PARAPHRASE))["cache"]["kind"] for _ in range(2)]
+    kinds = [(await ask(client, PARAPHRASE, headers=FULL))["cache"]["kind"] for _ in range(2)]
     assert kinds == [None, "exact"], "the miss makes the index again"
 
 
