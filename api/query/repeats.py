@@ -16,14 +16,16 @@ the repeat is forgotten, after seconds.
 from __future__ import annotations
 
 import time
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from api.ports.answer_cache import AnswerCache
 from api.ports.question import Query, Timings
-from api.quality.keeper import QualityView
-from api.quality.policies import Published
-from api.query.cache_key import CacheKey, CacheKeyBuilder, KeyFacts
 from api.values import CachedAnswer, CacheMatch, Vector
+
+if TYPE_CHECKING:
+    from api.quality.keeper import QualityView
+    from api.quality.policies import Published
+    from api.query.cache_key import CacheKey, CacheKeyBuilder, KeyFacts
 
 LONGEST_ANSWER: Final = 16 * 1024
 """Characters of a similar question's answer that a repeat may rely on."""
