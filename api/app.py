@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from api import __version__
 from api.endpoints import (
+    audit,
     dashboard,
     description,
     documents,
@@ -27,6 +28,7 @@ from api.endpoints import (
     query,
     resilience,
     semantic_cache,
+    tenants,
 )
 from api.endpoints.access import Role
 from api.endpoints.access_log import AccessLog
@@ -66,6 +68,8 @@ ROUTERS: Final = (
     semantic_cache.warm_up_router,
     experiments.router,
     experiments.start_router,
+    audit.router,
+    tenants.router,
     health.reports_router,
     description.router,
     dashboard.router,

@@ -297,6 +297,11 @@ def owner_of(tenant: str) -> str:
     return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def erased_tag(tenant: str) -> str:
+    """The tag of the answers of an erased tenant. Unlike other tags it does not name the tenant."""
+    return f"erased:{owner_of(tenant)}"
+
+
 NO_TENANT: Final = "-"
 """The tenant of texts that belong to none: operators' questions, and the embedded model server's."""
 

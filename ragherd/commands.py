@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "invalidate": Entry("cached_answers", USE, "Delete cached answers."),
     "breaker": Entry("breaker", USE, "Show the circuit breakers, or override them."),
     "experiment": Entry("experiment", USE, "Compare variants of settings in production."),
+    "audit": Entry("audit", WATCH, "List the actions of admins, and verify that none was changed."),
     "status": Entry("fleet", WATCH, "Show the health of the service and the figures of its fleet."),
     "monitor": Entry("monitor", WATCH, "Watch the fleet in the terminal."),
     "backends": Entry("fleet", WATCH, "Show each Ollama, or take one out of service."),

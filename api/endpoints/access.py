@@ -95,6 +95,11 @@ class Access:
             raise NotAuthorized("Admin key required.")
         raise NotAuthenticated("Admin key required: send `Authorization: Bearer <key>`.")
 
+    def actor(self, request: Request) -> tuple[str, Role]:
+        """Names an admin for the audit log, without the secret: the start of the key's digest."""
+        key = _bearer(request)
+        return f"key-{key.hex()[:8]}" if key is not None and self._is_admin(key) else "this-machine", "admin"
+
     def is_admin(self, request: Request) -> bool:
         """Returns whether `require_admin` accepts the caller. Some open reports show tenants' names to admins only."""
         try:

@@ -143,6 +143,20 @@ _WARM_UP: Final[dict[str, Any]] = {
     "ended": None,
     "by": "vm-16499-f46f",
 }
+_AUDIT_ENTRY: Final[dict[str, Any]] = {
+    "id": "1795441663212-0",
+    "number": 1,
+    "time": "2026-11-23T13:47:43.212Z",
+    "at_ms": 1795441663212,
+    "action": "cache.warm-up",
+    "by": "key-5e884898",
+    "role": "admin",
+    "request_id": "ffb017c5ce714d94b949a8e8ebdc84c6",
+    "worker": "vm-17360-b87e",
+    "details": {"questions": "1"},
+    "previous": "0000000000000000000000000000000000000000000000000000000000000000",
+    "hash": "9b71d224bd62f3785d96d46ad3ea3d73319bfbc2890caadae2dff72519673ca7",
+}
 _BREAKERS: Final = {**_BREAKER, "breakers": {"ollama": _BREAKER}}
 
 EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
@@ -156,6 +170,7 @@ EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("delete", "/api/semantic-cache"): {"matched": 2, "deleted": 2, "dry_run": False},
     ("post", "/api/semantic-cache/warm"): _WARM_UP,
     ("get", "/api/semantic-cache/warm/{job}"): _WARM_UP,
+    ("get", "/api/audit"): {"entries": [_AUDIT_ENTRY]},
     ("get", "/api/workers"): {"workers": [_WORKER]},
     ("get", "/api/semantic-cache/metrics"): {
         "enabled": True,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import ConfigDict, Field, StringConstraints
 
+from api.endpoints.audit import audited
 from api.endpoints.health import AppState, worker_state
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.validation import StrictBody, refused
@@ -105,6 +106,7 @@ async def start(body: ExperimentIn, request: Request, response: Response) -> dic
     """200 if it is running already: then only its shares and its end change. 409 if another one is running."""
     state = worker_state(request)
     wanted = body.experiment(state)
+    await audited(request, "experiment.start", experiment=wanted.name)
     if not await state.experiment_control.start(wanted, round(body.hours * HOUR_MS)):
         response.status_code = 200
     response.headers["Location"] = f"{PATH}/{wanted.name}"
@@ -134,6 +136,7 @@ async def experiment(request: Request, name: Annotated[str, Path(pattern=NAME)])
 @needs("admin")
 async def stop(request: Request, name: Annotated[str | None, Query(pattern=NAME)] = None) -> dict[str, Any]:
     """Stop the running experiment, or the named one. Its figures stay for 30 days."""
+    await audited(request, "experiment.stop", experiment=name)
     return _shown(request, await worker_state(request).experiment_control.stop(name))
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from api.knowledge.retrieval import Retriever
     from api.ports.answer_cache import Feedback, StoreWarning
     from api.ports.answer_quality import QualityState
+    from api.ports.audit import AuditLog
     from api.ports.inference import ModelCatalog
     from api.query.experiments import ExperimentControl, ExperimentView
     from api.query.explain import Explainer
@@ -96,6 +97,8 @@ class AppState:
     warm_ups: WarmUps | None
     experiments: ExperimentView
     experiment_control: ExperimentControl
+    audit: AuditLog
+    erase_tenant: Callable[[str, bool], Awaitable[Mapping[str, int]]]
     live_workers: Callable[[], Awaitable[list[dict[str, str]]]]
     remembered_prompts: Callable[[], Awaitable[Mapping[str, int]]]
     history: Callable[[int | None, int | None, int | None, bool], Awaitable[bytes]] | None

@@ -19,6 +19,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from api.cancellation import cancel_and_wait
+from api.endpoints.audit import audited
 from api.endpoints.description import errors_of
 from api.endpoints.dropin_wire import NDJSON, read_fields
 from api.endpoints.health import worker_state
@@ -98,9 +99,21 @@ def _allowed(request: Request) -> ModelCatalog:
     return state.catalog
 
 
+MODELS: Final = ("model", "name", "source", "destination")
+"""The fields that name models."""
+
+
+async def _recorded(request: Request, fields: Any) -> None:
+    """Records a change in the audit log, with the models that it names."""
+    action = request.url.path.removeprefix("/api/").partition("/")[0]
+    given = fields if isinstance(fields, dict) else {}
+    await audited(request, f"model.{action}", **{name: str(given[name]) for name in MODELS if name in given})
+
+
 async def _streamed(request: Request) -> Response:
     catalog = _allowed(request)
     fields = await read_fields(request)
+    await _recorded(request, fields)
     body = orjson.dumps(fields)
     if fields.get("stream") is False:
         async with cancel_on_disconnect(request.receive):
@@ -164,13 +177,22 @@ async def _together(request: Request, *, method: str = "", upload: bool = False)
     names = catalog.backends()
     if not upload:
         body = await request.body()
+        if request.method != "GET":
+            await _recorded(request, _fields(body))
         async with cancel_on_disconnect(request.receive):
             answers = await asyncio.gather(
                 *(_answer(catalog, name, method or request.method, request.url.path, body) for name in names)
             )
     else:
+        await _recorded(request, {"name": request.path_params["digest"]})
         answers = await _uploaded(catalog, names, request)
     return _worst(answers)
+
+
+def _fields(body: bytes) -> Any:
+    with suppress(orjson.JSONDecodeError):
+        return orjson.loads(body)
+    return None
 
 
 Answer = tuple[int, str, bytes]

@@ -18,6 +18,7 @@ from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.state import BreakerReading, Override, State, Transition
 from api.bulkhead.bulkhead_rules import BulkheadReading
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.endpoints.audit import audited
 from api.endpoints.health import AppState, worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.validation import rfc3339
@@ -110,6 +111,10 @@ async def reset(request: Request, breaker: str | None = None) -> dict[str, Any]:
     return await _override(request, "RESET", breaker)
 
 
+ACTIONS: Final[Mapping[Override, str]] = {"OPEN": "force-open", "CLOSED": "force-close", "RESET": "reset"}
+"""In the audit log."""
+
+
 def _chosen(state: AppState, name: str | None) -> FleetBreaker:
     if name is None:
         return state.breaker
@@ -121,6 +126,7 @@ def _chosen(state: AppState, name: str | None) -> FleetBreaker:
 async def _override(request: Request, action: Override, name: str | None) -> dict[str, Any]:
     state = worker_state(request)
     selected = state.breakers.values() if name is None else [_chosen(state, name)]
+    await audited(request, f"breaker.{ACTIONS[action]}", breaker=name)
     for breaker in selected:
         await breaker.override(action, state.worker)
     return await breaker_report(state)
@@ -257,6 +263,7 @@ async def drain(request: Request, name: str, force: bool = False) -> dict[str, A
     breaker = _backend(state, name)
     if not force:
         await _need_another(state, name)
+    await audited(request, "backend.drain", backend=name, force=force)
     await breaker.drain(state.worker, drained=True)
     if not force:
         try:
@@ -272,7 +279,9 @@ async def drain(request: Request, name: str, force: bool = False) -> dict[str, A
 async def resume(request: Request, name: str) -> dict[str, Any]:
     """Affects the whole fleet. The breaker's history records it."""
     state = worker_state(request)
-    await _backend(state, name).drain(state.worker, drained=False)
+    breaker = _backend(state, name)
+    await audited(request, "backend.resume", backend=name)
+    await breaker.drain(state.worker, drained=False)
     return await backends(request)
 
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.endpoints.access import DEFAULT_TENANT
+from api.endpoints.audit import audited
 from api.endpoints.description import body_of
 from api.endpoints.health import AppState, Moment, worker_state
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
@@ -86,7 +87,11 @@ async def invalidate(request: Request, wanted: Annotated[InvalidationIn, Query()
     state = worker_state(request)
     if len(request.query_params.multi_items()) > len(request.query_params):
         raise InvalidRequest("A parameter appears twice.")
-    swept = await state.invalidator.invalidate(wanted.invalidation(), dry_run=wanted.dry_run)
+    selected = wanted.invalidation()
+    if not wanted.dry_run:
+        about = {name: getattr(wanted, name) for name in ("entry", "source", "release", "since")}
+        await audited(request, "cache.invalidate", kind=selected.kind, tenant=selected.tenant, **about)
+    swept = await state.invalidator.invalidate(selected, dry_run=wanted.dry_run)
     return {"matched": swept.matched, "deleted": swept.deleted, "dry_run": wanted.dry_run}
 
 
@@ -243,6 +248,7 @@ async def begin(request: Request, response: Response) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Validating 10,000 questions takes a while; a thread keeps the event loop free.
     questions = await asyncio.to_thread(_read, await request.body(), kind in JSON_LINES, state.default_model)
+    await audited(request, "cache.warm-up", questions=len(questions))
     progress = await warm_ups.begin(questions)
     response.headers["Location"] = f"{WARM_UP_PATH}/{progress.job}"
     return _document(progress)
@@ -259,7 +265,9 @@ async def progress(request: Request, job: str) -> dict[str, Any]:
 @needs("admin")
 async def cancel(request: Request, job: str) -> dict[str, Any]:
     """Works from every worker. Answers that are already cached stay."""
-    return _document(await _admitted(request)[1].cancel(job))
+    _, warm_ups = _admitted(request)
+    await audited(request, "cache.cancel-warm-up", job=job)
+    return _document(await warm_ups.cancel(job))
 
 
 def _admitted(request: Request) -> tuple[AppState, WarmUps]:

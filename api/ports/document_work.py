@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol
 
 from api.ports.answer_cache import Selection
 from api.ports.document_store import Chunk, DocumentFacts, FailedChunk
-from api.values import EmbedderIdentity, Vector
+from api.values import EmbedderIdentity, Vector, erased_tag
 
 WorkPhase = Literal["store", "tell"]
 """The remaining steps of a change: all, or only notifying the cache."""
@@ -193,7 +193,8 @@ def tags_for(tags: Mapping[str, int], tenants: Collection[str]) -> Mapping[str, 
 def tags_about(digest: str, tenant: str, documents: Sequence[str], release: str = "") -> list[str]:
     """The tags under which an answer may have been deleted. Times are apart: see `ranges_of`."""
     sources = (f"source:{document}" for document in documents)
-    return ["all", f"tenant:{tenant}", f"question:{digest}", *sources, *([f"release:{release}"] if release else [])]
+    of_tenant = (f"tenant:{tenant}", erased_tag(tenant))
+    return ["all", *of_tenant, f"question:{digest}", *sources, *([f"release:{release}"] if release else [])]
 
 
 class UnusedEmbeddings(Protocol):

@@ -25,7 +25,16 @@ from api.ports.telemetry import Telemetry
 from api.query.cache_key import CacheKeyBuilder
 from api.query.candidates import ComparedQuestion, best, consider
 from api.query.prompt import Fence
-from api.values import ChatMessage, CompletedAnswer, Embedding, FlightKey, GenerationRequest, Priority, model_key
+from api.values import (
+    ChatMessage,
+    CompletedAnswer,
+    Embedding,
+    FlightKey,
+    GenerationRequest,
+    Priority,
+    model_key,
+    owner_of,
+)
 
 if TYPE_CHECKING:
     from api.query.cache import CachePolicy
@@ -62,7 +71,7 @@ class Condenser:
             return query
         key = _key(query)
         try:
-            question = await self._known(key, timings)
+            question = await self._known(_place(query, key), timings)
             if question is None and not query.cache_control.only_if_cached:
                 with timings.timed("generate"):
                     question = await self._rewritten(query, key)
@@ -81,17 +90,17 @@ class Condenser:
         key = _key(query) if stores else None
         priority = Priority.BACKGROUND if background else query.priority
         try:
-            question = await self._known(key, Timings()) if key is not None else None
+            question = await self._known(_place(query, key), Timings()) if key is not None else None
             if question is None:
                 question = (await self._generate(query, key, Unread(priority))).text
         except RagherdError:
             return query
         return _rewritten_as(query, question)
 
-    async def _known(self, key: str, timings: Timings) -> str | None:
+    async def _known(self, place: str, timings: Timings) -> str | None:
         try:
             with timings.timed("cache"):
-                return await self._memory.find(key)
+                return await self._memory.find(place)
         except StoreUnavailable as error:
             self._observer.store_failed(error)
             return None
@@ -121,7 +130,7 @@ class Condenser:
             question = ""  # remembered too: at temperature 0 it would come out the same again
         if key is not None:
             try:
-                await self._memory.remember(key, question)
+                await self._memory.remember(_place(query, key), question)
             except StoreUnavailable as error:
                 self._observer.store_failed(error)
         return CompletedAnswer(question, generation.end.model, generation.end.usage)
@@ -139,6 +148,11 @@ def turns(query: Query) -> tuple[ChatMessage, ...]:
     said = "\n".join(f"{turn.role}: {_FENCE.text(turn.content)}" for turn in query.history)
     material = f"<conversation>\n{said}\n</conversation>\n<question>\n{_FENCE.text(query.question)}\n</question>"
     return ChatMessage("system", INSTRUCTION), ChatMessage("user", material)
+
+
+def _place(query: Query, key: str) -> str:
+    """Where the rewritten question is stored: with the tenant, so that erasing one finds it."""
+    return f"{owner_of(query.tenant)}:{key}"
 
 
 def _key(query: Query) -> str:

@@ -52,8 +52,12 @@ class CacheKeys:
 
     def feedback(self, scope: str, digest: str) -> list[str]:
         """The keys that a vote on an entry changes: its votes, the invalidation tags, eviction, all quarantines."""
-        votes = f"{self._tagged('votes')}{scope}:{digest}"
-        return [votes, self.invalidated, *self.eviction_keys, self.quarantined]
+        return [f"{self.votes}{scope}:{digest}", self.invalidated, *self.eviction_keys, self.quarantined]
+
+    @property
+    def votes(self) -> str:
+        """The common prefix of the votes on answers."""
+        return self._tagged("votes")
 
     @property
     def quarantined(self) -> str:
@@ -186,9 +190,20 @@ class Keys:
         """The lease to drop unused search indexes."""
         return f"{self.prefix}janitor"
 
-    def condensed(self, digest: str) -> str:
-        """A follow-up question, rewritten as a stand-alone question."""
-        return f"{self.prefix}condensed:{digest}"
+    def condensed(self, place: str) -> str:
+        """A follow-up question, rewritten as a stand-alone question. `place`: `<owner>:<digest>`."""
+        owner, _, digest = place.partition(":")
+        return f"{self.prefix}condensed:{{{owner}}}:{digest}" if self.cluster else f"{self.prefix}condensed:{place}"
+
+    @property
+    def erasures(self) -> str:
+        """The erasures of tenants that are to be repeated, by the time (ms)."""
+        return f"{self.prefix}erasures"
+
+    @property
+    def erasure_lease(self) -> str:
+        """The lease to repeat erasures."""
+        return f"{self.prefix}erasures:keeper"
 
     def flight_channel(self, worker: str) -> str:
         """The channel with messages about a worker's flights."""
@@ -293,6 +308,11 @@ class Keys:
     def experiments_channel(self) -> str:
         """The channel that tells all workers of a new epoch."""
         return f"{self.prefix}experiments:changed"
+
+    @property
+    def audit(self) -> str:
+        """The actions of admins: a stream."""
+        return f"{self.prefix}audit"
 
     def worker(self, worker: str) -> str:
         """One live worker."""

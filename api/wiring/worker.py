@@ -36,8 +36,10 @@ from api.ports.tracing import Tracing
 from api.query.shadow_calls import SpareTime
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
+from api.redis_store.stores.audit import RedisAuditLog
 from api.redis_store.stores.fleet import RedisLeaderLease, WorkerRegistry
 from api.redis_store.stores.history_store import RedisHistory
+from api.redis_store.stores.tenant_erasure import RedisTenantErasure
 from api.settings import Settings
 from api.wiring.backends import WorkerBackends, open_backends
 from api.wiring.cache import CacheParts, WorkerCache, open_cache
@@ -126,6 +128,10 @@ class _Worker:
         self._stack.push_async_callback(parts.counters.flush)
         self._stack.callback(facts.measure)
         self._stack.push_async_callback(parts.served.aclose)
+        erasure = RedisTenantErasure(
+            client, redis.guards.client, self._keys, self._id, tuple(backends.bulkheads), self._pace
+        )
+        background.start(erasure.keep_repeating)
         own = (lag.keep_measuring, parts.counters.keep_flushing, parts.recent.keep_writing, registry.keep_renewing)
         others = (facts.keep_measuring, schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks())
         for forever in (*own, *others):
@@ -133,7 +139,7 @@ class _Worker:
         history = await self._open_history(parts, backends, cache, registry, replaces=replaces)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
-        return self._state(redis, backends, parts, knowledge, cache, facts, registry, history)
+        return self._state(redis, backends, parts, knowledge, cache, facts, registry, history, erasure)
 
     async def _open_backends(self, redis: WorkerRedis, parts: CacheParts) -> WorkerBackends:
         opening = open_backends(
@@ -256,6 +262,7 @@ class _Worker:
         facts: WorkerFacts,
         registry: WorkerRegistry,
         history: HistoryReader | None,
+        erasure: RedisTenantErasure,
     ) -> AppState:
         access = self._settings.access
         return AppState(
@@ -287,6 +294,8 @@ class _Worker:
             warm_ups=cache.warm_ups,
             experiments=cache.experiments,
             experiment_control=cache.experiment_control,
+            audit=RedisAuditLog(redis.main.client, self._keys),
+            erase_tenant=erasure.erase,
             live_workers=registry.live,
             remembered_prompts=backends.remembered_prompts,
             history=history.read if history is not None else None,

@@ -49,6 +49,7 @@ SPEAKING = {
     "report": (),
     "benchmark": ("save", "new.json", "--rounds", "10", "--round-seconds", "0.1"),
     "experiment": (),
+    "audit": (),
 }
 """Commands that need a service, with arguments."""
 

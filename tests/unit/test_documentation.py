@@ -188,7 +188,10 @@ def key_patterns() -> set[str]:
         keys.warm_up("<name>"),
         keys.prefix_key,
         keys.prefixes("<name>"),
-        keys.condensed("<digest>"),
+        keys.condensed("<owner>:<digest>"),
+        keys.audit,
+        keys.erasures,
+        keys.erasure_lease,
         *keys.flight("<scope>", "<digest>"),
         keys.retries,
         keys.document("<document>"),
@@ -250,6 +253,7 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(keys.verifier, keys.verifier_model("<version>")),
         *(keys.history_hour("<hour>"), keys.history_minute("<hour>-<minute>"), keys.history_lease),
         *(keys.experiments, *keys.experiment("<experiment>")),
+        keys.condensed("<owner>:<digest>"),
     }
 
 
@@ -276,10 +280,11 @@ def test_key_patterns_covers_every_key_method() -> None:
         "probe",  # never exists
         *("flight", "condensed", "digests", "speeds", "flight_channel", "bulkhead_channel"),
         *("served", "recent", "served_count"),
+        *("audit", "erasures", "erasure_lease"),
     }
     assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {
         *("entry", "eviction_keys", "entries_of", "invalidated", "index", "index_uses", "flight"),
-        *("feedback", "quarantine", "quarantined"),
+        *("feedback", "quarantine", "quarantined", "votes"),
         *("entries", "embedded_by", "indexes", "quarantines"),  # what all of them begin with, and what an index covers
     }
 

@@ -30,6 +30,20 @@ for i = 3, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 3], 'PX', ARGV[3]) end
 redis.call('PUBLISH', ARGV[5], int(epoch))
 return int(epoch)
 
+-- name: rewrite
+-- Replaces the state that the writer has read. The keeper then begins again, from this state and the stored labels.
+-- KEYS[1] hash the quality
+-- ARGV: known epoch, lifetime_ms, state ('': there is none), channel that tells the workers
+-- Returns 1, or 0 if another worker has written.
+local epoch = tonumber(redis.call('HGET', KEYS[1], 'epoch') or 0)
+if epoch ~= tonumber(ARGV[1]) then return 0 end
+epoch = math.max(epoch + 1, now_ms())
+redis.call('HSET', KEYS[1], 'epoch', int(epoch))
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'state', ARGV[3]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('PUBLISH', ARGV[4], int(epoch))
+return 1
+
 -- name: activate_verifier
 -- Puts an uploaded model in use.
 -- KEYS[1] hash rag:verifier   KEYS[2] string the uploaded archive   KEYS[3] string the model's archive

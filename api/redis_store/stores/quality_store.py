@@ -39,6 +39,7 @@ class RedisQuality:
         self._worker = worker
         self._read = script(redis.client, "stores/quality_store", "read")
         self._publish = script(redis.client, "stores/quality_store", "publish")
+        self._rewrite = script(redis.client, "stores/quality_store", "rewrite")
 
     async def read(self, known: int) -> StoredQuality:
         """Returns the stored epoch; its text, too, if it is not the one that the reader knows."""
@@ -61,6 +62,11 @@ class RedisQuality:
         ]
         reply: Any = await self._redis.run("quality_publish", partial(self._publish, keys, arguments))
         return int(reply) or None
+
+    async def rewrite(self, after: int, text: bytes | None) -> bool:
+        """Replaces the state of the epoch `after`; None: there is none. Returns False if another epoch is stored."""
+        arguments: list[Any] = [after, STATE_LIFETIME_MS, text or b"", self._keys.quality_channel]
+        return bool(await self._redis.run("quality_publish", partial(self._rewrite, [self._keys.quality], arguments)))
 
     async def of_scopes(self, scopes: Sequence[str]) -> Sequence[bytes | None]:
         """Returns the models of scopes, in order."""

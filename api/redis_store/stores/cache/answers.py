@@ -34,7 +34,7 @@ from api.redis_store.stores.cache.semantic_index import FIELDS, Nearest, Semanti
 from api.redis_store.stores.cache.sweep import RUNNING, TAGS_LIFETIME_MS
 from api.redis_store.stores.documents.document_records import corpus_of, owner_of
 from api.redis_store.stores.fleet import CacheCounters
-from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Usage, Vector, source_of
+from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Usage, Vector, erased_tag, source_of
 
 COMPARED: Final = "meaning"
 """New documents are compared with the entry by the meaning of its question."""
@@ -177,7 +177,7 @@ class RedisAnswerCache:
         index = self._indexes.by_partition[part]
         if not index.supported:
             raise StoreUnavailable("Redis has no search module")
-        arguments: list[str | int] = [5, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]
+        arguments: list[str | int] = [6, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]
         key = part.entry(scope, digest)
         keys = [key, part.invalidated]
         if documents and not self._keys.cluster:
@@ -343,7 +343,7 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer, release: str) 
 
 def _tags(digest: str, tenant: str) -> list[str]:
     """The invalidation tags of a question's answer, whatever it cites."""
-    return ["all", RUNNING, f"tenant:{tenant}", f"question:{digest}"]
+    return ["all", RUNNING, f"tenant:{tenant}", erased_tag(tenant), f"question:{digest}"]
 
 
 def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:

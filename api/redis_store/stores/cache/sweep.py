@@ -19,7 +19,7 @@ from api.ports.answer_cache import Neighbourhood, Selection, Swept
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import on_all, replies_of, scanned, script
-from api.values import Vector, model_key
+from api.values import Vector, erased_tag, model_key
 
 ROUNDING: Final = 1e-6
 """Rounding error of the cosine of two equal vectors."""
@@ -161,6 +161,15 @@ class RedisCacheSweep:
         matched, deleted = sum(one.matched for one in swept), sum(one.deleted for one in swept)
         return Swept(matched, deleted, all(one.complete for one in swept))
 
+    async def erase(self, tenant: str, *, dry_run: bool) -> Swept:
+        """Does the same for all answers of a tenant, under a tag that does not name it."""
+        until, selection = time.monotonic() + self._deadline, Selection(tenant=tenant)
+        tags = [erased_tag(tenant)]
+        swept = await on_all(part.sweep(selection, until, dry_run=dry_run, tags=tags) for part in self._parts)
+        counts = [(one.matched, one.deleted, one.complete) for one in swept]
+        matched, deleted, complete = zip(*counts, strict=True)
+        return Swept(sum(matched), sum(deleted), all(complete))
+
     async def outdate(self, tenant: str) -> None:
         """Notes that a tenant's documents changed: an answer from before is stored only after another check of them."""
         await on_all(part.note([f"corpus:{tenant}"]) for part in self._parts)
@@ -175,11 +184,11 @@ class _PartitionSweep:
         self._invalidate = script(redis.client, "stores/cache/answers", "invalidate")
         self._drop = script(redis.client, "stores/cache/answers", "drop")
 
-    async def sweep(self, selection: Selection, until: float, *, dry_run: bool) -> Swept:
+    async def sweep(self, selection: Selection, until: float, *, dry_run: bool, tags: list[str] | None = None) -> Swept:
         """Scans until there is nothing left to delete: SCAN may miss new keys."""
         if dry_run:
             return await self._pass(selection, until, dry_run=True)
-        await self.note(invalidation_tags(self.keys, selection))
+        await self.note(invalidation_tags(self.keys, selection) if tags is None else tags)
         await self._end_flights(selection)
         matched = deleted = 0
         for _ in range(PASSES):

@@ -40,6 +40,14 @@ redis.call('HSET', KEYS[1], 'created_ms', ARGV[3], 'updated_ms', ARGV[4])
 redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[1])
 return 1
 
+-- name: forget_corpus
+-- Forgets the counts of a tenant that has no documents.
+-- KEYS[1] hash rag:corpus:<owner>   KEYS[2] zset the owner's documents
+-- Returns 1, or 0 if it has some again.
+if redis.call('ZCARD', KEYS[2]) > 0 then return 0 end
+redis.call('UNLINK', KEYS[1], KEYS[2])
+return 1
+
 -- shared
 
 -- Returns whether the work is still for this revision and this holder still has it.
