@@ -176,6 +176,7 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
     passing = (":draft", ":work", "corpus:work", "upload:[^:{}]+", "embedding:[^:{}]+")
     transient = (*passing, ":permits", "bulkhead:\\{[^:{}]+\\}", ":queue", ":waiting", "warm:jobs")
     elsewhere = (
+        "rag:erasures",
         "rag:history:\\d{4}",
         "rag:flight:",
         "rag:condensed:",
