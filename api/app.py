@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from api import __version__
 from api.endpoints import (
-    audit,
+    administration,
     dashboard,
     description,
     documents,
@@ -28,7 +28,6 @@ from api.endpoints import (
     query,
     resilience,
     semantic_cache,
-    tenants,
 )
 from api.endpoints.access import Role
 from api.endpoints.access_log import AccessLog
@@ -68,8 +67,7 @@ ROUTERS: Final = (
     semantic_cache.warm_up_router,
     experiments.router,
     experiments.start_router,
-    audit.router,
-    tenants.router,
+    administration.router,
     health.reports_router,
     description.router,
     dashboard.router,
