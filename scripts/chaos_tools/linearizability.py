@@ -1,0 +1,97 @@
+"""Checks whether a history of concurrent operations could have happened one at a time (Wing and Gong, with memo).
+
+J. M. Wing, C. Gong: Testing and Verifying Concurrent Objects, 1993. G. Lowe: Testing for Linearizability, 2017: states
+that were reached with the same operations are not searched again. Each key is checked by itself, which is enough:
+M. Herlihy, J. M. Wing: Linearizability, 1990.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+State = Hashable
+NEVER: Final = math.inf
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation as its client saw it. Times are of one clock (s).
+
+    `end` is `NEVER` if the client got no reply: the operation may take effect at any later time, or not at all.
+    """
+
+    key: str
+    name: str
+    value: Hashable
+    begin: float
+    end: float
+
+
+Specification = Callable[[State, Operation], Sequence[State]]
+"""The states that an operation may lead to from a state; none if it is impossible there."""
+
+
+def register(state: State, operation: Operation) -> Sequence[State]:
+    """A value that is written and read. It begins as None."""
+    if operation.name == "write":
+        return (operation.value,)
+    return (state,) if state == operation.value else ()
+
+
+def cache(state: State, operation: Operation) -> Sequence[State]:
+    """An answer that is stored, found and deleted. It may also be missing at any time, which says nothing."""
+    if operation.name == "find":
+        return (state,) if state == operation.value else ()
+    return (operation.value if operation.name == "store" else None,)
+
+
+def faults(history: Iterable[Operation], specification: Specification) -> list[str]:
+    """Returns the keys whose operations have no order that explains them."""
+    by_key: defaultdict[str, list[Operation]] = defaultdict(list)
+    for operation in history:
+        by_key[operation.key].append(operation)
+    return [key for key, found in sorted(by_key.items()) if not is_linearizable(found, specification)]
+
+
+def is_linearizable(history: Sequence[Operation], specification: Specification, first: State = None) -> bool:
+    """Returns whether the operations of one key could have happened one at a time, in an order that respects time."""
+    operations = sorted(history, key=lambda one: one.begin)
+    required = sum(1 << number for number, one in enumerate(operations) if one.end != NEVER)
+    searched: set[tuple[int, State]] = set()
+    stack: list[tuple[int, State]] = [(0, first)]
+    while stack:
+        place = stack.pop()
+        if place in searched:
+            continue
+        searched.add(place)
+        done, state = place
+        if done & required == required:
+            return True
+        for number in _next(operations, done):
+            stack += [(done | 1 << number, after) for after in specification(state, operations[number])]
+    return False
+
+
+def _next(operations: Sequence[Operation], done: int) -> list[int]:
+    """Returns the operations that may come next: those that began before any other of the rest had ended."""
+    first_end = NEVER
+    found: list[int] = []
+    for number, operation in enumerate(operations):
+        if operation.begin > first_end:
+            break
+        if not done >> number & 1:
+            found.append(number)
+            first_end = min(first_end, operation.end)
+    return found
+
+
+def counts(history: Iterable[Operation]) -> Mapping[str, int]:
+    """Returns how many operations of each name a history has."""
+    found: defaultdict[str, int] = defaultdict(int)
+    for operation in history:
+        found[operation.name] += 1
+    return dict(found)
