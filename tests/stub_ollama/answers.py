@@ -28,7 +28,8 @@ def chat_tokens(request: dict[str, Any], behaviour: Behaviour) -> list[str]:
     if behaviour.answer is not None:
         return words(behaviour.answer)
     turns = [content(turn) for turn in request.get("messages", []) if turn["role"] == "user"]
-    return words(f"echo: {turns[-1] if turns else request.get('prompt') or request.get('input') or ''}")
+    number = f" no.{next(_answers)}" if behaviour.numbered else ""
+    return words(f"echo: {turns[-1] if turns else request.get('prompt') or request.get('input') or ''}{number}")
 
 
 def content(turn: dict[str, Any]) -> str:
@@ -134,6 +135,7 @@ def has_model(request: dict[str, Any], behaviour: Behaviour) -> bool:
 
 
 _moments = itertools.count()
+_answers = itertools.count()
 
 
 def ps_answer(behaviour: Behaviour) -> dict[str, Any]:

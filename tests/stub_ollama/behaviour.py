@@ -47,6 +47,8 @@ class Behaviour:
     path: str | None = None
     answer: str | None = None
     """Replaces the echo."""
+    numbered: bool = False
+    """Ends each echo with its number, so that no two answers are equal."""
     done_reason: str = "stop"
     load_duration: float = 0.0
     """Seconds that the final line reports as `load_duration`."""
