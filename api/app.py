@@ -19,6 +19,7 @@ from api.endpoints import (
     experiments,
     forwarded_api,
     health,
+    keys,
     mcp_api,
     model_admin,
     ollama_api,
@@ -68,6 +69,8 @@ ROUTERS: Final = (
     experiments.router,
     experiments.start_router,
     administration.router,
+    keys.router,
+    keys.create_router,
     health.reports_router,
     description.router,
     dashboard.router,
@@ -133,7 +136,11 @@ def _access_log(server: ServerSettings) -> AccessLog | None:
 
 def _keyed_roles(access: AccessSettings) -> set[Role]:
     """Describes which routes need a key, as `Access` enforces it."""
-    roles: dict[Role, bool] = {"user": bool(access.api_keys), "admin": bool(access.admin_keys)}
+    roles: dict[Role, bool] = {
+        "user": access.is_keyed,
+        "operator": access.require_keys,
+        "admin": bool(access.admin_keys),
+    }
     return {role for role, keyed in roles.items() if keyed}
 
 

@@ -12,6 +12,7 @@
     ├── LastBackend               409   draining it would leave no backend
     ├── ExperimentConflict        409   another experiment is running
     ├── DocumentExists            409   a document from the same source exists
+    ├── KeyLimitReached           409   there are as many API keys as there may be
     ├── PromptTooLong             422   the prompt has more tokens than OLLAMA_MAX_PROMPT_TOKENS
     ├── UnreadableDocument        422   the file cannot be parsed: broken, encrypted or mislabeled
     ├── NotAuthenticated          401
@@ -21,6 +22,7 @@
     ├── OnlyIfCached              504   `Cache-Control: only-if-cached` without a cached answer
     ├── DeadlinePassed            504   the caller's deadline, `X-Request-Timeout`
     ├── ServiceUnavailable        503   starting, draining, or a required store is down
+    │   ├── KeysUnavailable       503   Redis is down, and the worker does not know the key
     │   ├── BreakerOpen           503   the circuit breaker rejects the call
     │   │   └── BackendsDrained   503   an admin has drained every backend
     │   └── BulkheadFull          503   too many calls are running and waiting
@@ -215,6 +217,12 @@ class ExperimentConflict(RagherdError):
     title = "Another experiment is running"
 
 
+class KeyLimitReached(RagherdError):
+    status = 409
+    slug = "key-limit"
+    title = "Key limit reached"
+
+
 class DocumentExists(RagherdError):
     """Raised for `on_conflict=refuse`."""
 
@@ -298,6 +306,16 @@ class ServiceUnavailable(RagherdError):
     def __init__(self, detail: str, *, retry_after: float | None = None, **members: Any) -> None:
         headers = {} if retry_after is None else {"Retry-After": retry_after_seconds(retry_after)}
         super().__init__(detail, headers=headers, **members)
+
+
+class KeysUnavailable(ServiceUnavailable):
+    """Raised instead of `NotAuthenticated` for a key that may be valid."""
+
+    slug = "keys-unavailable"
+    title = "The key cannot be checked"
+
+    def __init__(self) -> None:
+        super().__init__("Redis is unavailable, and this worker does not know the key yet.", retry_after=1)
 
 
 class BreakerOpen(ServiceUnavailable, CircuitBreakerError):

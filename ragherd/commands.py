@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "warm": Entry("cached_answers", USE, "Answer questions in advance."),
     "invalidate": Entry("cached_answers", USE, "Delete cached answers."),
     "breaker": Entry("breaker", USE, "Show the circuit breakers, or override them."),
+    "keys": Entry("keys", USE, "Create, list, rotate and revoke API keys."),
     "experiment": Entry("experiment", USE, "Compare variants of settings in production."),
     "audit": Entry("audit", WATCH, "List the actions of admins, and verify that none was changed."),
     "status": Entry("fleet", WATCH, "Show the health of the service and the figures of its fleet."),

@@ -159,11 +159,13 @@ def _switches(judge: ScenarioJudge, settings: Settings) -> Iterator[Check]:
 def _keys(judge: ScenarioJudge, settings: Settings) -> Iterator[Check]:
     access, advice = settings.access, "Make one with: openssl rand -hex 24."
     users, admins = len(access.tenants_by_key()), len(access.admins())
-    yield judge.check("API keys", users, f"{users} in API_KEYS", f"Set API_KEYS. {advice}", Level.STAGING)
+    detail = f"{users} in API_KEYS{', others in Redis' if access.require_keys else ''}"
+    needed = f"Set API_KEYS or REQUIRE_KEYS. {advice}"
+    yield judge.check("API keys", access.is_keyed, detail, needed, Level.STAGING)
     yield judge.check("admin keys", admins, f"{admins} in ADMIN_KEYS", f"Set ADMIN_KEYS. {advice}", Level.STAGING)
     weak = [warning for warning in access_warnings(access, []) if "can be guessed" in warning]
     yield judge.check("key strength", not weak, "; ".join(weak) or "no key is short", advice, Level.STAGING)
-    anonymous = access.allow_anonymous and not users
+    anonymous = access.allow_anonymous and not access.is_keyed
     detail = "anyone may ask" if anonymous else "callers need a key, or are on this machine"
     yield judge.check("anonymous callers", not anonymous, detail, "Unset ALLOW_ANONYMOUS.", Level.STAGING)
 

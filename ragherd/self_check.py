@@ -64,7 +64,7 @@ def _model(stack: Stack, settings: Settings) -> str:
 
 
 def _curl(url: str, settings: Settings) -> str:
-    key = " -H 'authorization: Bearer ONE-OF-YOUR-API-KEYS'" if settings.access.api_keys else ""
+    key = " -H 'authorization: Bearer ONE-OF-YOUR-API-KEYS'" if settings.access.is_keyed else ""
     return f"curl -s {url}/query -H 'content-type: application/json'{key} -d '{{\"question\": \"{QUESTION}\"}}'"
 
 

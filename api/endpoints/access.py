@@ -1,6 +1,7 @@
 """API keys: who may call, and as which tenant.
 
 Keys are looked up by their SHA-256 digest. A lookup takes the same time for any number of keys and does not leak them.
+Keys of the settings are known from the start; those in Redis begin with `rgh_`, and `known_keys` has a worker's copies.
 """
 
 from __future__ import annotations
@@ -12,51 +13,93 @@ from typing import Final, Literal
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from api.errors import NotAuthenticated, NotAuthorized
+from api.endpoints.known_keys import KnownKeys, WrongKeys
+from api.errors import KeysUnavailable, NotAuthenticated, NotAuthorized, StoreUnavailable
 from api.loopback import is_loopback_address, is_loopback_host
+from api.ports.access import MARK, RANKS, Caller
 from api.values import Priority
 
 DEFAULT_TENANT: Final = "default"
 
 Role = Literal["all", "operator", "user", "admin"]
-"""The role that may call an endpoint. Operators need no key yet."""
+"""The role that may call an endpoint. Operators need a key only with REQUIRE_KEYS."""
 
 
 class Access:
     """Checks keys. `tenants` maps each API key to its tenant; `admins` lists the admin keys.
 
-    `batch`: the API keys whose questions wait as batch work.
+    `batch`: the API keys whose questions wait as batch work. `known`: the keys in Redis. With `required`, users and
+    operators need a key although `tenants` may be empty.
     """
 
-    def __init__(self, tenants: Mapping[str, str], admins: Sequence[str], batch: Sequence[str] = ()) -> None:
-        self._tenants = {_digest(key.encode()): tenant for key, tenant in tenants.items()}
-        self._admins = frozenset(_digest(key.encode()) for key in admins)
+    def __init__(
+        self,
+        tenants: Mapping[str, str],
+        admins: Sequence[str],
+        batch: Sequence[str] = (),
+        *,
+        known: KnownKeys | None = None,
+        wrong: WrongKeys | None = None,
+        required: bool = False,
+    ) -> None:
+        users = {_digest(key.encode()): Caller(tenant, "user") for key, tenant in tenants.items()}
+        self._fixed = users | {_digest(key.encode()): Caller(DEFAULT_TENANT, "admin") for key in admins}
+        self._has_admin_keys = bool(admins)
         self._batch = frozenset(_digest(key.encode()) for key in batch)
         self.has_batch_keys = bool(self._batch)
+        self._known = known
+        self._wrong = wrong
+        self._required = required
+        self._keyed = bool(tenants) or required
 
-    def admit(self, request: Request, role: Role) -> None:
-        """Raises `NotAuthenticated` or `NotAuthorized` if the caller lacks `role`."""
+    async def admit(self, request: Request, role: Role) -> None:
+        """Raises `NotAuthenticated`, `NotAuthorized` or `KeysUnavailable` if the caller lacks `role`.
+
+        A caller with a wrong key waits for the answer.
+        """
+        if self._known is not None and (key := _key_of(request)).startswith(MARK):
+            try:
+                request.state.caller = await self._known.find(key)
+            except StoreUnavailable:
+                request.state.caller = _UNKNOWN
+        try:
+            self.check(request, role)
+        except NotAuthenticated:
+            if self._wrong is not None and _key_of(request):
+                await self._wrong.refuse(request.client.host if request.client is not None else "")
+            raise
+
+    def check(self, request: Request, role: Role) -> None:
+        """Like `admit`, for a request that was admitted before."""
         if role == "admin":
             self.require_admin(request)
-        elif role == "user" and self._tenants:
-            key = _bearer(request)
-            if self._tenant_of(key) is None and not self._is_admin(key):
-                raise _no_valid_key()
+        elif role == "user" and self._keyed:
+            self._identified(request)
+        elif role == "operator" and self._required:
+            caller = self._identified(request)
+            if RANKS[caller.role] < RANKS["operator"]:
+                raise NotAuthorized("Operator key required.")
 
     def tenant(self, request: Request, requested: str | None) -> str:
         """Returns the tenant of a request. Raises `NotAuthenticated`, or `NotAuthorized` if the key belongs to another
         tenant. The access log reads it from the request's state.
         """
         tenant = requested or DEFAULT_TENANT
-        if self._tenants and not self._is_admin(key := _bearer(request)):
-            own = self._tenant_of(key)
-            if own is None:
-                raise _no_valid_key()
-            if requested is not None and requested != own:
+        if self._keyed:
+            caller = self._identified(request)
+            if caller.role == "admin":
+                tenant = requested or caller.tenant
+            elif requested is not None and requested != caller.tenant:
                 raise NotAuthorized("The key belongs to another tenant than the requested one.")
-            tenant = own
+            else:
+                tenant = caller.tenant
         request.state.tenant = tenant
         return tenant
+
+    def check_model(self, request: Request, model: str) -> None:
+        """Raises `NotAuthorized` if the caller's key does not allow a model."""
+        if self._keyed and not self._identified(request).may_use(model):
+            raise NotAuthorized(f"The key may not use the model '{model}'.")
 
     def priority(self, request: Request, requested: Priority | None) -> Priority:
         """Returns the priority of a question. Raises `NotAuthorized` if the key is limited to batch work."""
@@ -68,7 +111,7 @@ class Access:
 
     def voter(self, request: Request, tenant: str) -> str:
         """Identifies who gives feedback: the key, or without keys the tenant and the client's address."""
-        key = _bearer(request) if self._tenants else None
+        key = _bearer(request) if self._keyed else None
         if key is None:
             address = request.client.host if request.client is not None else ""
             key = _digest(f"{tenant} {address}".encode())
@@ -76,11 +119,14 @@ class Access:
 
     def sees_all_tenants(self, request: Request) -> bool:
         """Returns whether the caller may see every tenant: an admin, or any caller if no keys are configured."""
-        return not self._tenants or self._is_admin(_bearer(request))
+        return not self._keyed or self._identified(request).role == "admin"
 
     def require_admin(self, request: Request) -> None:
         """Raises `NotAuthenticated` or `NotAuthorized`. Without admin keys, callers on this machine are admins."""
-        if not self._admins:
+        caller = self._caller(request)
+        if caller is not None and caller.role == "admin":
+            return
+        if not self._has_admin_keys:
             if not _is_loopback(request):
                 raise NotAuthorized("Without ADMIN_KEYS, admin endpoints accept only loopback addresses.")
             if _is_from_a_web_page(request.headers):
@@ -88,31 +134,44 @@ class Access:
                     "Without ADMIN_KEYS, admin endpoints reject requests from web pages of other origins."
                 )
             return
-        key = _bearer(request)
-        if self._is_admin(key):
-            return
-        if self._tenant_of(key) is not None:
+        if caller is not None:
             raise NotAuthorized("Admin key required.")
         raise NotAuthenticated("Admin key required: send `Authorization: Bearer <key>`.")
 
     def actor(self, request: Request) -> tuple[str, Role]:
-        """Names an admin for the audit log, without the secret: the start of the key's digest."""
-        key = _bearer(request)
-        return f"key-{key.hex()[:8]}" if key is not None and self._is_admin(key) else "this-machine", "admin"
+        """Names an admin for the audit log, without the secret: the key's ID, or the start of its digest."""
+        caller, key = self._caller(request), _bearer(request)
+        if caller is None or caller.role != "admin" or key is None:
+            return "this-machine", "admin"
+        return caller.id or f"key-{key.hex()[:8]}", "admin"
 
     def is_admin(self, request: Request) -> bool:
         """Returns whether `require_admin` accepts the caller. Some open reports show tenants' names to admins only."""
         try:
             self.require_admin(request)
-        except (NotAuthenticated, NotAuthorized):
+        except (NotAuthenticated, NotAuthorized, KeysUnavailable):
             return False
         return True
 
-    def _is_admin(self, key: bytes | None) -> bool:
-        return key in self._admins
+    def _identified(self, request: Request) -> Caller:
+        """Returns who calls. Raises `NotAuthenticated` and `KeysUnavailable`."""
+        caller = self._caller(request)
+        if caller is None:
+            raise _no_valid_key()
+        return caller
 
-    def _tenant_of(self, key: bytes | None) -> str | None:
-        return None if key is None else self._tenants.get(key)
+    def _caller(self, request: Request) -> Caller | None:
+        """Returns who calls, or None without a valid key. Raises `KeysUnavailable`."""
+        found: Caller | None = getattr(request.state, "caller", None)
+        if found is _UNKNOWN:
+            raise KeysUnavailable
+        if found is None and (key := _bearer(request)) is not None:
+            return self._fixed.get(key)
+        return found
+
+
+_UNKNOWN: Final = Caller("", "user")
+"""Stands for the caller of a key that Redis may know, while Redis is down."""
 
 
 def _no_valid_key() -> NotAuthenticated:
@@ -120,11 +179,17 @@ def _no_valid_key() -> NotAuthenticated:
 
 
 def _bearer(request: Request) -> bytes | None:
-    """Returns the digest of the request's key. Anthropic's clients send it as `X-Api-Key`."""
+    """Returns the digest of the request's key."""
+    key = _key_of(request)
+    return _digest(key.encode()) if key else None
+
+
+def _key_of(request: Request) -> str:
+    """Returns the request's key, or "". Anthropic's clients send it as `X-Api-Key`."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         key = request.headers.get("x-api-key", "") if not scheme else ""
-    return _digest(key.strip().encode()) if key.strip() else None
+    return key.strip()
 
 
 def _digest(key: bytes) -> bytes:

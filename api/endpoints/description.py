@@ -157,6 +157,20 @@ _AUDIT_ENTRY: Final[dict[str, Any]] = {
     "previous": "0000000000000000000000000000000000000000000000000000000000000000",
     "hash": "9b71d224bd62f3785d96d46ad3ea3d73319bfbc2890caadae2dff72519673ca7",
 }
+_ACCESS_KEY: Final[dict[str, Any]] = {
+    "id": "5f2c61a09be374d8",
+    "prefix": "rgh_5f2c61a09be374d8",
+    "tenant": "acme",
+    "role": "user",
+    "name": "web shop",
+    "models": [],
+    "created_at": "2026-11-29T12:00:03.512Z",
+    "expires_at": None,
+    "rotated_at": None,
+    "last_used_at": None,
+    "former_valid_until": None,
+}
+_CREATED_KEY: Final = {**_ACCESS_KEY, "secret": "rgh_5f2c61a09be374d8_..."}
 _BREAKERS: Final = {**_BREAKER, "breakers": {"ollama": _BREAKER}}
 
 EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
@@ -171,6 +185,10 @@ EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("post", "/api/semantic-cache/warm"): _WARM_UP,
     ("get", "/api/semantic-cache/warm/{job}"): _WARM_UP,
     ("get", "/api/audit"): {"entries": [_AUDIT_ENTRY]},
+    ("post", "/api/keys"): _CREATED_KEY,
+    ("get", "/api/keys"): {"keys": [_ACCESS_KEY]},
+    ("post", "/api/keys/{key_id}/rotate"): {**_CREATED_KEY, "rotated_at": "2026-11-29T12:07:41.020Z"},
+    ("delete", "/api/keys/{key_id}"): _ACCESS_KEY,
     ("get", "/api/workers"): {"workers": [_WORKER]},
     ("get", "/api/semantic-cache/metrics"): {
         "enabled": True,

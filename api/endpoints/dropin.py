@@ -66,6 +66,7 @@ def build_query(request: Request, model: str, turns: Sequence[ChatMessage], opti
         raise refused("messages", "the last message must have the role `user`")
     if is_blank(turns[-1].content):
         raise refused("messages", "the last message has no visible character")
+    worker_state(request).access.check_model(request, model)
     earlier = tuple(turns[:-1])
     system = earlier[0].content if earlier and earlier[0].role == "system" else None
     return Query(
@@ -144,6 +145,7 @@ async def embeddings(request: Request, model: str, texts: Sequence[str], extra: 
     """
     state = worker_state(request)
     tenant = state.access.tenant(request, None)
+    state.access.check_model(request, model)
     if len(texts) > state.embed_max_inputs:
         raise refused("input", f"has {len(texts)} texts, but EMBED_MAX_INPUTS is {state.embed_max_inputs}")
     timeout, priority = request_timeout(request.headers), _priority(request)
@@ -244,10 +246,12 @@ def check_runner_options(request: Request, options: Any) -> None:
 def query_of(request: Request, fields: Mapping[str, Any], forwarded: ForwardedRequest) -> Query:
     """Returns the query of a forwarded request with these fields. Raises `InvalidRequest` without a model."""
     named = {} if fields.get("model") is None else {"model": fields["model"]}
+    model = parsed(named, ForwardedBody).model
+    worker_state(request).access.check_model(request, model)
     return Query(
         question=asked_in(fields)[:MAX_QUESTION],
         tenant=worker_state(request).access.tenant(request, None),
-        model=parsed(named, ForwardedBody).model,
+        model=model,
         top_k=0,
         options=_limit(fields),
         cache_control=parse(list_header(request.headers, "cache-control")),

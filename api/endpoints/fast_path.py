@@ -29,6 +29,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import StoreUnavailable
+from api.ports.access import Caller
 from api.ports.question import AnswerFinished, Query
 from api.query.repeats import Repeat
 from api.values import CacheStatus
@@ -105,7 +106,7 @@ RequestLog = Callable[[EndedRequest, Mapping[str, Any]], None]
 class Repeatable:
     """A request that was answered: its body and query, and how an answer with a request id becomes a response."""
 
-    __slots__ = ("body", "forms", "place", "repeat", "respond", "until")
+    __slots__ = ("body", "caller", "forms", "place", "repeat", "respond", "until")
 
     def __init__(self, body: bytes, query: Query, respond: Callable[[AnswerFinished, str], Response]) -> None:
         self.body = body
@@ -115,6 +116,8 @@ class Repeatable:
         self.forms: list[bytes] = []
         """All bytes of it, as clients wrote them."""
         self.until = 0.0
+        self.caller: Caller | None = None
+        """Whose key it has, if the key is in Redis."""
 
     @property
     def path(self) -> str:
@@ -154,7 +157,7 @@ class Repeatables:
     def _fresh(self, found: Repeatable | None) -> Repeatable | None:
         if found is None:
             return None
-        if found.until < time.monotonic():
+        if found.until < time.monotonic() or (found.caller is not None and not found.caller.use()):
             self.forget(*found.place)
             return None
         self._known.move_to_end(found.place)
@@ -375,6 +378,7 @@ class FastPathMiddleware:
         await self._app(scope, _replayed(messages, receive) if messages else receive, send)
         repeatable: Repeatable | None = state.get("repeatable")
         if repeatable is not None:
+            repeatable.caller = state.get("caller")
             fast.known.add(head, repeatable, state["answered"], _whole_of(scope))
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from api.endpoints.streaming import Streaming
     from api.knowledge.document_service import DocumentService
     from api.knowledge.retrieval import Retriever
+    from api.ports.access import KeyStore
     from api.ports.answer_cache import Feedback, StoreWarning
     from api.ports.answer_quality import QualityState
     from api.ports.audit import AuditLog
@@ -73,6 +74,7 @@ class AppState:
     version: str
     default_model: str
     access: Access
+    key_store: KeyStore
     streaming: Streaming
     queries: QueryService
     explainer: Explainer
@@ -342,6 +344,8 @@ MAX_STEP: Final = 86_400
 
 def _moment(given: Any) -> Any:
     """Converts RFC 3339, seconds or milliseconds since 1970 to milliseconds. A time without a zone is UTC."""
+    if isinstance(given, int | float) and not isinstance(given, bool):  # of a body
+        given = f"{given:f}"
     if isinstance(given, str) and _NUMBER.fullmatch(given):
         number = float(given)
         return round(number if number >= _MILLISECONDS else number * 1000)

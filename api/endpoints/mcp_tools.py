@@ -219,7 +219,7 @@ async def get_passage(request: Request, given: GetPassageIn, _: Progress | None)
 async def explain_cache(request: Request, given: AskIn, _: Progress | None) -> ToolAnswer:
     """Explains as POST /api/semantic-cache/explain does, to those who may call that."""
     state = worker_state(request)
-    state.access.admit(request, role_of(explain))
+    state.access.check(request, role_of(explain))
     async with _deadline(request).watched():
         found = explanation_document(await state.explainer.explain(_query(request, given)))
     nearest = [f"{one['similarity']:.4f} {one['verdict']}: {one['question']}" for one in found["candidates"]]

@@ -384,7 +384,7 @@ class CheckedRoute(APIRoute):
 
         async def checked(request: Request) -> Response:
             if role != "all":
-                request.state.worker.access.admit(request, role)
+                await request.state.worker.access.admit(request, role)
             if request.scope["query_string"].count(b"&") >= MAX_PARAMETERS:
                 raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.")
             return await handler(await self.prepared(request))

@@ -98,10 +98,12 @@ def build_query(body: QueryIn, request: Request, state: AppState) -> Query:
     """Builds a query from the body and headers. Raises `NotAuthenticated` and `NotAuthorized`."""
     headers, access = request.headers, state.access
     has_default_priority = PRIORITY_HEADER not in headers and not access.has_batch_keys
+    model = body.model or state.default_model
+    access.check_model(request, model)
     return Query(
         question=body.question,
         tenant=access.tenant(request, body.tenant),
-        model=body.model or state.default_model,
+        model=model,
         top_k=body.top_k,
         options=body.options.model_dump(exclude_none=True),
         documents=DocumentFilter(tuple(body.documents.tags), tuple(body.documents.ids)),

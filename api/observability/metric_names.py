@@ -490,6 +490,8 @@ REDIS_SHARDS_UP = MetricSpec(
 )
 REDIS_ERRORS = MetricSpec("ragherd_redis_errors_total", "counter", "Failed Redis operations.", ("operation",))
 
+REJECTED_KEYS = MetricSpec("ragherd_rejected_keys_total", "counter", "Requests with a wrong API key.")
+
 HISTORY_MINUTES = MetricSpec(
     "ragherd_history_minutes_total", "counter", "Minutes of the history that were written, each once."
 )

@@ -449,6 +449,10 @@ class Metrics:
         self._families[names.REDIS_SHARDS_UP][()].set(up)
         self._families[names.REDIS_SHARDS][()].set(known)
 
+    def key_rejected(self) -> None:
+        """Counts a wrong API key."""
+        self._families[names.REJECTED_KEYS][()].inc()
+
     def redis_failed(self, operation: str) -> None:
         """Counts a failed operation on Redis. `operation` is one of a few names, never a key."""
         self._families[names.REDIS_ERRORS][(operation,)].inc()

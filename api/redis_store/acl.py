@@ -24,7 +24,7 @@ ELSEWHERE: Final = (
     "client|tracking",
     *("append", "del", "exec", "exists", "multi", "persist", "pexpire", "pexpireat", "pttl", "rename", "scan", "time"),
     *("get", "getrange", "incr", "set"),
-    *("hdel", "hget", "hgetall", "hincrby", "hmget", "hset", "hsetnx"),
+    *("hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hset", "hsetnx"),
     *("lrange", "lrem", "rpush"),
     *("ping", "publish", "subscribe"),
     *("xadd", "xdel", "xrange", "xrevrange"),

@@ -97,6 +97,7 @@ class CacheKeys:
         return self._one("indexes")
 
 
+ACCESS: Final = "access"
 DOCUMENTS: Final = "docs"
 FLEET: Final = "fleet"
 LABELS: Final = "labels"
@@ -107,7 +108,7 @@ class Keys:
     """All keys under one prefix (`rag:` by default, see REDIS_PREFIX).
 
     On a Redis Cluster (`cluster`), keys that one script or transaction uses share a hash tag: one per cache partition,
-    one for documents, one for labels, one for what workers share.
+    one for documents, one for labels, one for API keys, one for what workers share.
     """
 
     prefix: str = "rag:"
@@ -313,6 +314,20 @@ class Keys:
     def audit(self) -> str:
         """The actions of admins: a stream."""
         return f"{self.prefix}audit"
+
+    @property
+    def access_keys(self) -> str:
+        """All API keys, and the epoch that grows when one changes."""
+        return f"{self.prefix}keys:{{{ACCESS}}}" if self.cluster else f"{self.prefix}keys"
+
+    def access_key(self, key_id: str) -> str:
+        """One API key."""
+        return f"{self._tagged('key', ACCESS)}{key_id}"
+
+    @property
+    def access_keys_channel(self) -> str:
+        """The channel that tells all workers of a new epoch."""
+        return f"{self.prefix}keys:changed"
 
     def worker(self, worker: str) -> str:
         """One live worker."""

@@ -55,6 +55,15 @@ class AccessSettings(SettingsGroup):
     """
     batch_keys: Annotated[str, NoDecode, Field(title="list")] = ""
     """Keys of `API_KEYS` that are limited to batch priority."""
+    require_keys: bool = False
+    """Questions and reports need a key, also without `API_KEYS`.
+
+    For keys that are [in Redis](access.md). Reports need the role operator or admin.
+    """
+    key_trust_seconds: Annotated[float, Field(ge=1, le=86_400, title="seconds")] = 300.0
+    """How long known keys from Redis work while Redis is down."""
+    wrong_key_delay: Annotated[float, Field(ge=0, le=10, title="seconds")] = 1.0
+    """Longest delay for an address that keeps sending wrong keys. 0: none."""
     allow_anonymous: bool = False
     """Allow callers without a key where `HOST` is not loopback."""
     allowed_hosts: Annotated[str, NoDecode, AfterValidator(_check_hosts), Field(title="list")] = ""
@@ -84,6 +93,11 @@ class AccessSettings(SettingsGroup):
             if key not in known:
                 raise ValueError(f"the key of entry {number} is not in API_KEYS")
         return keys
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether a question needs a key."""
+        return bool(self.api_keys) or self.require_keys
 
     def hosts(self) -> tuple[str, ...]:
         """The accepted host names, in lower case. Empty if any is accepted."""
@@ -124,11 +138,11 @@ def _pair(number: int, entry: str) -> tuple[str, str]:
 
 def anonymous_refusal(access: AccessSettings, listens_on: str) -> str | None:
     """Return why the service must not listen on an address, or None if it may."""
-    if access.api_keys or access.allow_anonymous or is_loopback_host(listens_on):
+    if access.is_keyed or access.allow_anonymous or is_loopback_host(listens_on):
         return None
     return (
         f"API_KEYS: without keys, anyone who can reach {listens_on} may use the service; "
-        "set API_KEYS=tenant=key,..., or allow it with ALLOW_ANONYMOUS=true"
+        "set API_KEYS=tenant=key,... or REQUIRE_KEYS=true, or allow it with ALLOW_ANONYMOUS=true"
     )
 
 
@@ -140,9 +154,9 @@ def access_warnings(access: AccessSettings, listens_on: Sequence[str]) -> list[s
         if any(len(key) < WEAK_KEY for key in keys)
     ]
     reached = [host for host in listens_on if not is_loopback_host(host)]
-    if access.api_keys or not reached:
+    if access.is_keyed or not reached:
         return weak
     return [
-        f"ALLOW_ANONYMOUS: anyone who can reach {', '.join(reached)} may use the service, because API_KEYS is not set",
+        f"ALLOW_ANONYMOUS: anyone who can reach {', '.join(reached)} may use the service, because no key is required",
         *weak,
     ]

@@ -106,6 +106,7 @@ class CacheParts:
         self.near: NearCache | None = None
         self.quality_changed = asyncio.Event()
         self.experiments_changed = asyncio.Event()
+        self.keys_changed = asyncio.Event()
 
     def open_near(self, address: RedisAddress) -> None:
         """Makes the near cache, if there may be one. No I/O."""
@@ -285,6 +286,7 @@ async def open_cache(
         signals = {
             parts.keys.quality_channel: parts.quality_changed.set,
             parts.keys.experiments_channel: parts.experiments_changed.set,
+            parts.keys.access_keys_channel: parts.keys_changed.set,
         }
         store = RedisFlightStore(parts.client, partial(blocking_reader, address), parts.keys, parts.worker, signals)
         budget = CacheBudget(parts.settings.redis.request_budget)

@@ -23,6 +23,7 @@ from api.embedders.onnx import open_onnx
 from api.endpoints.access import Access
 from api.endpoints.dashboard import LiveFeed, read_figures
 from api.endpoints.health import AppState, Reachability
+from api.endpoints.known_keys import KnownKeys, WrongKeys
 from api.endpoints.mcp_api import McpServer
 from api.endpoints.streaming import Streaming
 from api.errors import SettingsError
@@ -36,6 +37,7 @@ from api.ports.tracing import Tracing
 from api.query.shadow_calls import SpareTime
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
+from api.redis_store.stores.access_keys import RedisAccessKeys
 from api.redis_store.stores.audit import RedisAuditLog
 from api.redis_store.stores.fleet import RedisLeaderLease, WorkerRegistry
 from api.redis_store.stores.history_store import RedisHistory
@@ -110,6 +112,7 @@ class _Worker:
         schema = await self._agreed(redis)
         backends = await self._open_backends(redis, parts)
         knowledge, cache = await self._open_memory(redis, backends, parts)
+        known_keys, key_store = self._known_keys(parts)
         guards = (backends.breakers, backends.bulkheads)
         facts = WorkerFacts(
             self._id,
@@ -132,14 +135,39 @@ class _Worker:
             client, redis.guards.client, self._keys, self._id, tuple(backends.bulkheads), self._pace
         )
         background.start(erasure.keep_repeating)
-        own = (lag.keep_measuring, parts.counters.keep_flushing, parts.recent.keep_writing, registry.keep_renewing)
+        own = (
+            known_keys.keep_following,
+            lag.keep_measuring,
+            parts.counters.keep_flushing,
+            parts.recent.keep_writing,
+            registry.keep_renewing,
+        )
         others = (facts.keep_measuring, schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks())
         for forever in (*own, *others):
             background.start(forever)
         history = await self._open_history(parts, backends, cache, registry, replaces=replaces)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
-        return self._state(redis, backends, parts, knowledge, cache, facts, registry, history, erasure)
+        access = self._access(known_keys)
+        return self._state(
+            redis, backends, parts, knowledge, cache, facts, registry, history, erasure, access, key_store
+        )
+
+    def _known_keys(self, parts: CacheParts) -> tuple[KnownKeys, RedisAccessKeys]:
+        store = RedisAccessKeys(parts.client, self._keys)
+        return KnownKeys(store, parts.keys_changed, self._settings.access.key_trust_seconds), store
+
+    def _access(self, known: KnownKeys) -> Access:
+        access = self._settings.access
+        wrong = WrongKeys(access.wrong_key_delay, self._metrics.key_rejected)
+        return Access(
+            access.tenants_by_key(),
+            access.admins(),
+            access.batch(),
+            known=known,
+            wrong=wrong,
+            required=access.require_keys,
+        )
 
     async def _open_backends(self, redis: WorkerRedis, parts: CacheParts) -> WorkerBackends:
         opening = open_backends(
@@ -263,19 +291,21 @@ class _Worker:
         registry: WorkerRegistry,
         history: HistoryReader | None,
         erasure: RedisTenantErasure,
+        access: Access,
+        key_store: RedisAccessKeys,
     ) -> AppState:
-        access = self._settings.access
         return AppState(
             worker=self._id,
             version=__version__,
             default_model=self._settings.ollama.llm_model,
-            access=Access(access.tenants_by_key(), access.admins(), access.batch()),
+            access=access,
+            key_store=key_store,
             streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
             queries=cache.queries,
             explainer=cache.explainer,
             documents=knowledge.documents,
             passages=knowledge.retriever,
-            mcp=McpServer(parts.telemetry, __version__, access.hosts()),
+            mcp=McpServer(parts.telemetry, __version__, self._settings.access.hosts()),
             embeddings=backends.embeddings(parts.telemetry),
             embed_max_inputs=self._settings.embedder.embed_max_inputs,
             catalog=backends.catalog,

@@ -51,6 +51,7 @@ def _pattern(key: str) -> re.Pattern[str]:
         "<digest>": "[0-9a-f]{32}",
         "<scope>": "[0-9a-f]{10}-[0-9a-f]{24}",
         "<job>": "[0-9a-f]{16}",
+        "<key>": "[0-9a-f]{16}",
         "<owner>": "[0-9a-f]{16}",
         "<document>": "[0-9a-f]{24}",
         "<revision>": "[0-9]+",
@@ -98,6 +99,7 @@ async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
         r"|[0-9a-f]{32}|(vote|label):[0-9a-f]{16}"  # request IDs, voters
         r"|(queries|hits|latency|errors|tokens|rejected|pool|bulkhead|variants):.+|\d\d"  # of a minute, its number
         r"|[^ ]+:latest [0-9a-f]{16}"  # a model and a prompt that a backend has read
+        r"|id:[0-9a-f]{16}"  # of an API key
         r"|at:trial|(control|other):(queries|hits|latency|tokens|group):.+"  # of an experiment
         r"|(tenant|question|source|corpus|error|follower|last_evicted|model|(rag|mine):cache):.+|[^ ]+:latest"
     )
@@ -136,6 +138,8 @@ async def drive(client: httpx.AsyncClient, other: httpx.AsyncClient, stub: StubO
     assert warming.status_code == 202
     variants = [{"name": "control", "share": 50}, {"name": "other", "share": 50}]
     assert (await client.post("/api/experiments", json={"name": "trial", "variants": variants})).status_code == 201
+    key = (await client.post("/api/keys", json={"tenant": "acme"})).json()
+    assert (await client.post(f"/api/keys/{key['id']}/rotate")).status_code == 200
     judged = await ask(client, "Who may judge this?")
     assert (await client.post("/feedback", json={"request_id": judged["request_id"], "verdict": "bad"})).is_success
     for path in ("/health", "/metrics", "/api/workers", "/api/semantic-cache/metrics", "/api/connection-pool/metrics"):

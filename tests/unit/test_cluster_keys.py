@@ -51,6 +51,7 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
         keys.breaker("ollama"),
         keys.bulkhead("ollama"),
         [keys.labels, keys.labels_of(scope), keys.labelled_pairs],
+        [keys.access_keys, keys.access_key("0" * 16)],
         [keys.quality, keys.quality_of(scope), keys.quality_lease],
         [
             keys.cache_stats,
@@ -66,7 +67,7 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("scope", SCOPES[:20])
 def test_keys_of_one_script_share_a_slot(scope: str) -> None:
-    assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 12
+    assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 13
 
 
 def test_scopes_spread_evenly_and_stably_over_partitions() -> None:
@@ -80,13 +81,16 @@ def test_hash_tags_appear_only_in_partitioned_cache_keys() -> None:
     def tagged(keys: Keys) -> list[bool]:
         groups = touched_together(keys, SCOPES[0])
         return [
-            any("{p" in key or "{docs}" in key or "{fleet}" in key or "{labels}" in key for key in group)
+            any(
+                "{p" in key or "{docs}" in key or "{fleet}" in key or "{labels}" in key or "{access}" in key
+                for key in group
+            )
             for group in groups
         ]
 
-    assert tagged(ON_ONE) == [False] * 12
-    assert tagged(Keys(cache_partitions=2)) == [True, True, *[False] * 10]
-    assert tagged(Keys(cache_partitions=1, cluster=True)) == [*[True] * 7, False, False, True, True, False]
+    assert tagged(ON_ONE) == [False] * 13
+    assert tagged(Keys(cache_partitions=2)) == [True, True, *[False] * 11]
+    assert tagged(Keys(cache_partitions=1, cluster=True)) == [*[True] * 7, False, False, True, True, True, False]
 
 
 def test_an_entry_belongs_to_one_partition() -> None:

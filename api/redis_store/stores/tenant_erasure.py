@@ -23,6 +23,7 @@ from api.errors import ServiceUnavailable, StoreUnavailable
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import milliseconds, now_ms, replies_of, scanned, script
+from api.redis_store.stores.access_keys import RedisAccessKeys
 from api.redis_store.stores.cache.sweep import EntryKey, RedisCacheSweep
 from api.redis_store.stores.cache.warm_up_jobs import RedisWarmUpJobs
 from api.redis_store.stores.documents.document_records import RedisDocuments
@@ -70,6 +71,7 @@ class RedisTenantErasure:
         self._pace = pace
         self._documents = RedisDocuments(redis, keys)
         self._work = RedisDocumentWork(redis, keys, worker, reads=())
+        self._access_keys = RedisAccessKeys(redis, keys)
         self._sweep = RedisCacheSweep(redis, keys, SWEEP_SECONDS)
         self._jobs = RedisWarmUpJobs(redis, keys, worker)
         self._deletions = RedisDeletions(redis, keys)
@@ -95,12 +97,20 @@ class RedisTenantErasure:
             raise ServiceUnavailable("Not all answers were looked at in time. Repeat it.", retry_after=1)
         found["answers"] = swept.matched
         found.update(await self._traces.erase(owner, scopes, dry_run=dry_run))
+        found["keys"] = await self._revoke_keys(tenant, dry_run=dry_run)
         if not dry_run:
             await self._erase_bookkeeping(tenant)
             await self._erase_turns(owner)
             key, name = self._keys.cache_deleted, f"tenant:{tenant}"
             await self._redis.of(key).run("erase", lambda client: client.zrem(key, name))
         return found
+
+    async def _revoke_keys(self, tenant: str, *, dry_run: bool) -> int:
+        found = [record for record in await self._access_keys.all() if record.spec.tenant == tenant]
+        for record in found:
+            if not dry_run:
+                await self._access_keys.revoke(record.id)
+        return len(found)
 
     # -- warm-ups -----------------------------------------------------------------------------------------------------
 
