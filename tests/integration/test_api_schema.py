@@ -20,7 +20,7 @@ CONFIG = Path(__file__).parents[1] / "schemathesis.toml"
 EXAMPLES = os.environ.get("API_SCHEMA_EXAMPLES", "3")
 SECONDS = 420
 ALL = "examples,coverage,fuzzing,stateful"
-KEYS = {"api_keys": "acme=a-key-of-acme", "admin_keys": "the-admin-key"}
+KEYS = {"api_keys": "acme=a-key-of-acme", "admin_keys": "the-admin-key", "wrong_key_delay": "0"}
 
 
 @dataclass(frozen=True)
