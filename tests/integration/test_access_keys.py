@@ -103,6 +103,8 @@ async def test_every_worker_refuses_a_revoked_key_within_a_second(workers: list[
     assert time.monotonic() - ended < 1
     assert await status(workers[1], kept["secret"]) == 200
     assert (await workers[1].delete(f"{PATH}/{key['id']}", headers=ROOT)).status_code == 404
+    audited = (await workers[0].get("/api/audit", headers=ROOT)).json()["entries"]
+    assert [one["details"]["key"] for one in audited if one["action"] == "key.revoke"] == [key["id"]] * 2
 
 
 async def test_a_rotated_key_works_on_for_as_long_as_asked(workers: list[httpx.AsyncClient]) -> None:

@@ -65,6 +65,7 @@ async def live(client: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
         assert (await client.delete("/api/semantic-cache", params=params)).status_code == 200
         assert (await client.delete("/api/semantic-cache", params={"tenant": f"{tenant}"})).status_code == 200
         await ask(client, f"When is the {name} fed?", tenant=tenant)
+        assert (await client.post("/api/keys", json={"tenant": tenant})).status_code == 201
 
 
 def traces(found: dict[bytes, bytes]) -> list[bytes]:
@@ -90,7 +91,7 @@ async def test_nothing_of_the_tenant_is_left_and_all_of_the_others(serve: Servic
     assert len(traces(before)) > 20
     expected = await erase(client, dry_run=True)
     assert len(traces(await everything(redis))) >= len(traces(before)) - 5, "a dry run changes nothing"
-    for kind in ("documents", "answers", "served", "votes", "condensed", "labels"):
+    for kind in ("documents", "answers", "served", "votes", "condensed", "labels", "keys"):
         assert expected[kind] > 0, expected
     erased = await erase(client)
     assert erased["documents"] == 2
