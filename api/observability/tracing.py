@@ -297,9 +297,9 @@ class RequestTracing(Tracing):
         span.end()
 
 
-async def add_context(request: Any) -> None:
-    """Adds `traceparent`, `tracestate` and `baggage` to an HTTP request."""
-    propagate.inject(request.headers)
+def add_context(headers: MutableMapping[str, str]) -> None:
+    """Adds `traceparent`, `tracestate` and `baggage` to the headers of an HTTP request."""
+    propagate.inject(headers)
 
 
 @asynccontextmanager

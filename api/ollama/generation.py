@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from types import TracebackType
 from typing import Any, Final
 
 import orjson
@@ -45,96 +46,115 @@ class Clock:
         self._total = deadlines.total if timeout is None else min(timeout, deadlines.total)
         self._total_at = self._loop.time() + self._total
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Excludes a `yield` from the deadlines, since a slow reader says nothing about Ollama."""
-        since = self._loop.time()
-        yield
+    def now(self) -> float:
+        """Returns the time of the event loop."""
+        return self._loop.time()
+
+    def excludes(self, since: float) -> None:
+        """Excludes the time since then from the deadlines, since a slow reader says nothing about Ollama."""
         self._total_at += self._loop.time() - since
 
-    @asynccontextmanager
-    async def inter_token(self) -> AsyncIterator[None]:
+    def inter_token(self) -> _Wait:
         """Limits the wait for the next line. Raises `UpstreamError`."""
-        async with self._until(self._loop.time() + self._deadlines.inter_token) as verdict:
-            verdict.fault = UpstreamFault.INTER_TOKEN_TIMEOUT
-            verdict.detail = f"Ollama sent no further token for {self._deadlines.inter_token:g} s."
-            yield
+        seconds = self._deadlines.inter_token
+        return _Wait(self, self._loop.time() + seconds, UpstreamFault.INTER_TOKEN_TIMEOUT, _FELL_SILENT, seconds)
 
-    @asynccontextmanager
-    async def whole(self) -> AsyncIterator[None]:
+    def whole(self) -> _Wait:
         """Limits any wait to the total, if Ollama may be silent for long. Raises `UpstreamError`."""
-        async with self._until(self._total_at):
-            yield
+        return _Wait(self, self._total_at)
 
-    @asynccontextmanager
-    async def first_token(self, resident: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
+    def first_token(self, resident: Callable[[], Awaitable[bool]]) -> _FirstWait:
         """Limits sending and the wait for the first line. Raises `UpstreamError`.
 
         Past the warm deadline `resident()` is asked, once: a model that is still being loaded gets the cold one. Where
         the total ends first, a slow load is still what it was, and says nothing against Ollama.
         """
-        cold = max(self._deadlines.cold_first_token, self._deadlines.first_token)
-        async with self._until(self._loop.time() + cold) as verdict:
-            verdict.fault = UpstreamFault.COLD_START_TIMEOUT
-            verdict.detail = f"The model was not loaded within {min(cold, self._total):g} s."
-            warm = self._loop.call_later(self._deadlines.first_token, self._watch, verdict, resident)
-            try:
-                yield
-            finally:
-                warm.cancel()
-                verdict.end()
+        return _FirstWait(self, self._deadlines, resident)
 
-    def _watch(self, verdict: _Verdict, resident: Callable[[], Awaitable[bool]]) -> None:
-        verdict.asking = asyncio.create_task(self._judge(verdict, resident))
-        log_failure(verdict.asking)
+    def at_most(self, seconds: float) -> float:
+        """Returns the seconds, but no more than the total."""
+        return min(seconds, self._total)
 
-    async def _judge(self, verdict: _Verdict, resident: Callable[[], Awaitable[bool]]) -> None:
-        if await resident():
-            verdict.fault = UpstreamFault.FIRST_TOKEN_TIMEOUT
-            verdict.detail = f"Ollama sent no first token within {self._deadlines.first_token:.3g} s."
-            verdict.now()
-        else:
-            verdict.outlives_total = True
+    def end_of(self, moment: float) -> float:
+        """Returns the moment, but no later than the total."""
+        return min(moment, self._total_at)
 
-    @asynccontextmanager
-    async def _until(self, moment: float) -> AsyncIterator[_Verdict]:
-        timeout = asyncio.timeout_at(min(moment, self._total_at))
-        verdict = _Verdict(timeout)
-        try:
-            async with timeout:
-                yield verdict
-        except TimeoutError as error:
-            if not timeout.expired():
-                raise
-            if (timeout.when() or 0.0) >= self._total_at and not verdict.outlives_total:
-                detail = f"The whole answer took longer than {self._total:g} s."
-                raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
-            raise UpstreamError(verdict.fault, verdict.detail) from error
+    def too_long(self, moment: float) -> UpstreamError | None:
+        """Returns the error if a wait that ended at `moment` has used the total."""
+        if moment < self._total_at:
+            return None
+        return UpstreamError(UpstreamFault.TOTAL_TIMEOUT, f"The whole answer took longer than {self._total:g} s.")
 
 
-class _Verdict:
-    """The error to raise if a timeout expires; it may change while the timeout runs."""
+_FELL_SILENT: Final = "Ollama sent no further token for {:g} s."
+_SILENT: Final = "Ollama sent no first token within {:.3g} s."
+_NOT_LOADED: Final = "The model was not loaded within {:g} s."
 
-    def __init__(self, timeout: asyncio.Timeout) -> None:
-        self._timeout = timeout
-        self.fault = UpstreamFault.TOTAL_TIMEOUT
-        self.detail = ""
-        self.is_over = False
-        """True once the wait has ended; a late reply of Ollama changes nothing then."""
-        self.outlives_total = False
+
+class _Wait:
+    """Limits a wait (`async with`). If the time ends first, raises `UpstreamError` with `fault`, or for the total."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        moment: float,
+        fault: UpstreamFault = UpstreamFault.TOTAL_TIMEOUT,
+        detail: str = "",
+        seconds: float = 0.0,
+    ) -> None:
+        self._clock = clock
+        self._timeout = asyncio.timeout_at(clock.end_of(moment))
+        self._fault, self._detail, self._seconds = fault, detail, seconds
+        self._outlives_total = False
         """True if this error is raised even if the total expires first."""
-        self.asking: asyncio.Task[None] | None = None
 
-    def end(self) -> None:
-        """Ends the wait."""
-        self.is_over = True
-        if self.asking is not None:
-            self.asking.cancel()
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
 
-    def now(self) -> None:
-        """Makes the timeout expire at once, unless it has expired or the wait has ended."""
-        if not self.is_over and not self._timeout.expired():
-            self._timeout.reschedule(asyncio.get_running_loop().time())
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            of_total = None if self._outlives_total else self._clock.too_long(self._timeout.when() or 0.0)
+            raise of_total or UpstreamError(self._fault, self._detail.format(self._seconds)) from late
+
+
+class _FirstWait(_Wait):
+    """The wait for the first line. Its error may change while it lasts."""
+
+    def __init__(self, clock: Clock, deadlines: Deadlines, resident: Callable[[], Awaitable[bool]]) -> None:
+        cold = max(deadlines.cold_first_token, deadlines.first_token)
+        until = clock.now() + cold
+        super().__init__(clock, until, UpstreamFault.COLD_START_TIMEOUT, _NOT_LOADED, clock.at_most(cold))
+        self._warm_seconds = deadlines.first_token
+        self._resident = resident
+        self._asking: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        await super().__aenter__()
+        self._warm = asyncio.get_running_loop().call_later(self._warm_seconds, self._ask)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._warm.cancel()
+        if self._asking is not None:
+            self._asking.cancel()  # a late reply of Ollama changes nothing
+        await super().__aexit__(kind, error, trace)
+
+    def _ask(self) -> None:
+        self._asking = asyncio.create_task(self._judge())
+        log_failure(self._asking)
+
+    async def _judge(self) -> None:
+        if not await self._resident():
+            self._outlives_total = True
+        elif not self._timeout.expired():
+            self._fault, self._detail = UpstreamFault.FIRST_TOKEN_TIMEOUT, _SILENT
+            self._seconds = self._warm_seconds
+            self._timeout.reschedule(self._clock.now())
 
 
 ASSUMED_SPEED: Final = 50.0
@@ -318,8 +338,9 @@ class OllamaModel:
                         await _drain(started.pieces)
                         yield event
                         return
-                    with clock.paused():
-                        yield event
+                    since = clock.now()
+                    yield event
+                    clock.excludes(since)
                 async with clock.whole() if is_silent else clock.inter_token():
                     piece = await anext(started.pieces, None)
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without its end.")

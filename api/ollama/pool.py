@@ -16,7 +16,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -25,11 +25,12 @@ import orjson
 
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama import failures
-from api.ollama.connections import Exchange, LinearPool, PoolSnapshot, PoolStatistics, RequestTrace
+from api.ollama.connections import HttpPool, Sizes
+from api.ollama.exchange import HEADERS, JSON, Exchange, OnSend, PoolTransport, Requests
+from api.ollama.pool_statistics import PoolSnapshot, PoolStatistics, RequestTrace
 from api.values import PassedOn, Retry
 
 T = TypeVar("T")
-OnSend = Callable[[httpx.Request], Awaitable[None]]
 
 SHARE: Final = 0.2
 """Retries for each call of the last `WINDOW` seconds."""
@@ -147,7 +148,8 @@ LOAD_CONNECTIONS: Final = 4
 ADMIN_CONNECTIONS: Final = 8
 """For requests to change or unload models. Downloads are slow, so they must not delay loads."""
 
-_HEADERS: Final = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "ragherd"}
+VERSION_LIMIT: Final = 64 * 1024
+"""Bytes of the answer that is read to open a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,19 +177,19 @@ class OllamaPool:
         self,
         base_url: str,
         limits: PoolLimits,
-        connections: LinearPool,
-        client: httpx.AsyncClient,
+        connections: HttpPool,
         probes: httpx.AsyncClient,
         loads: httpx.AsyncClient,
         changes: httpx.AsyncClient,
         retries: RetryBudget,
         statistics: PoolStatistics,
+        on_send: OnSend | None = None,
     ) -> None:
         self.base_url = base_url
         self.limits = limits
         self.retries = retries
         self._connections = connections
-        self._client = client
+        self._requests = Requests(httpx.URL(base_url), on_send)
         self._probes = probes
         self._loads = loads
         self._changes = changes
@@ -203,15 +205,14 @@ class OllamaPool:
         that they are counted as this request's failures; only connecting and waiting for a connection have their own.
         """
         trace = RequestTrace()
-        headers = {"Content-Type": content_type} if content_type else None
-        request = self._client.build_request("POST", path, content=body, headers=headers, extensions={"trace": trace})
-        exchange = Exchange(self._client, request, path, model)
         fault: UpstreamFault | None = None
         try:
+            request = self._requests.post(path, body, content_type or JSON)
+            exchange = Exchange(self._connections, request, trace, path, model)
             try:
                 yield exchange
             finally:
-                await exchange.aclose()
+                exchange.close()
         except httpx.HTTPError as error:
             failure = failures.from_exception(error, stale=trace.went_stale)
             fault = failure.fault
@@ -223,7 +224,7 @@ class OllamaPool:
             timed_out = fault is UpstreamFault.POOL_TIMEOUT
             self._statistics.finished(path, trace, failed=fault is not None, pool_timeout=timed_out)
             if fault is UpstreamFault.CONNECTION_STALE:
-                await self._connections.drop_idle()
+                self._connections.drop_idle()
 
     async def probe(self, path: str, timeout: float) -> Any:  # noqa: ASYNC109 - a deadline on all of it
         """The JSON of a GET such as `/api/ps`, within `timeout` seconds. Raises `UpstreamError`."""
@@ -290,11 +291,15 @@ class OllamaPool:
 
     async def _open_one(self) -> None:
         trace = RequestTrace()
+        exchange = Exchange(self._connections, self._requests.get("/api/version"), trace, "/api/version", "")
         try:
             async with asyncio.timeout(self.limits.connect_timeout):
-                await self._client.get("/api/version", extensions={"trace": trace})
-        except (TimeoutError, httpx.HTTPError):
+                await exchange.open()
+                await exchange.read(VERSION_LIMIT)
+        except (TimeoutError, httpx.HTTPError, UpstreamError):
             pass  # the first call that needs a connection reports the error
+        finally:
+            exchange.close()
         self._statistics.opened_at_start(trace)
 
 
@@ -313,23 +318,22 @@ async def open_pool(
     Open it in the worker, after the fork. Without `minimum` the caller opens the minimum. `retries` is the budget of
     all of the worker's calls. `on_send` sees each request before it is sent, but no probes and loads.
     """
-    ssl_context = httpx.create_ssl_context(verify=base_url.startswith("https:"))  # loading the CAs takes 25 ms
-    keepalive = limits.effective_keepalive
-    connections = LinearPool(ssl_context, None, limits.max_size, keepalive, limits.keepalive_expiry)
-    for_probes = LinearPool(ssl_context, None, PROBE_CONNECTIONS, 1, limits.keepalive_expiry)
-    for_loads = LinearPool(ssl_context, None, LOAD_CONNECTIONS, 0, limits.keepalive_expiry)
-    for_changes = LinearPool(ssl_context, None, ADMIN_CONNECTIONS, 0, limits.keepalive_expiry)
-    # No read timeout: the caller knows which part it waits for, and bounds each.
-    timeout = httpx.Timeout(None, connect=limits.connect_timeout, pool=limits.timeout)
+    url = httpx.URL(base_url)
+    tls = httpx.create_ssl_context() if url.scheme == "https" else None  # loading the CAs takes 25 ms
+    patience = (limits.timeout, limits.connect_timeout)
+
+    def pool_of(most: int, kept: int) -> HttpPool:
+        return HttpPool(url, Sizes(most, kept, limits.keepalive_expiry), patience, tls)
+
     async with (
-        _client(base_url, connections, timeout, on_send) as client,
-        _client(base_url, for_probes, timeout) as probes,
-        _client(base_url, for_loads, timeout) as loads,
-        _client(base_url, for_changes, timeout) as changes,
+        aclosing(pool_of(limits.max_size, limits.effective_keepalive)) as connections,
+        _client(base_url, pool_of(PROBE_CONNECTIONS, 1)) as probes,
+        _client(base_url, pool_of(LOAD_CONNECTIONS, 0)) as loads,
+        _client(base_url, pool_of(ADMIN_CONNECTIONS, 0)) as changes,
     ):
         counts = statistics or PoolStatistics()
         budget = retries or RetryBudget()
-        pool = OllamaPool(base_url, limits, connections, client, probes, loads, changes, budget, counts)
+        pool = OllamaPool(base_url, limits, connections, probes, loads, changes, budget, counts, on_send)
         if minimum:
             await pool.open_minimum()
         yield pool
@@ -363,22 +367,11 @@ def _json(response: httpx.Response, path: str) -> Any:
         raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama answered {path} without JSON.") from error
 
 
-def _client(
-    base_url: str, connections: LinearPool, timeout: httpx.Timeout, on_send: OnSend | None = None
-) -> httpx.AsyncClient:
+def _client(base_url: str, connections: HttpPool) -> httpx.AsyncClient:
     # A client with an explicit transport ignores proxies from the environment, so no request bypasses the pool.
-    hooks = {"request": [on_send]} if on_send is not None else None
-    return httpx.AsyncClient(
-        base_url=base_url, headers=_HEADERS, transport=_Transport(connections), timeout=timeout, event_hooks=hooks
-    )
-
-
-class _Transport(httpx.AsyncHTTPTransport):
-    """httpx's own transport (it translates httpcore's exceptions) over our connections."""
-
-    def __init__(self, connections: LinearPool) -> None:
-        super().__init__(verify=connections._ssl_context or False)
-        self._pool = connections
+    # The transport has no read timeout: the caller knows which part it waits for, and bounds each.
+    headers = {"Content-Type": JSON, **HEADERS}
+    return httpx.AsyncClient(base_url=base_url, headers=headers, transport=PoolTransport(connections))
 
 
 def backend_names(count: int) -> list[str]:

@@ -25,7 +25,7 @@ class Tracing:
     """
 
     step: Step = nullcontext
-    on_send: Callable[[Any], Awaitable[None]] | None = None
+    on_send: Callable[[MutableMapping[str, str]], None] | None = None
     """Adds the trace's context to an HTTP request to Ollama."""
 
     def answer_cache(self, cache: AnswerCache) -> AnswerCache:
