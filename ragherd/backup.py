@@ -66,16 +66,10 @@ def backup(
     if as_json and file == STREAM and not dry_run:
         raise exit_with("--json: standard output has the backup; name a FILE", USAGE_ERROR)
     wanted = BackupScope(documents or not cache, cache or not documents, tuple(tenant or ()), vectors)
-    try:
+    with _faults("backup"):
         settings = load_settings()
         with _opened_for_writing(os.devnull if dry_run else file) as stream:
             counts = asyncio.run(_save(settings, stream, wanted, plain=plain))
-    except SettingsError as error:
-        raise exit_with(str(error), USAGE_ERROR) from None
-    except (StoreUnavailable, OSError) as error:
-        raise exit_with(str(error)) from None
-    except KeyboardInterrupt:
-        raise exit_with("interrupted: no backup was written", INTERRUPTED) from None
     if as_json:
         kinds = {"documents": "document", "chunk_lines": "chunks", "answers": "answer"}
         print_document({**{name: counts[kind] for name, kind in kinds.items()}, "dry_run": dry_run})
@@ -83,11 +77,50 @@ def backup(
     typer.echo(f"{'Would save' if dry_run else 'Saved'} {summary}", err=True)
 
 
-async def _save(settings: Settings, stream: BinaryIO, wanted: BackupScope, *, plain: bool) -> Counter[str]:
+@contextmanager
+def _faults(what: str) -> Iterator[None]:
+    """Ends the command with one line."""
+    try:
+        yield
+    except SettingsError as error:
+        raise exit_with(str(error), USAGE_ERROR) from None
+    except (StoreUnavailable, OSError) as error:
+        raise exit_with(str(error)) from None
+    except KeyboardInterrupt:
+        raise exit_with(f"interrupted: no {what} was written", INTERRUPTED) from None
+
+
+def export(
+    file: Annotated[str, typer.Argument(help="File to write. - is standard output.")],
+    tenant: Annotated[str, typer.Option(help="The tenant.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write all data of one tenant as JSON lines: documents, cached answers, labels, kept pairs, quarantined answers.
+
+    It reads Redis (REDIS_URL, REDIS_PREFIX). The service can keep running. `restore` reads documents and answers back.
+    """
+    if as_json and file == STREAM:
+        raise exit_with("--json: standard output has the export; name a FILE", USAGE_ERROR)
+    wanted = BackupScope(tenants=(tenant,), vectors=False)
+    with _faults("export"):
+        settings = load_settings()
+        with _opened_for_writing(file) as stream:
+            counts = asyncio.run(_save(settings, stream, wanted, plain=True, feedback_of=tenant))
+    kinds = {"documents": "document", "answers": "answer", "labels": "label", "pairs": "pair"}
+    found = {name: counts[kind] for name, kind in {**kinds, "quarantined": "quarantined"}.items()}
+    if as_json:
+        print_document(found)
+    typer.echo("Exported " + ", ".join(f"{count:,} {name}" for name, count in found.items()), err=True)
+
+
+async def _save(
+    settings: Settings, stream: BinaryIO, wanted: BackupScope, *, plain: bool, feedback_of: str | None = None
+) -> Counter[str]:
     writer = BackupWriter(stream, plain=plain)
     async with opened_memory(settings, writes=False) as memory:
+        more = memory.feedback_of(feedback_of) if feedback_of is not None else None
         with shown_progress() as step:
-            await take_backup(memory.source, memory.deletions, writer, wanted, MAKER, step)
+            await take_backup(memory.source, memory.deletions, writer, wanted, MAKER, step, more)
     return writer.counts
 
 

@@ -63,6 +63,7 @@ COMMANDS: Final = {
     "simulate": Entry("capacity", PLAN, "Simulate many replicas on one Redis."),
     "redis-acl": Entry("redis_acl", "Redis", "Print the ACL rule for Ragherd's Redis user."),
     "backup": Entry("backup", "Redis", "Save documents and cached answers to a file."),
+    "export": Entry("backup", "Redis", "Write all data of one tenant to a file."),
     "restore": Entry("backup", "Redis", "Load a backup into Redis."),
 }
 

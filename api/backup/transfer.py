@@ -7,7 +7,7 @@ documents. Repeating an interrupted restore continues it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,6 +18,7 @@ from api.backup.archive import (
     BackupError,
     BackupWriter,
     Header,
+    Line,
     VerifiedBackup,
     answer_line,
     answers,
@@ -59,8 +60,9 @@ async def take_backup(
     scope: BackupScope,
     origin: BackupOrigin,
     on: OnStep,
+    more: AsyncIterator[Line] | None = None,
 ) -> None:
-    """Writes the whole backup. Raises `StoreUnavailable`."""
+    """Writes the whole backup. `more`: further lines, which a restore ignores. Raises `StoreUnavailable`."""
     now_ms = await source.now_ms()
     now = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     about = (now, origin.release, origin.schema, scope.documents, scope.cache)
@@ -71,6 +73,9 @@ async def take_backup(
     if scope.cache:
         writer.write(deletions_line(tags_for(await deletions.noted(), scope.tenants)))
         await _answers(source, writer, scope.tenants, header.expected_answers, on)
+    if more is not None:
+        async for line in more:
+            writer.write(line)
     writer.end()
 
 

@@ -10,24 +10,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from api import __version__
 from api.backup.transfer import BackupOrigin
 from api.embedders.verifier import read_folder
 from api.errors import StoreUnavailable
+from api.ports.audit import AuditRecord
 from api.redis_store.client import AnyHealthGated, open_client
 from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
 from api.redis_store.search_index import algorithm_for
+from api.redis_store.stores.audit import RedisAuditLog
 from api.redis_store.stores.backup.source import RedisBackupSource
 from api.redis_store.stores.backup.target import AnswerWriter, DocumentWriter, RedisBackupTarget
 from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.documents.work import RedisDeletions, RedisDocumentWork
-from api.redis_store.stores.feedback import QuarantinedAnswer, quarantined_answers
+from api.redis_store.stores.feedback import MOST_QUARANTINED, QuarantinedAnswer, quarantined_answers
 from api.redis_store.stores.label_store import RedisLabels
 from api.redis_store.stores.quality_store import RedisVerifierModels
 from api.settings import Settings
@@ -59,6 +61,8 @@ class Memory:
     source: RedisBackupSource
     target: RedisBackupTarget
     deletions: RedisDeletions
+    feedback_of: Callable[[str], AsyncIterator[dict[str, Any]]]
+    """A tenant's labels, kept pairs and quarantined answers, as lines of an export."""
 
 
 @asynccontextmanager
@@ -68,6 +72,8 @@ async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Me
     Raises `StoreUnavailable` if Redis does not answer or has the keys of another release.
     """
     async with _opened(settings, writes=writes) as (client, keys, worker):
+        if writes:
+            await _audited(client, keys, worker, "restore")
         yield _memory(settings, client, keys, worker)
 
 
@@ -100,8 +106,9 @@ async def activate_verifier(settings: Settings, folder: Path) -> str:
     Raises `SettingsError` if the folder is not a complete model, and `StoreUnavailable`.
     """
     files = await asyncio.to_thread(read_folder, folder)
-    async with opened_verifier_models(settings) as models:
-        return await models.activate(files)
+    async with _opened(settings, writes=True) as (client, keys, worker):
+        await _audited(client, keys, worker, "verifier.activate")
+        return await RedisVerifierModels(client, keys).activate(files)
 
 
 async def roll_back_verifier(settings: Settings) -> str | None:
@@ -110,8 +117,9 @@ async def roll_back_verifier(settings: Settings) -> str | None:
     The version is empty for the model of SEMANTIC_CACHE_VERIFIER_PATH. Returns None if no model was ever activated.
     Raises `StoreUnavailable`.
     """
-    async with opened_verifier_models(settings) as models:
-        return await models.roll_back()
+    async with _opened(settings, writes=True) as (client, keys, worker):
+        await _audited(client, keys, worker, "verifier.roll-back")
+        return await RedisVerifierModels(client, keys).roll_back()
 
 
 @asynccontextmanager
@@ -128,6 +136,11 @@ async def _opened(settings: Settings, *, writes: bool) -> AsyncIterator[tuple[An
         yield client, keys, worker
 
 
+async def _audited(client: AnyHealthGated, keys: Keys, worker: str, action: str) -> None:
+    """Records what a command is about to change. It needs no key: whoever runs it can reach Redis."""
+    await RedisAuditLog(client, keys).append(AuditRecord(action, "command-line", "admin", "", worker, {}))
+
+
 def _memory(settings: Settings, client: AnyHealthGated, keys: Keys, worker: str) -> Memory:
     cache, deletions = settings.cache, RedisDeletions(client, keys)
     new_outdate = cache.enabled and settings.retrieval.cache_on_new_documents != "none"
@@ -139,4 +152,12 @@ def _memory(settings: Settings, client: AnyHealthGated, keys: Keys, worker: str)
     documents = DocumentWriter(client, keys, worker, work, sweep, tags, most, tells_of_new=new_outdate)
     answers = AnswerWriter(client, keys, deletions, settings.partition_size, new_outdate=new_outdate)
     target = RedisBackupTarget(documents, answers, deletions, sweep)
-    return Memory(RedisBackupSource(client, keys), target, deletions)
+    return Memory(RedisBackupSource(client, keys), target, deletions, partial(_feedback, client, keys))
+
+
+async def _feedback(client: AnyHealthGated, keys: Keys, tenant: str) -> AsyncIterator[dict[str, Any]]:
+    async for kind, fields in RedisLabels(client, keys).of_tenant(tenant):
+        yield {"is": kind, **fields}
+    for answer in await quarantined_answers(client, keys, MOST_QUARANTINED * len(keys.partitions)):
+        if answer.tenant == tenant:
+            yield {"is": "quarantined", **answer._asdict()}

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -119,6 +120,17 @@ async def test_what_changes_nothing_is_not_recorded(serve: Service) -> None:
     assert refused.status_code == 403
     assert (await client.get("/api/audit")).status_code == 401
     assert await entries(client) == []
+
+
+async def test_commands_that_write_to_redis_are_recorded(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(commands, [*arguments, str(tmp_path / "backup")], env={"REDIS_URL": redis_url})
+
+    for arguments in (("backup",), ("restore", "--dry-run"), ("restore",)):
+        result = await asyncio.to_thread(run, *arguments)
+        assert result.exit_code == 0, result.output
+    found: Any = await redis.xrange("rag:audit")
+    assert [(fields[b"action"], fields[b"by"]) for _, fields in found] == [(b"restore", b"command-line")]
 
 
 async def test_workers_share_one_chain(serve: Service) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
+from typer.testing import CliRunner
 
 from api.ports.answer_quality import Evidence, Label, LabelledPair, PolicyName, Verdict, Versions
 from api.redis_store.health_gated import HealthGatedRedis
@@ -16,6 +20,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.stores.label_store import RedisLabels
 from api.redis_store.stores.tenant_erasure import RedisTenantErasure
 from api.values import owner_of
+from ragherd.commands import commands
 from tests.stub_ollama import StubOllama
 from tests.support.every_value import everything
 from tests.support.redis_cluster import Cluster
@@ -54,11 +59,6 @@ async def live(client: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
         await ask(other, f"The {name}, when is it fed?", tenant=tenant)
         history = [{"role": "user", "content": f"I like the {name}."}, {"role": "assistant", "content": "So do I."}]
         await ask(client, f"Is the {name} it?", tenant=tenant, history=history)
-        judged = await ask(other, f"Who keeps the {name}?", tenant=tenant)
-        vote = {"request_id": judged["request_id"], "tenant": tenant}
-        for verdict in ("good", "bad"):
-            said = {**vote, "verdict": verdict, "comment": f"Wrong about the {name}."}
-            assert (await client.post("/feedback", json=said)).status_code == 202
         questions = [{"question": f"Where does the {name} live?", "tenant": tenant}]
         assert (await client.post("/api/semantic-cache/warm", json={"questions": questions})).status_code == 202
         params = {"question": f"What of the {name}?", "tenant": tenant}
@@ -66,6 +66,11 @@ async def live(client: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
         assert (await client.delete("/api/semantic-cache", params={"tenant": f"{tenant}"})).status_code == 200
         await ask(client, f"When is the {name} fed?", tenant=tenant)
         assert (await client.post("/api/keys", json={"tenant": tenant})).status_code == 201
+        judged = await ask(other, f"Who keeps the {name}?", tenant=tenant)
+        vote = {"request_id": judged["request_id"], "tenant": tenant}
+        for verdict in ("good", "bad"):
+            said = {**vote, "verdict": verdict, "comment": f"Wrong about the {name}."}
+            assert (await client.post("/feedback", json=said)).status_code == 202
 
 
 def traces(found: dict[bytes, bytes]) -> list[bytes]:
@@ -79,7 +84,20 @@ def named_by_digest(found: dict[bytes, bytes]) -> set[str]:
     return {key for key in keys if not key.startswith(NAMED_BY_DIGEST)}
 
 
-async def test_nothing_of_the_tenant_is_left_and_all_of_the_others(serve: Service, redis: Redis) -> None:
+async def export(redis_url: str, file: Path) -> Counter[str]:
+    """Returns how many lines of each kind an export has. None names the other tenant."""
+    arguments, environment = ["export", str(file), "--tenant", TENANT], {"REDIS_URL": redis_url}
+    result = await asyncio.to_thread(lambda: CliRunner().invoke(commands, arguments, env=environment))
+    assert result.exit_code == 0, result.output
+    assert file.stat().st_mode & 0o077 == 0
+    text = file.read_text()
+    assert OTHER not in text
+    return Counter(json.loads(line)["is"] for line in text.splitlines())
+
+
+async def test_nothing_of_the_tenant_is_left_and_all_of_the_others(
+    serve: Service, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
     client, other = await serve(**TOLD), await serve(**TOLD)
     await live(client, other)
 
@@ -89,6 +107,9 @@ async def test_nothing_of_the_tenant_is_left_and_all_of_the_others(serve: Servic
     await wait_until_async(is_judged)
     before = await everything(redis)
     assert len(traces(before)) > 20
+    exported = await export(redis_url, tmp_path / "export.jsonl")
+    assert exported["document"] == 2
+    assert {"header", "answer", "label", "quarantined", "end"} <= exported.keys()
     expected = await erase(client, dry_run=True)
     assert len(traces(await everything(redis))) >= len(traces(before)) - 5, "a dry run changes nothing"
     for kind in ("documents", "answers", "served", "votes", "condensed", "labels", "keys"):

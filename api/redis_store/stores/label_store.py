@@ -5,7 +5,7 @@ A backup does not contain them: they are learned again from the traffic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -40,6 +40,8 @@ LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 """How long the labels of all scopes and the pairs live after the last one."""
 MINUTE_MS: Final = 60_000
 SOURCES: Final[Mapping[str, LabelSource]] = {"shadow": "shadow", "miss": "miss", "feedback": "feedback"}
+READ: Final = 500
+"""Labels per read."""
 PAIR_TEXT: Final = 2_000
 """Characters of a question that are kept. Longer questions are not compared by meaning."""
 
@@ -101,6 +103,22 @@ class RedisLabels:
         key = self._keys.labelled_pairs
         found: Any = await self._redis.run("read_labels", lambda client: client.xrevrange(key, count=limit))
         return [pair for pair in map(_read_pair, found) if pair is not None]
+
+    async def of_tenant(self, tenant: str) -> AsyncIterator[tuple[str, Mapping[str, str]]]:
+        """Yields the fields of each label (`label`) and each kept pair (`pair`) of a tenant, oldest first."""
+        for kind, key in (("label", self._keys.labels), ("pair", self._keys.labelled_pairs)):
+            after = "-"
+            while True:
+                found: Any = await self._redis.run(
+                    "read_labels",
+                    lambda client, key=key, at=after: client.xrange(key, at, "+", READ),  # type: ignore[misc]
+                )
+                for _, fields in map(_named, found):
+                    if fields.get("tenant") == tenant:
+                        yield kind, fields
+                if len(found) < READ:
+                    break
+                after = f"({found[-1][0].decode()}"
 
     async def admit_shadow(self, per_minute: int) -> bool:
         """Returns whether the fleet may make another shadow call in this minute; if so, counts it."""
