@@ -22,7 +22,7 @@
     ├── OnlyIfCached              504   `Cache-Control: only-if-cached` without a cached answer
     ├── DeadlinePassed            504   the caller's deadline, `X-Request-Timeout`
     ├── ServiceUnavailable        503   starting, draining, or a required store is down
-    │   ├── KeysUnavailable       503   Redis is down, and the worker does not know the key
+    │   ├── KeysUnavailable       503   Redis or the provider is down, and the worker does not know the key
     │   ├── BreakerOpen           503   the circuit breaker rejects the call
     │   │   └── BackendsDrained   503   an admin has drained every backend
     │   └── BulkheadFull          503   too many calls are running and waiting
@@ -315,7 +315,7 @@ class KeysUnavailable(ServiceUnavailable):
     title = "The key cannot be checked"
 
     def __init__(self) -> None:
-        super().__init__("Redis is unavailable, and this worker does not know the key yet.", retry_after=1)
+        super().__init__("The key cannot be checked: its store or provider is unavailable.", retry_after=1)
 
 
 class BreakerOpen(ServiceUnavailable, CircuitBreakerError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from urllib.parse import urlsplit
 
 
 def is_loopback_address(text: str) -> bool:
@@ -19,3 +20,12 @@ def is_loopback_host(host: str) -> bool:
     """Returns whether a listening host is a loopback address or `localhost`. Does not resolve other names."""
     name = host.strip().strip("[]").lower()
     return name == "localhost" or is_loopback_address(name)
+
+
+def is_secure(url: str) -> bool:
+    """Returns whether nobody on the way can answer for a URL: it is https, or on this machine."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "https" or (parts.scheme == "http" and is_loopback_host(parts.hostname or ""))
+    except ValueError:
+        return False

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from api.endpoints.known_keys import KnownKeys, WrongKeys
 from api.errors import KeysUnavailable, NotAuthenticated, NotAuthorized, StoreUnavailable
 from api.loopback import is_loopback_address, is_loopback_host
-from api.ports.access import MARK, RANKS, Caller
+from api.ports.access import MARK, RANKS, Caller, TokenVerifier, is_token
 from api.values import Priority
 
 DEFAULT_TENANT: Final = "default"
@@ -28,8 +28,8 @@ Role = Literal["all", "operator", "user", "admin"]
 class Access:
     """Checks keys. `tenants` maps each API key to its tenant; `admins` lists the admin keys.
 
-    `batch`: the API keys whose questions wait as batch work. `known`: the keys in Redis. With `required`, users and
-    operators need a key although `tenants` may be empty.
+    `batch`: the API keys whose questions wait as batch work. `known`: the keys in Redis. `tokens`: those of an OpenID
+    Connect provider. With `required`, users and operators need a key although `tenants` may be empty.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Access:
         *,
         known: KnownKeys | None = None,
         wrong: WrongKeys | None = None,
+        tokens: TokenVerifier | None = None,
         required: bool = False,
     ) -> None:
         users = {_digest(key.encode()): Caller(tenant, "user") for key, tenant in tenants.items()}
@@ -49,23 +50,28 @@ class Access:
         self.has_batch_keys = bool(self._batch)
         self._known = known
         self._wrong = wrong
+        self._tokens = tokens
         self._required = required
-        self._keyed = bool(tenants) or required
+        self._keyed = bool(tenants) or required or tokens is not None
 
     async def admit(self, request: Request, role: Role) -> None:
         """Raises `NotAuthenticated`, `NotAuthorized` or `KeysUnavailable` if the caller lacks `role`.
 
         A caller with a wrong key waits for the answer.
         """
-        if self._known is not None and (key := _key_of(request)).startswith(MARK):
+        key = _key_of(request)
+        finder: KnownKeys | TokenVerifier | None = self._known if key.startswith(MARK) else None
+        if self._tokens is not None and is_token(key):
+            finder = self._tokens
+        if finder is not None:
             try:
-                request.state.caller = await self._known.find(key)
+                request.state.caller = await finder.find(key)
             except StoreUnavailable:
                 request.state.caller = _UNKNOWN
         try:
             self.check(request, role)
         except NotAuthenticated:
-            if self._wrong is not None and _key_of(request):
+            if self._wrong is not None and key:
                 await self._wrong.refuse(request.client.host if request.client is not None else "")
             raise
 

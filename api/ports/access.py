@@ -137,6 +137,25 @@ def untagged(model: str) -> str:
     return model.removesuffix(":latest")
 
 
+LONGEST_TOKEN: Final = 8 * 1024
+"""Characters of a JWT."""
+
+
+def is_token(key: str) -> bool:
+    """Returns whether a key has the form of a JWT."""
+    return key.startswith("eyJ") and key.count(".") == 2 and len(key) <= LONGEST_TOKEN
+
+
+class TokenVerifier(Protocol):
+    """Verifies the tokens of an OpenID Connect provider."""
+
+    async def find(self, token: str) -> Caller | None:
+        """Returns who calls, or None for a token that is not valid.
+
+        Raises `StoreUnavailable` if the provider's keys are not known, and `NotAuthorized` for one without a tenant.
+        """
+
+
 class KeyStore(Protocol):
     """The fleet's keys in Redis. Every method raises `StoreUnavailable`."""
 

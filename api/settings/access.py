@@ -60,6 +60,17 @@ class AccessSettings(SettingsGroup):
 
     For keys that are [in Redis](access.md). Reports need the role operator or admin.
     """
+    oidc_issuer: Annotated[str, Field(title="URL", pattern=r"^https?://\S+$")] | None = None
+    """OpenID Connect provider whose access tokens are accepted. Default: none.
+
+    It needs the extra `oidc`, and `OIDC_AUDIENCE`. [Access](access.md#openid-connect) has the details.
+    """
+    oidc_audience: Annotated[str, Field(title="name", min_length=1)] | None = None
+    """What the tokens' claim `aud` must contain."""
+    oidc_tenant_claim: Annotated[str, Field(title="name", min_length=1)] = "tenant"
+    """Claim with the tenant. Dots lead to a member of it."""
+    oidc_role_claim: Annotated[str, Field(title="name", min_length=1)] = "roles"
+    """Claim with `ragherd-operator` or `ragherd-admin`, a text or a list."""
     key_trust_seconds: Annotated[float, Field(ge=1, le=86_400, title="seconds")] = 300.0
     """How long known keys from Redis work while Redis is down."""
     wrong_key_delay: Annotated[float, Field(ge=0, le=10, title="seconds")] = 1.0
@@ -97,7 +108,7 @@ class AccessSettings(SettingsGroup):
     @property
     def is_keyed(self) -> bool:
         """Whether a question needs a key."""
-        return bool(self.api_keys) or self.require_keys
+        return bool(self.api_keys) or self.require_keys or self.oidc_issuer is not None
 
     def hosts(self) -> tuple[str, ...]:
         """The accepted host names, in lower case. Empty if any is accepted."""

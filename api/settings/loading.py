@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
 from api.errors import SettingsError
+from api.loopback import is_secure
 from api.settings.access import AccessSettings, anonymous_refusal
 from api.settings.answers import (
     CacheSettings,
@@ -105,6 +106,10 @@ def _check_access(settings: Settings) -> None:
     if set(tenants) & set(admins):
         raise SettingsError("ADMIN_KEYS: a key is also in API_KEYS")
     _keys("BATCH_KEYS", access.batch)
+    if access.oidc_issuer and not access.oidc_audience:
+        raise SettingsError("OIDC_AUDIENCE: OIDC_ISSUER needs it, so that tokens for other services are refused")
+    if access.oidc_issuer and not is_secure(access.oidc_issuer):
+        raise SettingsError("OIDC_ISSUER: must be https, except on this machine")
     if refusal := anonymous_refusal(access, settings.server.host):
         raise SettingsError(refusal)
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
+import httpx
 import structlog
 from fastapi import FastAPI
 
@@ -33,6 +34,7 @@ from api.observability.logs import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag, WorkerFacts
 from api.observability.worker_telemetry import WorkerTelemetry
+from api.ports.access import TokenVerifier
 from api.ports.tracing import Tracing
 from api.query.shadow_calls import SpareTime
 from api.redis_store.keys import Keys
@@ -148,7 +150,7 @@ class _Worker:
         history = await self._open_history(parts, backends, cache, registry, replaces=replaces)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
-        access = self._access(known_keys)
+        access = self._access(known_keys, await self._open_tokens())
         return self._state(
             redis, backends, parts, knowledge, cache, facts, registry, history, erasure, access, key_store
         )
@@ -157,7 +159,20 @@ class _Worker:
         store = RedisAccessKeys(parts.client, self._keys)
         return KnownKeys(store, parts.keys_changed, self._settings.access.key_trust_seconds), store
 
-    def _access(self, known: KnownKeys) -> Access:
+    async def _open_tokens(self) -> TokenVerifier | None:
+        """Returns what verifies tokens, if there is a provider. Raises `SettingsError` if the extra is missing."""
+        access = self._settings.access
+        if access.oidc_issuer is None:
+            return None
+        try:
+            from api.endpoints.oidc import OidcTokens
+        except ImportError:
+            raise SettingsError("OIDC_ISSUER: install `ragherd[oidc]`") from None
+        http = await self._stack.enter_async_context(httpx.AsyncClient(follow_redirects=False))
+        audience = access.oidc_audience or ""
+        return OidcTokens(http, access.oidc_issuer, audience, access.oidc_tenant_claim, access.oidc_role_claim)
+
+    def _access(self, known: KnownKeys, tokens: TokenVerifier | None) -> Access:
         access = self._settings.access
         wrong = WrongKeys(access.wrong_key_delay, self._metrics.key_rejected)
         return Access(
@@ -166,6 +181,7 @@ class _Worker:
             access.batch(),
             known=known,
             wrong=wrong,
+            tokens=tokens,
             required=access.require_keys,
         )
 

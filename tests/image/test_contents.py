@@ -35,7 +35,7 @@ import os; del os.environ["PROMETHEUS_MULTIPROC_DIR"]  # which the master would 
 import importlib, pkgutil, api, ragherd, worker_config
 # These need packages that the image does without.
 OF_EXTRAS = ("api.embedded", "ragherd.dev", "api.scaling.simulation", "api.observability.tracing")
-OF_EXTRAS += ("api.endpoints.mcp_server", "api.knowledge.office", "api.knowledge.code")
+OF_EXTRAS += ("api.endpoints.mcp_server", "api.endpoints.oidc", "api.knowledge.office", "api.knowledge.code")
 for package in (api, ragherd, worker_config):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.startswith(OF_EXTRAS) and not module.name.endswith("__main__"):

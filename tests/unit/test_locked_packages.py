@@ -19,7 +19,10 @@ from scripts.locked_packages import pins, removed_from_image
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILES = {
-    "dev": (["embedded", "formats", "code", "scaling", "reports", "otel", "mcp", "train"], ["dev", "weights", "build"]),
+    "dev": (
+        ["embedded", "formats", "code", "scaling", "reports", "otel", "mcp", "oidc", "train"],
+        ["dev", "weights", "build"],
+    ),
     "run": (["embedded", "formats", "code"], ["weights", "build"]),
     "image": (["onnx"], []),
     "build": (None, ["build"]),
