@@ -1,0 +1,89 @@
+"""Injects faults by seed under load, and checks that no answer is wrong, lost or late.
+
+scripts/chaos --seeds 20 --seconds 60       what runs before a release
+scripts/chaos --plan .data/chaos/plan.json  the same faults again, of a seed that failed
+scripts/chaos --soak --seconds 1800         no faults: memory, descriptors and keys must not grow
+
+Writes report.md and report.json to .data/chaos. The plan of the first seed that fails is made smaller while it fails,
+and written to plan.json. Ends with 1 if a seed fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from scripts.chaos_tools.plan import KINDS, Fault, as_json, from_json, made, minimized
+from scripts.chaos_tools.report import as_document, as_markdown, slopes
+from scripts.chaos_tools.run import Verdict, run
+
+OUT: Final = Path(__file__).parents[2] / ".data" / "chaos"
+
+
+def main() -> None:
+    options = _options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    seeds = range(options.first, options.first + (1 if options.soak or options.plan else options.seeds))
+    kinds = options.kinds.split(",") if options.kinds else KINDS
+    verdicts: list[Verdict] = []
+    for seed in seeds:
+        plan = [] if options.soak else made(seed, options.seconds, kinds)
+        if options.plan is not None:
+            plan = from_json(json.loads(options.plan.read_text()))
+        verdict = run(seed, plan, options.seconds, _say)
+        verdicts.append(verdict)
+        _say(f"seed {seed}: {dict(verdict.outcomes)}, {'FAILED' if verdict.failed else 'no fault found'}")
+    (options.out / "report.json").write_text(json.dumps(as_document(verdicts), indent=1) + "\n")
+    report = as_markdown(verdicts)
+    if options.soak:
+        report += "".join(
+            f"{one.name}: {one.value:+.1f} per hour [{one.low:+.1f}, {one.high:+.1f}]\n"
+            for one in slopes(verdicts[0].samples)
+        )
+    (options.out / "report.md").write_text(report)
+    print(report)
+    failed = [one for one in verdicts if one.failed]
+    if failed and failed[0].injected:
+        _minimize(failed[0], options.seconds, options.out / "plan.json", shorten=not options.no_minimize)
+    sys.exit(bool(failed))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=20, help="how many seeds")
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of load per seed")
+    parser.add_argument("--kinds", help="only these kinds of faults, with commas between")
+    parser.add_argument("--plan", type=Path, help="a plan to replay")
+    parser.add_argument("--soak", action="store_true", help="inject nothing, and show how resources grow")
+    parser.add_argument("--no-minimize", action="store_true", help="keep the plan of a failed seed as it is")
+    parser.add_argument("--out", type=Path, default=OUT, help="the folder of the reports")
+    return parser.parse_args()
+
+
+def _minimize(verdict: Verdict, seconds: float, file: Path, *, shorten: bool) -> None:
+    """Writes the faults of a failed run, without those that the failure does not need."""
+
+    def fails(plan: Sequence[Fault]) -> bool:
+        failed = run(verdict.seed, plan, seconds).failed
+        _say(f"seed {verdict.seed} with {len(plan)} faults: {'fails' if failed else 'does not fail'}")
+        return failed
+
+    plan = [injected.fault for injected in verdict.injected]
+    plan = minimized(plan, fails) if shorten else plan
+    file.write_text(json.dumps(as_json(plan), indent=1) + "\n")
+    _say(f"Replay the failure with scripts/chaos --plan {file} --first {verdict.seed} --seconds {seconds:g}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

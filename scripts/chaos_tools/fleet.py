@@ -1,0 +1,170 @@
+"""The fleet under test, as processes: two replicas of two workers, a load balancer, Redis, a stub of Ollama."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import httpx
+from redis import Redis
+
+from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from tests.stub_ollama import StubProcess, stub_process
+from tests.support.balancer import Balancer, running_balancer
+from tests.support.gunicorn_process import MODULE, Gunicorn, all_are_gone, children, free_port
+from tests.support.rollout_fleet import ROOT, Release, release
+from tests.support.waiting import wait_until
+
+TENANTS: Final = {"birch": "key-birch", "cedar": "key-cedar"}
+"""API keys by tenant."""
+ADMIN_KEY: Final = "key-admin"
+REPLICAS, WORKERS = 2, 2
+PROBES: Final = 2
+SETTINGS: Final = {
+    "API_KEYS": ",".join(f"{tenant}={key}" for tenant, key in TENANTS.items()),
+    "ADMIN_KEYS": ADMIN_KEY,
+    "WORKERS": str(WORKERS),
+    "EMBEDDER": "ollama",
+    "REDIS_TIMEOUT": "1",
+    "REDIS_CONNECT_TIMEOUT": "1",
+    "REDIS_REQUEST_BUDGET": "1.5",
+    "OLLAMA_CONNECT_TIMEOUT": "1",
+    "OLLAMA_FIRST_TOKEN_TIMEOUT": "2",
+    "OLLAMA_COLD_FIRST_TOKEN_TIMEOUT": "4",
+    "OLLAMA_INTER_TOKEN_TIMEOUT": "2",
+    "OLLAMA_TOTAL_TIMEOUT": "8",
+    "EMBED_TIMEOUT": "2",
+    "CIRCUIT_BREAKER_TIMEOUT": "1",
+    "CIRCUIT_BREAKER_HALF_OPEN_MAX_CALLS": str(PROBES),
+    "DRAIN_DELAY": "1",
+    "GRACEFUL_TIMEOUT": "10",
+}
+DEADLINE: Final = 14.0
+"""Seconds in which every request must end: Ollama's total timeout, embedding, the cache's budget, a busy machine."""
+
+
+@dataclass
+class Fleet:
+    """Running processes. `replicas` are those that should run."""
+
+    folder: Path
+    balancer: Balancer
+    ollama: StubProcess
+    redis: EmbeddedRedis
+    releases: Sequence[Release]
+    replicas: list[Gunicorn] = field(default_factory=list)
+    started: list[Gunicorn] = field(default_factory=list)
+    leaving: set[int] = field(default_factory=set)
+    """Replicas that get no new connections, by process ID."""
+
+    @property
+    def url(self) -> str:
+        """Where clients ask."""
+        return self.balancer.url
+
+    def client(self) -> Redis:
+        """Opens a client of Redis for the injector."""
+        return Redis.from_url(self.redis.url, socket_timeout=5)
+
+    def start(self, version: int = 0) -> Gunicorn:
+        """Starts a replica of one of the releases."""
+        folder = self.releases[version].folder
+        settings = {
+            **SETTINGS,
+            "REDIS_URL": self.redis.url,
+            "OLLAMA_BASE_URL": self.ollama.base_url,
+            "METRICS_PORT": free_port(),
+            "PYTHONPATH": f"{folder}:{ROOT}",
+        }
+        log = self.folder / f"replica-{len(self.started)}.log"
+        replica = Gunicorn("api.asgi:app", log, settings, self.folder, configuration=MODULE)
+        self.started.append(replica)
+        return replica
+
+    def replace(self, number: int, version: int, *, kill: bool) -> None:
+        """Replaces a replica. Without `kill` it leaves the load balancer first, and ends its requests."""
+        old = self.replicas[number]
+        if kill:
+            old.process.kill()
+            old.process.wait(10)
+        new = self.start(version)
+        wait_until(new.is_complete, timeout=60)
+        self.replicas[number] = new
+        if not kill:
+            self.leaving.add(old.pid)
+            self.balance()
+            old.process.terminate()
+            old.process.wait(30)
+
+    def balance(self) -> None:
+        """Sends new connections to the replicas that are ready."""
+        ready = [one for one in self.replicas if one.pid not in self.leaving and _is_ready(one)]
+        if ready:
+            self.balancer.send_to([one.url() for one in ready])
+
+
+def _is_ready(replica: Gunicorn) -> bool:
+    try:
+        return replica.process.poll() is None and replica.get("/health/ready", timeout=1).is_success
+    except (httpx.HTTPError, IndexError, RuntimeError):
+        return False
+
+
+@contextmanager
+def running_fleet(folder: Path) -> Iterator[Fleet]:
+    """Starts the fleet and returns when every worker is ready. Ends all of it afterwards."""
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            embedded_redis(folder / "redis", arguments=("--appendfsync", "always"), port=int(free_port()))
+        )
+        ollama = stack.enter_context(stub_process())
+        balancer = stack.enter_context(running_balancer())
+        releases = [Release("", ROOT), release(folder / "next", "9.9.9")]
+        fleet = Fleet(folder, balancer, ollama, server, releases)
+        stack.callback(_ended, fleet)
+        ollama.behaviour(numbered=True)
+        fleet.replicas = [fleet.start() for _ in range(REPLICAS)]
+        for replica in fleet.replicas:
+            wait_until(replica.is_complete, timeout=90)
+        fleet.balance()
+        stack.enter_context(_checked_health(fleet))
+        yield fleet
+
+
+@contextmanager
+def _checked_health(fleet: Fleet) -> Iterator[None]:
+    """Takes replicas that are not ready out of the load balancer, as health checks do."""
+    done = threading.Event()
+
+    def check() -> None:
+        while not done.wait(0.3):
+            with suppress(OSError):
+                fleet.balance()
+
+    thread = threading.Thread(target=check, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(10)
+
+
+def _ended(fleet: Fleet) -> None:
+    for replica in fleet.started:
+        family = children(replica.pid)
+        replica.client.close()
+        replica.process.kill()
+        replica.process.wait(10)
+        wait_until(partial(all_are_gone, family), timeout=20)
+
+
+def pause(seconds: float) -> None:
+    """Lets a fault last."""
+    time.sleep(seconds)

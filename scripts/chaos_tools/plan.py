@@ -1,0 +1,104 @@
+"""The plan of faults: made from a seed, replayed from a file, and made smaller while it still fails. No I/O."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+Kind = str
+KINDS: Final[tuple[Kind, ...]] = (
+    "worker killed",
+    "worker stopped",
+    "worker without descriptors",
+    "master killed",
+    "workers reloaded",
+    "replica upgraded",
+    "redis killed",
+    "redis stopped",
+    "redis slow",
+    "redis emptied",
+    "redis read-only",
+    "redis full",
+    "redis connections cut",
+    "ollama refuses",
+    "ollama hangs",
+    "ollama trickles",
+    "ollama sends garbage",
+    "ollama cuts answers",
+    "ollama fails in a stream",
+    "ollama ends without done",
+    "ollama answers nothing",
+    "ollama answers 500",
+    "ollama connections cut",
+)
+SKIPPED: Final = {
+    "redis failover": "tests/integration/test_sentinel_failover.py and tests/k8s: needs sentinels and replicas",
+    "half-open connections, hosts cut off": "tests/chaos/test_cut_off.py: needs network namespaces",
+    "clock jumps": "needs libfaketime; all shared times come from Redis, and workers measure with monotonic clocks",
+    "disk full": "needs a file system of its own for the append-only file",
+    "worker at its memory limit": "tests/unit/test_worker_memory.py and tests/integration/test_worker_replacement.py",
+}
+"""Faults that this command does not inject, and where they are tested instead."""
+
+FIRST: Final = 2.0
+"""Seconds of load before the first fault."""
+CALM: Final = 4.0
+"""Seconds without a fault at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault: when it begins (s after the load), how long it lasts, and a number that chooses its target."""
+
+    kind: Kind
+    at: float
+    seconds: float
+    target: int
+
+
+def made(seed: int, seconds: float, kinds: Sequence[Kind] = KINDS) -> list[Fault]:
+    """Makes the plan of a seed: one fault after another. A kind comes again once all others have come."""
+    source = random.Random(seed)
+    plan: list[Fault] = []
+    at = FIRST
+    left: list[Kind] = []
+    while True:
+        if not left:
+            left = source.sample(kinds, len(kinds))
+        lasts, pause = source.uniform(0.5, 2.5), source.uniform(1.0, 2.5)
+        if at + lasts > seconds - CALM:
+            return plan
+        plan.append(Fault(left.pop(), round(at, 2), round(lasts, 2), source.randrange(1000)))
+        at += lasts + pause
+
+
+def minimized(plan: Sequence[Fault], fails: Callable[[Sequence[Fault]], bool]) -> list[Fault]:
+    """Returns a plan that still fails, and does not without any one of its parts (delta debugging, `ddmin`).
+
+    A. Zeller, R. Hildebrandt: Simplifying and Isolating Failure-Inducing Input, 2002.
+    """
+    kept, parts = list(plan), 2
+    while len(kept) > 1:
+        size = -(-len(kept) // parts)
+        for start in range(0, len(kept), size):
+            rest = kept[:start] + kept[start + size :]
+            if rest and fails(rest):
+                kept, parts = rest, max(parts - 1, 2)
+                break
+        else:
+            if parts >= len(kept):
+                break
+            parts = min(2 * parts, len(kept))
+    return kept
+
+
+def as_json(plan: Sequence[Fault]) -> list[dict[str, Any]]:
+    """The plan for a file."""
+    return [asdict(fault) for fault in plan]
+
+
+def from_json(rows: Sequence[dict[str, Any]]) -> list[Fault]:
+    """The plan of a file."""
+    return [Fault(**row) for row in rows]

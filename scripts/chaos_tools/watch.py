@@ -1,0 +1,83 @@
+"""Watches the fleet from outside: counters, keys without a lifetime, memory and descriptors."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import httpx
+import redis
+
+from scripts.chaos_tools.fleet import Fleet
+from scripts.chaos_tools.inject import descriptors
+from tests.integration.test_redis_keys import Listed, listed
+from tests.support.gunicorn_process import Gunicorn
+
+_COUNTER: Final = re.compile(r"^(\w+_(?:total|count)(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The fleet's use of resources at one moment (s). Memory in bytes; sums over all workers."""
+
+    at: float
+    memory: int
+    descriptors: int
+    redis_memory: int
+    keys: int
+
+
+@dataclass
+class Watch:
+    """What was seen. `wrong`: counters that fell, and keys that should have a lifetime and have none."""
+
+    fleet: Fleet
+    samples: list[Sample] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    _counters: dict[int, dict[str, float]] = field(default_factory=dict)
+    _rows: list[Listed] = field(default_factory=listed)
+
+    def look(self) -> None:
+        """Takes one sample. Leaves out what does not answer at this moment."""
+        for replica in list(self.fleet.replicas):
+            self._check_counters(replica)
+        with suppress(redis.RedisError), self.fleet.client() as client:
+            memory, keys = int(client.info("memory")["used_memory"]), int(client.dbsize())
+            self._check_lifetimes(client)
+            workers = [pid for replica in list(self.fleet.replicas) for pid in replica.workers()]
+            used = [_resources(pid) for pid in workers]
+            resident, open_files = sum(one[0] for one in used), sum(one[1] for one in used)
+            self.samples.append(Sample(time.monotonic(), resident, open_files, memory, keys))
+
+    def _check_counters(self, replica: Gunicorn) -> None:
+        """Compares a replica's counters with those before."""
+        try:
+            text = replica.metrics()
+        except (httpx.HTTPError, RuntimeError):
+            return
+        now = {name: float(value) for name, value in _COUNTER.findall(text)}
+        before = self._counters.get(replica.pid, {})
+        fallen = [name for name, value in before.items() if name in now and now[name] < value]
+        self.wrong += [f"{name} fell from {before[name]:g} to {now[name]:g}" for name in fallen]
+        self._counters[replica.pid] = {**before, **now}
+
+    def _check_lifetimes(self, client: redis.Redis) -> None:
+        for key in client.scan_iter(count=1000):
+            name = key.decode()
+            found = [row for row in self._rows if row.pattern.fullmatch(name)]
+            if found and found[0].lifetime is not None and client.pttl(key) == -1:
+                self.wrong.append(f"{name} has no lifetime")
+
+
+def _resources(pid: int) -> tuple[int, int]:
+    """Resident bytes and open descriptors of a process; zeros if it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE"), descriptors(pid)
+    except (OSError, IndexError):
+        return 0, 0

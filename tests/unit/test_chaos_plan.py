@@ -1,0 +1,76 @@
+"""A seed always gives the same plan, a failing plan is made as small as it can be, and histories are completed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from scripts.chaos_tools.inject import CUTS, INJECTIONS
+from scripts.chaos_tools.linearizability import NEVER, Operation, cache, is_linearizable
+from scripts.chaos_tools.plan import CALM, FIRST, KINDS, Fault, as_json, from_json, made, minimized
+from scripts.chaos_tools.report import slopes
+from scripts.chaos_tools.run import Injected, recoveries, with_unseen_stores
+from scripts.chaos_tools.traffic import Request
+from scripts.chaos_tools.watch import Sample
+
+
+def test_a_seed_gives_the_same_plan_each_time_and_another_seed_another() -> None:
+    assert made(7, 60) == made(7, 60) != made(8, 60)
+    assert from_json(as_json(made(7, 60))) == made(7, 60)
+
+
+def test_a_plan_fits_its_time_and_uses_every_kind() -> None:
+    plan = made(3, 600)
+    assert {fault.kind for fault in plan} == set(KINDS)
+    assert plan[0].at == FIRST
+    assert plan[-1].at + plan[-1].seconds <= 600 - CALM
+    for one, following in pairwise(plan):
+        assert following.at > one.at + one.seconds
+
+
+def test_every_kind_can_be_injected() -> None:
+    assert set(INJECTIONS) == set(KINDS)
+    assert set(KINDS) > CUTS
+
+
+def test_a_plan_is_minimized_to_the_faults_that_it_needs() -> None:
+    plan = made(1, 120)
+    needed = {plan[2], plan[-1]}
+    tried: list[int] = []
+
+    def fails(part: Sequence[Fault]) -> bool:
+        tried.append(len(part))
+        return needed <= set(part)
+
+    assert minimized(plan, fails) == [plan[2], plan[-1]]
+    assert len(tried) < 2 * len(plan)
+
+
+def test_a_plan_that_needs_all_of_it_stays_as_it_is() -> None:
+    plan = made(1, 30)
+    assert minimized(plan, lambda part: len(part) == len(plan)) == plan
+
+
+def test_an_answer_that_only_others_have_seen_was_stored_at_some_time() -> None:
+    found = Operation("question", "find", 5, 3.0, 4.0)
+    deleted = Operation("question", "delete", None, 5.0, 6.0)
+    back = Operation("question", "find", 5, 7.0, 8.0)
+    assert is_linearizable(with_unseen_stores([found, deleted]), cache)
+    assert not is_linearizable(with_unseen_stores([found, deleted, back]), cache)
+    assert with_unseen_stores([found])[-1].end == NEVER
+
+
+def test_recovery_lasts_until_the_last_failure_before_the_next_fault() -> None:
+    one, following = (Injected(Fault("redis killed", at, 1.0, 0), at, at + 1) for at in (10.0, 20.0))
+    ends = [(10.5, "refused"), (12.0, "refused"), (12.5, "ok"), (13.0, "cut"), (14.0, "ok"), (20.5, "refused")]
+    requests = [Request("/query", end - 0.1, end, outcome, "") for end, outcome in ends]
+    assert recoveries([one, following], requests) == {"redis killed": [2.0, 0.0]}
+
+
+def test_a_slope_has_an_interval_that_contains_what_is_flat() -> None:
+    noise = [0, 3, -3, 1, -1, 2, -2, 0] * 4
+    samples = [Sample(at * 60.0, 1 << 20, 50 + noise[at], 1 << 20, 100 + at) for at in range(32)]
+    memory, descriptors, _, keys = slopes(samples)
+    assert memory.low == memory.value == memory.high == 0
+    assert descriptors.low < 0 < descriptors.high
+    assert 59 < keys.low <= keys.value <= keys.high < 61
