@@ -475,15 +475,11 @@ class CacheMatch:
     """True if it has not expired."""
 
     def __post_init__(self) -> None:
-        left_ms = self.answer.expires_ms - self.now_ms
-        times = {
-            "age_seconds": max(0.0, (self.now_ms - self.answer.created_ms) / 1000),
-            "ttl_seconds": left_ms // 1000,
-            "stale_seconds": -left_ms / 1000,
-            "is_fresh": left_ms > 0,
-        }
-        for name, value in times.items():
-            object.__setattr__(self, name, value)
+        left_ms, put = self.answer.expires_ms - self.now_ms, object.__setattr__
+        put(self, "age_seconds", max(0.0, (self.now_ms - self.answer.created_ms) / 1000))
+        put(self, "ttl_seconds", left_ms // 1000)
+        put(self, "stale_seconds", -left_ms / 1000)
+        put(self, "is_fresh", left_ms > 0)
 
 
 FIRST_TEXTS: Final = 4

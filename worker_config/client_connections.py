@@ -128,8 +128,11 @@ class RepeatedRequest(Protocol):
 class RepeatedResponse(Protocol):
     """Its response, with status 200."""
 
-    raw_headers: list[tuple[bytes, bytes]]
-    body: bytes | memoryview
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]: ...
+
+    @property
+    def body(self) -> bytes: ...
 
 
 class RepeatedRequests(Protocol):
@@ -245,8 +248,8 @@ class TimedProtocol(PlainProtocol):
     def _send(self, response: RepeatedResponse) -> None:
         self._has_answered = True
         self.server_state.total_requests += 1
-        parts: list[bytes | memoryview] = [STATUS_LINE[HTTPStatus.OK]]
-        for name, value in (*self.server_state.default_headers, *response.raw_headers):
+        parts = [STATUS_LINE[HTTPStatus.OK]]
+        for name, value in (*self.server_state.default_headers, *response.headers):
             parts += name, b": ", value, b"\r\n"
         closes = self._closes or self._closing()
         parts += b"connection: close\r\n\r\n" if closes else b"\r\n", response.body

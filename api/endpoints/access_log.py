@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from api.endpoints.fast_path import EndedRequest
+from api.endpoints.middleware import EndedRequest
 from api.ports.question import AnswerFinished, Query
 from api.values import CacheStatus, Priority, owner_of
 

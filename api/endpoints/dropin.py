@@ -33,7 +33,7 @@ from api.endpoints.model_admin import is_zero, unloaded
 from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
 from api.endpoints.validation import Options, list_header, refused, request_priority, request_timeout
 from api.errors import InvalidRequest, RagherdError
-from api.ports.question import CLIENT_HEADER, RAW, UNLIMITED, AnswerFinished, CacheControl, Query, parse
+from api.ports.question import CLIENT_HEADER, RAW, AnswerFinished, Query, parse
 from api.unicode_text import is_blank
 from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest, Priority
 
@@ -124,18 +124,14 @@ async def reply(request: Request, query: Query, form: Callable[[str], AnswerForm
         return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form(request_id))
     async with cancel_on_disconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
-    request.state.repeatable = Repeatable(await request.body(), query, partial(_response, form))
-    return _response(form, answered, request_id, query.cache_control)
+    encoded = partial(_encoded, form)
+    request.state.repeatable = Repeatable(await request.body(), query, encoded)
+    headers = cache_headers(answered, query.cache_control)
+    return Response(encoded(answered, request_id), headers=headers, media_type="application/json")
 
 
-def _response(
-    form: Callable[[str], AnswerForm], answered: AnswerFinished, request_id: str, control: CacheControl = UNLIMITED
-) -> Response:
-    return Response(
-        orjson.dumps(form(request_id).buffered(answered)),
-        headers=cache_headers(answered, control),
-        media_type="application/json",
-    )
+def _encoded(form: Callable[[str], AnswerForm], answered: AnswerFinished, request_id: str) -> bytes:
+    return orjson.dumps(form(request_id).buffered(answered))
 
 
 async def embeddings(request: Request, model: str, texts: Sequence[str], extra: dict[str, Any]) -> Embeddings:
@@ -205,15 +201,15 @@ async def forward(request: Request, query: Query, path: ForwardedPath) -> Respon
         answered = request.state.answered = await state.queries.answer(query)
     headers = cache_headers(answered, query.cache_control)
     if not bypasses:
-        request.state.repeatable = Repeatable(await request.body(), query, _forwarded)
+        request.state.repeatable = Repeatable(await request.body(), query, _as_it_came)
     else:
         headers["Cache-Status"] = f"ragherd; fwd=bypass; detail={bypasses}"
     is_text = forwarded.content_type and not answered.answer.startswith("{")
     return _document(answered, headers, "text/plain" if is_text else "application/json")
 
 
-def _forwarded(answered: AnswerFinished, _request_id: str) -> Response:
-    return _document(answered, cache_headers(answered, UNLIMITED))
+def _as_it_came(answered: AnswerFinished, _request_id: str) -> bytes:
+    return answered.answer.encode()
 
 
 def _document(answered: AnswerFinished, headers: Mapping[str, str], media_type: str = "application/json") -> Response:

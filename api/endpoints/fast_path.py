@@ -17,20 +17,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import structlog
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.endpoints.middleware import EndedRequest, RequestLog, RequestMetrics, given_id
+from api.endpoints.streaming import cache_headers
 from api.errors import StoreUnavailable
 from api.ports.access import Caller
-from api.ports.question import AnswerFinished, Query
+from api.ports.question import UNLIMITED, AnswerFinished, Query
 from api.query.repeats import Repeat
 from api.values import CacheStatus
 
@@ -68,49 +68,25 @@ PAUSE: Final = 1.0
 """Seconds for which the full path takes everything after the cache failed. Then one request tries the cache for all,
 because a question that meets the fault waits for the cache twice: here and on the full path.
 """
-REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 IDS: Final = 64
 """Request ids that are made at once."""
 WHOLE: Final = "ragherd.whole"
 """Key of the request's state: its bytes, if they arrived at once and nothing else did."""
 Head = tuple[str | tuple[bytes, bytes], ...]
 """The path, the version of HTTP, and the deciding headers."""
-RawHeaders = Iterable[tuple[bytes, bytes]]
-
-
-class EndedRequest(NamedTuple):
-    """A request that ended or was abandoned. `sent`: bytes of the response's body."""
-
-    method: str
-    route: str
-    status: int
-    seconds: float
-    sent: int
-
-
-class RequestMetrics(Protocol):
-    """Counts requests. `running`: those in flight."""
-
-    running: int
-
-    def request_ended(self, method: str, route: str, status: int, seconds: float) -> None: ...
-
-
-RequestLog = Callable[[EndedRequest, Mapping[str, Any]], None]
-"""Writes the access log. Takes a request and the state that the application left in its scope."""
 
 
 # -- The memory --------------------------------------------------------------------------------------------------------
 
 
 class Repeatable:
-    """A request that was answered: its body and query, and how an answer with a request id becomes a response."""
+    """A request that was answered: its body and query, and how an answer with a request id becomes JSON."""
 
-    __slots__ = ("body", "caller", "forms", "place", "repeat", "respond", "until")
+    __slots__ = ("body", "caller", "encoded", "forms", "place", "repeat", "until")
 
-    def __init__(self, body: bytes, query: Query, respond: Callable[[AnswerFinished, str], Response]) -> None:
+    def __init__(self, body: bytes, query: Query, encoded: Callable[[AnswerFinished, str], bytes]) -> None:
         self.body = body
-        self.respond = respond
+        self.encoded = encoded
         self.repeat = Repeat(query)
         self.place: tuple[Head, bytes] = ((), body)
         self.forms: list[bytes] = []
@@ -249,16 +225,14 @@ async def _arrived(receive: Receive) -> tuple[bytes | None, list[Message]]:
     return (b"".join(parts) if sum(map(len, parts)) <= LONGEST else None), messages
 
 
-def given_id(headers: RawHeaders) -> str:
-    """The caller's request id; empty if there is none, or an invalid one."""
-    for name, value in headers:
-        if name == b"x-request-id":
-            text = value.decode("latin-1")
-            return text if REQUEST_ID.fullmatch(text) else ""
-    return ""
-
-
 # -- The answer --------------------------------------------------------------------------------------------------------
+
+
+class Reply(NamedTuple):
+    """A response with status 200."""
+
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
 
 
 class Repetition:
@@ -301,29 +275,29 @@ class FastPath:
         if scope["path"] in PATHS and len(whole) <= 2 * LONGEST:
             scope["state"][WHOLE] = whole
 
-    def near(self, asked: Repetition) -> Response | None:
+    def near(self, asked: Repetition) -> Reply | None:
         """The response from this worker's copies, without I/O."""
         answered = asked.state["worker"].queries.near(asked.found.repeat, asked.request_id)
-        return self._response(asked, answered) if answered is not None else None
+        return self._reply(asked, answered) if answered is not None else None
 
-    async def again(self, asked: Repetition) -> Response | None:
+    async def again(self, asked: Repetition) -> Reply | None:
         """The response from the cache, or None: the full path must answer, and the request is forgotten."""
-        response = None
+        reply = None
         if self._may_look_up():
             self._metrics.running += 1
             try:
                 answered = await asked.state["worker"].queries.again(asked.found.repeat, asked.request_id)
                 self._paused_until = 0.0
-                response = self._response(asked, answered) if answered is not None else None
+                reply = self._reply(asked, answered) if answered is not None else None
             except StoreUnavailable:  # the full path meets it too, and reports it
                 self._paused_until = time.monotonic() + PAUSE
             except Exception:  # noqa: BLE001 - a bug, which the full path need not have
                 structlog.get_logger("ragherd").exception("fast_path_failed", path=asked.found.path)
             finally:
                 self._metrics.running -= 1
-        if response is None:
+        if reply is None:
             self.known.forget(*asked.found.place)
-        return response
+        return reply
 
     def _may_look_up(self) -> bool:
         if not self._paused_until:
@@ -334,20 +308,24 @@ class FastPath:
         self._paused_until = now + PAUSE
         return True
 
-    def _response(self, asked: Repetition, answered: AnswerFinished) -> Response:
+    def _reply(self, asked: Repetition, answered: AnswerFinished) -> Reply:
+        """The response, with the headers that the full path sends, in the same order."""
         query = asked.found.repeat.query
         asked.state["tenant"], asked.state["query"], asked.state["answered"] = query.tenant, query, answered
-        response = asked.found.respond(answered, asked.request_id)
-        response.raw_headers += ((b"x-request-id", asked.request_id.encode("latin-1")), self._worker)
-        return response
+        body = asked.found.encoded(answered, asked.request_id)
+        of_cache = cache_headers(answered, UNLIMITED).items()
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in of_cache]
+        headers += (b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")
+        headers += (b"x-request-id", asked.request_id.encode("latin-1")), self._worker
+        return Reply(headers, body)
 
-    def ended(self, asked: Repetition, response: Response) -> None:
+    def ended(self, asked: Repetition, reply: Reply) -> None:
         """Counts and logs an answered request."""
         seconds, path = time.perf_counter() - asked.began, asked.found.path
         self._metrics.running += 1
         self._metrics.request_ended("POST", path, 200, seconds)
         if self._log is not None:
-            self._log(EndedRequest("POST", path, 200, seconds, len(response.body)), asked.state)
+            self._log(EndedRequest("POST", path, 200, seconds, len(reply.body)), asked.state)
 
 
 class FastPathMiddleware:
@@ -367,12 +345,13 @@ class FastPathMiddleware:
         found, messages = await fast.known.find(head, receive)
         if found is not None:
             asked = Repetition(found, given_id(scope["headers"]) or fast.new_id(), state)
-            response = fast.near(asked) or await fast.again(asked)
-            if response is not None:
+            reply = fast.near(asked) or await fast.again(asked)
+            if reply is not None:
                 scope["route"] = _RouteName(found.path)
                 fast.known.also(found, _whole_of(scope))
-                await response(scope, receive, send)
-                fast.ended(asked, response)
+                await send({"type": "http.response.start", "status": 200, "headers": reply.headers})
+                await send({"type": "http.response.body", "body": reply.body})
+                fast.ended(asked, reply)
                 return
         del found
         await self._app(scope, _replayed(messages, receive) if messages else receive, send)

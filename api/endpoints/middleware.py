@@ -21,10 +21,10 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeVar
 
 import structlog
 from fastapi import Request, Response
@@ -34,7 +34,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.access import Role
-from api.endpoints.fast_path import EndedRequest, RequestLog, RequestMetrics, given_id
 from api.endpoints.ollama_wire import BLOBS
 from api.endpoints.problems import ClientDisconnected, problem
 from api.endpoints.validation import JsonRequest, refuse_too_many_values
@@ -126,6 +125,18 @@ class HeadRequests:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET", HEAD_ONLY: True}
         await self._app(scope, receive, send)
+
+
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's request id; empty if there is none, or an invalid one."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            return text if REQUEST_ID.fullmatch(text) else ""
+    return ""
 
 
 class RequestContext:
@@ -277,6 +288,28 @@ class TracedRequests:
 UNMATCHED: Final = "unmatched"
 METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 """Others share one label: a client must not be able to make series."""
+
+
+class EndedRequest(NamedTuple):
+    """A request that ended or was abandoned. `sent`: bytes of the response's body."""
+
+    method: str
+    route: str
+    status: int
+    seconds: float
+    sent: int
+
+
+class RequestMetrics(Protocol):
+    """Counts requests. `running`: those in flight."""
+
+    running: int
+
+    def request_ended(self, method: str, route: str, status: int, seconds: float) -> None: ...
+
+
+RequestLog = Callable[[EndedRequest, Mapping[str, Any]], None]
+"""Writes the access log. Takes a request and the state that the application left in its scope."""
 
 
 class HttpMetrics:

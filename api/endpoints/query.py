@@ -13,7 +13,7 @@ from api.endpoints.description import stream_of
 from api.endpoints.fast_path import Repeatable
 from api.endpoints.health import AppState
 from api.endpoints.middleware import JsonRoute, needs
-from api.endpoints.streaming import EventStream, QueryOut, cancel_on_disconnect, query_response
+from api.endpoints.streaming import EventStream, QueryOut, cancel_on_disconnect, encoded, query_response
 from api.endpoints.validation import (
     CLIENT_OPENAPI,
     PRIORITY_HEADER,
@@ -90,7 +90,7 @@ async def post_query(body: QueryIn, request: Request) -> Response:
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
     async with cancel_on_disconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
-    request.state.repeatable = Repeatable(await request.body(), query, query_response)
+    request.state.repeatable = Repeatable(await request.body(), query, encoded)
     return query_response(answered, request.state.request_id, query.cache_control)
 
 

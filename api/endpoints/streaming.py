@@ -155,11 +155,13 @@ def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
 
 def query_response(answered: AnswerFinished, request_id: str, control: CacheControl = UNLIMITED) -> Response:
     """Returns the response of POST /query."""
-    return Response(
-        orjson.dumps(document(answered, request_id)),
-        headers=cache_headers(answered, control),
-        media_type="application/json",
-    )
+    headers = cache_headers(answered, control)
+    return Response(encoded(answered, request_id), headers=headers, media_type="application/json")
+
+
+def encoded(answered: AnswerFinished, request_id: str) -> bytes:
+    """Returns `QueryOut` as JSON."""
+    return orjson.dumps(document(answered, request_id))
 
 
 def cache_headers(answer: AnswerQueued | AnswerStarted | AnswerFinished, control: CacheControl) -> dict[str, str]:

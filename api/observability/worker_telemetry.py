@@ -72,10 +72,12 @@ class WorkerTelemetry(Telemetry):
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
-    def answered(self, query: Query, answered: AnswerFinished, key: FlightKey | None = None) -> None:
+    def answered(
+        self, query: Query, answered: AnswerFinished, key: FlightKey | None = None, request_id: str | None = None
+    ) -> None:
         """Counts the query, and the tier of the cache that answered it. Notes the answer for feedback."""
         self.requests += 1
-        self._note_served((query, answered, key))
+        self._note_served((query.request_id if request_id is None else request_id, query, answered, key))
         self._wake_served()
         kind = answered.match.kind if answered.match else None
         is_hit = answered.status is CacheStatus.HIT

@@ -61,8 +61,10 @@ class Telemetry:
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
-    def answered(self, query: Query, answered: AnswerFinished, key: FlightKey | None = None) -> None:
-        """An answer went out. `key`: the question's, if the cache was used."""
+    def answered(
+        self, query: Query, answered: AnswerFinished, key: FlightKey | None = None, request_id: str | None = None
+    ) -> None:
+        """An answer went out. `key`: the question's, if the cache was used. `request_id`: if not the query's."""
 
     def missed(self) -> None:
         """The cache has no answer."""

@@ -65,12 +65,14 @@ class _Request:
     `buffered`: the caller sees no token before the end, so that the answer may restart.
     """
 
-    def __init__(self, asked: Query, *, buffered: bool) -> None:
+    def __init__(
+        self, asked: Query, *, buffered: bool, timings: Timings | None = None, lookup: Lookup | None = None
+    ) -> None:
         self.asked = self.query = asked
         self.variant = "" if asked.variant is None else asked.variant.label
         self.buffered = buffered
-        self.timings = Timings()
-        self.lookup = Lookup()
+        self.timings = timings or Timings()
+        self.lookup = lookup or Lookup()
         self.status = CacheStatus.HIT
         self.sources: tuple[Source, ...] = ()
         self.flight: FlightSubscription | None = None
@@ -142,10 +144,9 @@ class QueryService:
         return None if is_rewritten or self._experiments.running is not None else self._shared.repeats
 
     def _repeated(self, repeat: Repeat, request_id: str, found: Found, timings: Timings) -> AnswerFinished:
-        request = _Request(replace(repeat.query, request_id=request_id), buffered=True)
-        request.timings, request.lookup = timings, Lookup.repeated(found)
+        request = _Request(repeat.query, buffered=True, timings=timings, lookup=Lookup.repeated(found))
         answered = self._cached(request)
-        self._count(request, answered)
+        self._count(request, answered, request_id)
         return answered
 
     def stream(self, query: Query) -> AbstractAsyncContextManager[AsyncIterator[AnswerEvent]]:
@@ -196,10 +197,11 @@ class QueryService:
         self._count(request, answered)
         yield answered
 
-    def _count(self, request: _Request, answered: AnswerFinished) -> None:
+    def _count(self, request: _Request, answered: AnswerFinished, request_id: str | None = None) -> None:
         request.end()
         key = request.lookup.key
-        self._observer.answered(request.asked, answered, FlightKey(key.scope, key.digest) if key is not None else None)
+        flight = FlightKey(key.scope, key.digest) if key is not None else None
+        self._observer.answered(request.asked, answered, flight, request_id)
 
     # -- by the cache -------------------------------------------------------------------------------------------------
 

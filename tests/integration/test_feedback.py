@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from api.ports.question import AnswerFinished, Query, Timings
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.feedback import ServedAnswers
+from api.redis_store.stores.feedback import Noted, ServedAnswers
 from api.values import CacheStatus, FlightKey
 from tests.integration.test_documents import HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
@@ -75,9 +75,9 @@ async def test_any_worker_takes_the_vote(serve: Service, status: str) -> None:
     assert await cached(one, QUESTION) == await cached(other, QUESTION) == "absent"
 
 
-def noted(request_id: str) -> tuple[Query, AnswerFinished, FlightKey]:
+def noted(request_id: str) -> Noted:
     done = AnswerFinished("Your manager.", "m", CacheStatus.MISS, Timings())
-    return Query(QUESTION, "t", "m", request_id=request_id), done, FlightKey("scope", "digest")
+    return request_id, Query(QUESTION, "t", "m"), done, FlightKey("scope", "digest")
 
 
 async def test_a_vote_waits_for_no_answers_but_its_own(redis: Redis) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from api.endpoints.access_log import PROBES, AccessLog
-from api.endpoints.fast_path import EndedRequest
+from api.endpoints.middleware import EndedRequest
 from api.observability.logs import FrequentEvent
 from api.ports.question import AnswerFinished, Query, Timings
 from api.values import (

@@ -11,7 +11,6 @@ from typing import Any
 
 import orjson
 import pytest
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.fast_path import (
@@ -24,9 +23,9 @@ from api.endpoints.fast_path import (
     Repeatable,
     Repeatables,
     estimated,
-    given_id,
     head_of,
 )
+from api.endpoints.middleware import given_id
 from api.endpoints.ollama_wire import ChatBody
 from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
@@ -39,7 +38,7 @@ PASSED_ON = AnswerFinished("Yes.", "llama3.2", CacheStatus.COALESCED, Timings())
 
 
 def repeatable(body: bytes) -> Repeatable:
-    return Repeatable(body, Query("Why?", "default", "llama3.2"), lambda *_: Response())
+    return Repeatable(body, Query("Why?", "default", "llama3.2"), lambda *_: b"{}")
 
 
 class Body:
@@ -123,7 +122,7 @@ def test_the_estimate_covers_what_is_made_of_a_body() -> None:
         body = orjson.dumps({"model": "llama3.2", "messages": turns})
         parsed = ChatBody.model_validate(orjson.loads(body)).turns()
         query = Query(parsed[-1].content, "default", "llama3.2", history=tuple(parsed[:-1]))
-        return Repeatable(bytes(bytearray(body)), query, lambda *_: Response())
+        return Repeatable(bytes(bytearray(body)), query, lambda *_: b"{}")
 
     made(0)
     tracemalloc.start()

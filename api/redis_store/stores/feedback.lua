@@ -10,9 +10,9 @@ local function tenant_of(record) return string.match(record, '^%S+ %S+ %S+ %S+ %
 -- Remembers answers, up to a number a minute.
 -- KEYS[1] prefix of the answers   KEYS[2] prefix of the counts
 -- ARGV: lifetime_ms, most answers a minute, request ID, record, request ID, record ...
--- Returns how many were left out for want of room.
-local MINUTE_MS = 60000
-local counter, lifetime, most = KEYS[2] .. int(math.floor(now_ms() / MINUTE_MS)), ARGV[1], tonumber(ARGV[2])
+-- Returns {how many were left out for want of room, milliseconds until there is room again}.
+local MINUTE_MS, now = 60000, now_ms()
+local counter, lifetime, most = KEYS[2] .. int(math.floor(now / MINUTE_MS)), ARGV[1], tonumber(ARGV[2])
 local room, added = most - tonumber(redis.call('GET', counter) or 0), 0
 local last = math.min(#ARGV, 2 + 2 * math.max(room, 0))
 for i = 3, last, 2 do
@@ -23,7 +23,7 @@ for i = 3, last, 2 do
   added = added + 1
 end
 if added > 0 then redis.call('SET', counter, int(most - room + added), 'PX', 2 * MINUTE_MS) end
-return (#ARGV - last) / 2
+return {(#ARGV - last) / 2, int(MINUTE_MS - now % MINUTE_MS)}
 
 -- name: recall
 -- Finds an answer by its request ID.

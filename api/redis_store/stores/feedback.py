@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -56,7 +57,8 @@ NONE: Final = "-"
 CHAT_PREFIX: Final = "chatcmpl-"
 """OpenAI's clients see the request ID with this prefix."""
 
-Noted = tuple[Query, AnswerFinished, FlightKey | None]
+Noted = tuple[str, Query, AnswerFinished, FlightKey | None]
+"""Begins with the request ID."""
 
 
 class ServedAnswers:
@@ -75,6 +77,8 @@ class ServedAnswers:
         self._on_left_out = on_left_out
         self._noted: deque[Noted] = deque(maxlen=MOST_UNSENT if lifetime_ms else 0)
         self._unsent: deque[tuple[str, str]] = deque(maxlen=MOST_UNSENT)
+        self._full_until = 0.0
+        """Until then nothing is written: the minute is full."""
         self._awake = asyncio.Event()
         self._writing = asyncio.Lock()
         self._remember = script(redis.client, "stores/feedback", "remember")
@@ -85,10 +89,17 @@ class ServedAnswers:
     async def flush(self) -> None:
         """Writes what was noted. Raises `StoreUnavailable` and keeps the rest."""
         async with self._writing:
+            is_full, left_out = time.monotonic() < self._full_until, 0
             while self._noted:
-                query, answered, key = self._noted.popleft()
-                if query.request_id and not query.cache_control.no_store:
-                    self._unsent.append((query.request_id, _record(_served(query, answered, key))))
+                request_id, query, answered, key = self._noted.popleft()
+                if not request_id or query.cache_control.no_store:
+                    continue
+                if is_full:
+                    left_out += 1
+                else:
+                    self._unsent.append((request_id, _record(_served(query, answered, key))))
+            if left_out:
+                self._on_left_out(left_out)
             while self._unsent:
                 batch = list(islice(self._unsent, BATCH))
                 await self._write(batch)
@@ -98,9 +109,11 @@ class ServedAnswers:
     async def _write(self, batch: Sequence[tuple[str, str]]) -> None:
         most = min(MOST_PER_MINUTE, MOST * MINUTE_MS // max(self._lifetime_ms, MINUTE_MS))
         arguments: list[str | int] = [self._lifetime_ms, most, *(part for one in batch for part in one)]
-        left_out = await self._redis.run("served", lambda client: self._remember(self._prefixes, arguments, client))
+        reply: Any = await self._redis.run("served", lambda client: self._remember(self._prefixes, arguments, client))
+        left_out, ms = map(int, reply)
         if left_out:
-            self._on_left_out(int(left_out))
+            self._full_until = time.monotonic() + ms / 1000
+            self._on_left_out(left_out)
 
     async def recall(self, request_id: str, tenant: str, *, of_any_tenant: bool) -> ServedAnswer | None:
         """Finds an answer that went out, to this tenant or, with `of_any_tenant`, to another.
@@ -117,7 +130,7 @@ class ServedAnswers:
 
     def _has_noted(self, forms: Collection[str]) -> bool:
         """Returns whether this worker has still to write the answer. Otherwise a vote need not wait for the write."""
-        return any(query.request_id in forms for query, _, _ in self._noted) or any(
+        return any(request_id in forms for request_id, *_ in self._noted) or any(
             request_id in forms for request_id, _ in self._unsent
         )
 
