@@ -116,7 +116,7 @@ async def feedback(url: str) -> None:
                 cached = CachedAnswer(f"{SCOPE}:{digest}", "Why?", ANSWER, "m", (), Usage(), 1, 2)
                 match = CacheMatch(cached, "exact", 1.0, 1)
                 done = AnswerFinished(ANSWER, "m", CacheStatus.HIT, Timings(), match=match)
-                served.note(("", query, done, FlightKey(SCOPE, digest)))
+                served.note((ids[-1], query, done, FlightKey(SCOPE, digest)))
             await served.flush()
 
         async def vote(number: int, *verdicts: FeedbackVerdict) -> None:
