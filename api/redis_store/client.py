@@ -31,6 +31,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 from redis.maint_notifications import MaintNotificationsConfig
 
 from api.errors import StoreUnavailable
+from api.redis_store.batching import BatchingRedis
 from api.redis_store.cluster import HealthGatedCluster, Node, SlotMap
 from api.redis_store.health_gated import HealthGatedRedis, LagTolerantConnection, RedisHealthEvents
 
@@ -188,14 +189,14 @@ def tls_options(address: RedisAddress) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _opened(address: RedisAddress, **options: Any) -> AsyncIterator[Redis]:
+async def _opened(address: RedisAddress, kind: type[Redis] = Redis, **options: Any) -> AsyncIterator[Redis]:
     """A client for the server, or for the current primary according to the Sentinels."""
     options |= connection_options(address)
     if urlsplit(address.url).scheme not in SENTINEL:
-        async with Redis.from_pool(ConnectionPool(**{**parse_url(address.url), **options})) as client:
+        async with kind.from_pool(ConnectionPool(**{**parse_url(address.url), **options})) as client:
             yield client
         return
-    async with _sentinels(address) as sentinels, _primary(address, sentinels, options) as client:
+    async with _sentinels(address) as sentinels, _primary(address, sentinels, kind, options) as client:
         yield client
 
 
@@ -203,7 +204,7 @@ def _sentinels(address: RedisAddress) -> Sentinels:
     return Sentinels([_watcher(address, host) for host in urlsplit(address.url).netloc.rpartition("@")[2].split(",")])
 
 
-def _primary(address: RedisAddress, sentinels: Sentinel, options: dict[str, Any]) -> Redis:
+def _primary(address: RedisAddress, sentinels: Sentinel, kind: type[Redis], options: dict[str, Any]) -> Redis:
     """Parses `redis+sentinel://[user:password@]host:port,host:port/name`. The credentials are for the primary.
 
     With `rediss+sentinel`, connections to both the Sentinels and the servers use TLS.
@@ -211,7 +212,7 @@ def _primary(address: RedisAddress, sentinels: Sentinel, options: dict[str, Any]
     parts = urlsplit(address.url)
     credentials = {"username": parts.username, "password": parts.password}
     options |= {name: unquote(value) for name, value in credentials.items() if value}
-    client: Redis = sentinels.master_for(parts.path.strip("/"), **options)
+    client: Redis = sentinels.master_for(parts.path.strip("/"), redis_class=kind, **options)
     return client
 
 
@@ -226,10 +227,11 @@ def _watcher(address: RedisAddress, sentinel: str) -> Redis:
 
 @asynccontextmanager
 async def short_commands(address: RedisAddress) -> AsyncIterator[Redis]:
-    """A client for commands that Redis answers at once. Replies are bytes, since vectors are not text."""
+    """A client for commands that Redis answers at once, in batches. Replies are bytes, since vectors are not text."""
     # The health-gated client limits concurrency. The pool's own limit would raise instead of waiting.
     bound = address.max_connections * 2
-    async with _opened(address, socket_timeout=address.timeout, max_connections=bound) as client:
+    opening = _opened(address, BatchingRedis, socket_timeout=address.timeout, max_connections=bound)
+    async with opening as client:
         yield client
 
 
@@ -269,14 +271,14 @@ def seeds(address: RedisAddress) -> list[Node]:
     return [Node(host.strip("[]"), int(port)) for host, _, port in hosts]
 
 
-def node_client(address: RedisAddress, node: Node, **options: Any) -> Redis:
+def node_client(address: RedisAddress, node: Node, kind: type[Redis] = Redis, **options: Any) -> Redis:
     """A client for one node of a cluster, without I/O."""
     parts = urlsplit(address.url)
     credentials = {"username": parts.username, "password": parts.password}
     given = {name: unquote(value) for name, value in credentials.items() if value}
     fixed = {"socket_timeout": address.timeout, "max_connections": address.max_connections * 2}
     where = {"host": node.host, "port": node.port}
-    return Redis.from_pool(ConnectionPool(**{**connection_options(address), **fixed, **where, **given, **options}))
+    return kind.from_pool(ConnectionPool(**{**connection_options(address), **fixed, **where, **given, **options}))
 
 
 async def _reachable(address: RedisAddress, key: str) -> Node:
@@ -335,7 +337,7 @@ async def open_client(
     need it.
     """
     if is_cluster(address):
-        opened = partial(node_client, address)
+        opened = partial(node_client, address, kind=BatchingRedis)
         cluster = HealthGatedCluster(
             opened, seeds(address), address.max_connections, events, lambda: mismatch(NOT_A_CLUSTER)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 from unittest.mock import patch
@@ -33,46 +33,15 @@ def commands_of(packed: bytes, scripts: dict[str, str]) -> str:
     return " + ".join(scripts.get(first, command) for command, first in found)
 
 
-class RoundTrips(list[str]):
-    """The commands of each write, in order. `waits` are sent together if none was answered before all were written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[tuple[str, bool]] = []
-
-    def waits(self, awaited: Sequence[str]) -> list[list[str]]:
-        """The writes that begin with one of these commands, together if none was answered before the last."""
-        groups: list[list[str]] = [[]]
-        for commands, is_reply in self.events:
-            if not commands.startswith(tuple(awaited)):
-                continue
-            if not is_reply:
-                groups[-1].append(commands)
-            elif groups[-1]:
-                groups.append([])
-        return [group for group in groups if group]
-
-
 @contextmanager
-def round_trips() -> Iterator[RoundTrips]:
+def round_trips() -> Iterator[list[str]]:
     """Yields a list that grows with each write."""
-    written = RoundTrips()
-    scripts, asked = _scripts(), dict[int, str]()
-    send, read = LagTolerantConnection.send_packed_command, LagTolerantConnection.read_response
+    written: list[str] = []
+    scripts, send = _scripts(), LagTolerantConnection.send_packed_command
 
     async def recorded(self: LagTolerantConnection, command: Any, check_health: bool = True) -> None:
-        asked[id(self)] = commands_of(command if isinstance(command, bytes) else b"".join(command), scripts)
-        written.append(asked[id(self)])
-        written.events.append((asked[id(self)], False))
+        written.append(commands_of(command if isinstance(command, bytes) else b"".join(command), scripts))
         await send(self, command, check_health)
 
-    async def answered(self: LagTolerantConnection, *arguments: Any, **options: Any) -> Any:
-        reply = await read(self, *arguments, **options)
-        written.events.append((asked.get(id(self), ""), True))
-        return reply
-
-    with (
-        patch.object(LagTolerantConnection, "send_packed_command", recorded),
-        patch.object(LagTolerantConnection, "read_response", answered),
-    ):
+    with patch.object(LagTolerantConnection, "send_packed_command", recorded):
         yield written

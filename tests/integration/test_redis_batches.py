@@ -1,0 +1,88 @@
+"""Commands of one round of the event loop leave in one write, and each caller gets its own reply or error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from api.embedded.redis_server import embedded_redis
+from api.redis_store.batching import BatchingRedis
+from api.redis_store.client import RedisAddress, short_commands
+from tests.support.round_trips import round_trips
+
+
+def address(url: str) -> RedisAddress:
+    return RedisAddress(url, timeout=5.0, connect_timeout=1.0, max_connections=4)
+
+
+async def run(client: Redis, *command: str | int) -> Any:
+    return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+async def client(redis: Redis, redis_url: str) -> AsyncIterator[Redis]:
+    await redis.flushall()
+    async with short_commands(address(redis_url)) as client:
+        assert isinstance(client, BatchingRedis)
+        await client.ping()  # opens the connection
+        yield client
+
+
+async def test_commands_of_one_round_are_one_write(client: Redis) -> None:
+    with round_trips() as written:
+        commands = (client.set("a", 1), client.incr("a"), client.get("a"), client.hgetall("none"))
+        replies: list[object] = list(await asyncio.gather(*commands))
+    assert replies == [True, 2, b"2", {}]
+    assert written == ["SET + INCRBY + GET + HGETALL"]
+
+
+async def test_a_refused_command_fails_alone(client: Redis) -> None:
+    await client.set("text", "x")
+    before, refused, after = await asyncio.gather(
+        client.get("text"), client.incr("text"), client.get("text"), return_exceptions=True
+    )
+    assert (before, after) == (b"x", b"x")
+    assert isinstance(refused, ResponseError)
+
+
+async def test_a_search_lets_the_others_go_first(client: Redis) -> None:
+    with round_trips() as written:
+        await asyncio.gather(run(client, "FT._LIST"), client.get("a"))
+    assert written == ["GET + FT._LIST"]
+
+
+async def test_a_caller_that_leaves_lets_its_command_run(client: Redis) -> None:
+    leaving = asyncio.create_task(run(client, "SET", "a", 1))
+    staying = asyncio.create_task(run(client, "GET", "a"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert await staying == b"1"
+    assert leaving.cancelled()
+
+
+async def test_a_lost_connection_fails_the_batch_and_the_next_one_connects_again(client: Redis, redis: Redis) -> None:
+    own = await client.client_id()
+    blocked = [asyncio.create_task(run(client, "BLPOP", "none", 0)), asyncio.create_task(run(client, "GET", "a"))]
+    while "blpop" not in str(await redis.client_list(client_id=[own])):
+        await asyncio.sleep(0)
+    await redis.client_kill_filter(_id=str(own))
+    ends = await asyncio.gather(*blocked, return_exceptions=True)
+    assert [type(end) for end in ends] == [RedisConnectionError] * 2
+    assert await client.ping()
+
+
+async def test_closing_ends_what_is_being_sent() -> None:
+    with embedded_redis(persistent=False) as server:
+        async with short_commands(address(server.url)) as client:
+            await client.ping()
+            blocked = asyncio.create_task(run(client, "BLPOP", "none", 0))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+    with pytest.raises(RedisConnectionError):
+        await blocked
