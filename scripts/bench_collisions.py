@@ -3,10 +3,11 @@
     .venv/bin/python -m scripts.bench_collisions [--targets 100] [--words 10] [--beam 2]
 
 The attacker and the victim are of one tenant: entries never cross tenants. The attacker knows the victim's question,
-the embedder and the guards, and asks another question with a suffix, so that its answer is stored. The search appends
-one word at a time: the victim's own words, and the words of the tokenizer's vocabulary that are nearest to the
-question. It keeps the most similar questions, and ends when one is a hit. Questions come from fow-cache. Needs the
-extra `onnx`.
+the embedder and the guards, and asks another question with a suffix, so that its answer is stored. The search begins
+with the victim's question as the suffix, up to four times, and with no suffix. Then it appends one word at a time: the
+victim's own words, and the words of the tokenizer's vocabulary that are nearest to the question. It keeps the most
+similar questions, and ends when one is a hit, or when no word makes them more similar. Questions come from fow-cache.
+Needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ THRESHOLD: Final = 0.92
 """The default of SEMANTIC_CACHE_SIMILARITY_THRESHOLD."""
 NEAREST: Final = 30
 """Words of the vocabulary that are tried for a target."""
+REPEATED: Final = 4
+"""How often the victim's question may be repeated."""
 UNLIKE: Final = 0.7
 """Attackers ask what is less similar than this without a suffix: otherwise it would be no attack."""
 BATCH: Final = 512
@@ -70,16 +73,19 @@ class Search:
         nearest = np.argsort(-(self._vectors @ target))[:NEAREST]
         choices = list(dict.fromkeys([*victim.split(), *(self._vocabulary[index] for index in nearest)]))
         asked, guards, best = read(victim), Counter[str](), (-1.0, attacker)
-        beam = [attacker]
-        for _ in range(self._words):
-            texts = list(dict.fromkeys(f"{text} {word}" for text in beam for word in choices))
+        texts = [" ".join((attacker, *[victim] * times)) for times in range(REPEATED + 1)]
+        for _ in range(self._words + 1):
             similarities = self.encoded(texts) @ target
             order = [int(index) for index in np.argsort(-similarities)]
             hit = _first_hit(asked, [texts[index] for index in order if similarities[index] >= THRESHOLD], guards)
-            best = max(best, (float(similarities[order[0]]), texts[order[0]]))
+            highest = float(similarities[order[0]])
             if hit is not None:
-                return Attempt(best[0], True, True, hit, guards)
+                return Attempt(highest, True, True, hit, guards)
+            if highest <= best[0]:
+                break
+            best = (highest, texts[order[0]])
             beam = [texts[index] for index in order[: self._beam]]
+            texts = list(dict.fromkeys(f"{text} {word}" for text in beam for word in choices))
         return Attempt(best[0], best[0] >= THRESHOLD, False, best[1], guards)
 
 

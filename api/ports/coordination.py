@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from api.ports.answer_cache import Claim
 from api.values import (
@@ -74,6 +74,10 @@ class FlightSubscription(Protocol):
     async def __anext__(self) -> FlightEvent: ...
 
 
+UNKNOWN: Final = -1
+"""`not_before_ms` of a caller whose look-up failed: Redis itself must say when answers were last deleted."""
+
+
 class Flights(Protocol):
     """Single flight: equal questions in flight are generated once for the fleet; without Redis, once per worker."""
 
@@ -90,9 +94,9 @@ class Flights(Protocol):
     ) -> AbstractAsyncContextManager[FlightSubscription]:
         """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
 
-        `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted;
-        flights that began earlier are not joined. `buffered`: this caller wants no tokens. A generation has the highest
-        `priority` of those who wait for it. `early` is called while it is not known who generates.
+        `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted, or
+        `UNKNOWN`; flights that began earlier are not joined. `buffered`: this caller wants no tokens. A generation has
+        the highest `priority` of those who wait for it. `early` is called while it is not known who generates.
         """
 
     def alone(

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from api.cancellation import Deadline
 from api.errors import BreakerOpen, BulkheadFull, InternalError, OnlyIfCached, RagherdError, UpstreamError
-from api.ports.coordination import FlightEvent, Flights, FlightSubscription
+from api.ports.coordination import UNKNOWN, FlightEvent, Flights, FlightSubscription
 from api.ports.question import (
     VARIANT_HEADER,
     AnswerEvent,
@@ -287,7 +287,7 @@ class QueryService:
             FlightKey(lookup.key.scope, lookup.key.digest),
             lead,
             asked_ms=lookup.now_ms if lookup.available else 0,
-            not_before_ms=lookup.invalidated_ms,
+            not_before_ms=lookup.invalidated_ms if lookup.available else UNKNOWN,
             buffered=buffered,
             priority=query.priority,
             early=partial(self._fresh.ask_early, query, lookup),

@@ -37,19 +37,24 @@ def main() -> None:
         verdict = run(seed, plan, options.seconds, _say)
         verdicts.append(verdict)
         _say(f"seed {seed}: {dict(verdict.outcomes)}, {'FAILED' if verdict.failed else 'no fault found'}")
-    (options.out / "report.json").write_text(json.dumps(as_document(verdicts), indent=1) + "\n")
-    report = as_markdown(verdicts)
-    if options.soak:
-        report += "".join(
-            f"{one.name}: {one.value:+.1f} per hour [{one.low:+.1f}, {one.high:+.1f}]\n"
-            for one in slopes(verdicts[0].samples)
-        )
-    (options.out / "report.md").write_text(report)
+        report = _reported(verdicts, options.out, soak=options.soak)
     print(report)
     failed = [one for one in verdicts if one.failed]
     if failed and failed[0].injected:
         _minimize(failed[0], options.seconds, options.out / "plan.json", shorten=not options.no_minimize)
     sys.exit(bool(failed))
+
+
+def _reported(verdicts: Sequence[Verdict], folder: Path, *, soak: bool) -> str:
+    """Writes the reports of all runs so far. Returns the one for people."""
+    (folder / "report.json").write_text(json.dumps(as_document(verdicts), indent=1) + "\n")
+    report = as_markdown(verdicts)
+    if soak:
+        found = slopes(verdicts[0].samples)
+        lines = [f"| {one.name} | {one.value:+.1f} | {one.low:+.1f} to {one.high:+.1f} |" for one in found]
+        report += "\n".join(["", "| per hour | slope | 95 % interval |", "|---|---|---|", *lines]) + "\n"
+    (folder / "report.md").write_text(report)
+    return report
 
 
 def _options() -> argparse.Namespace:

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from api.errors import DocumentsChanged, ServiceUnavailable, StoreUnavailable
 from api.ports.answer_cache import Claim, ExactLookup, NewAnswer, RetrievalSnapshot, Selection
+from api.ports.coordination import UNKNOWN
 from api.ports.document_store import Corpus, DocumentFacts, DocumentFilter, Draft
 from api.ports.document_work import Work
 from api.redis_store.keys import Keys
@@ -138,7 +139,7 @@ class AnswersModel:
         self, worker: str, cache: RedisAnswerCache, flights: RedisFlightStore, found: ExactLookup | None
     ) -> bool:
         """Leads or follows. Returns whether the cache has to be asked again."""
-        asked = (found.now_ms, found.invalidated_ms) if found is not None else (0, 0)
+        asked = (found.now_ms, found.invalidated_ms) if found is not None else (0, UNKNOWN)
         fence: str | None = None
         with suppress(StoreUnavailable):
             joined = await flights.join(KEY, *asked)

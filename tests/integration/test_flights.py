@@ -15,14 +15,14 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.answer_cache import Claim
-from api.ports.coordination import AnswerOutput, FlightSubscription
+from api.ports.coordination import UNKNOWN, AnswerOutput, FlightSubscription
 from api.ports.telemetry import Telemetry
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.flights import RedisFlightStore
 from api.single_flight.fleet_flights import FleetFlights, running_flights
-from api.single_flight.flight import LEASE_MS
+from api.single_flight.flight import LEASE_MS, FlightRole
 from api.values import CompletedAnswer, FlightKey, QueuePlace, StoredElsewhere, Token, Usage
 from tests.support.replies import raw, text, texts
 from tests.support.waiting import wait_until_async
@@ -447,6 +447,22 @@ async def test_who_asks_after_a_deletion_shares_no_answer_of_before(fleet: Fleet
     assert (await before)[0] == "one two three"
     assert (await with_it)[0] == "new words now"
     await nothing_left(redis, one, other)
+
+
+@pytest.mark.parametrize("asked_ms", [5000, 0])
+async def test_who_could_not_ask_the_cache_shares_no_answer_of_before_a_change(
+    fleet: Fleet, redis: Redis, asked_ms: int
+) -> None:
+    """The look-up failed, and then Redis answers again: nobody knows when answers were last invalidated but Redis."""
+    one, other, third = await fleet("one"), await fleet("other"), await fleet("third")
+    before = await one.flights.store.join(KEY, asked_ms, 0)
+    led_ms = asked_ms or int(text(await redis.hget(HASH, "began_ms")))
+    await redis.hset("rag:invalidated", mapping={"corpus:a": led_ms - 1, "began": led_ms + 1})
+    assert (await third.flights.store.join(KEY, 0, UNKNOWN)).fence == before.fence
+    await redis.hset("rag:invalidated", "corpus:a", str(led_ms))
+    joined = await other.flights.store.join(KEY, 0, UNKNOWN)
+    assert joined.role is FlightRole.LEAD
+    assert joined.fence != before.fence
 
 
 async def test_a_flight_that_is_left_by_followers_too_is_ended(fleet: Fleet) -> None:

@@ -5,6 +5,7 @@
 --   stream  rag:flight:{<scope>:<digest>}:words    what the leader has published: fence, body
 --   hash    rag:flight:{<scope>:<digest>}:refresh  leader, fence, began_ms: the exclusive lead of a refresh
 --   hash    rag:cache:<scope>:<digest>             the stored answer; this feature only reads it
+--   hash    rag:invalidated                        invalidation tag -> when it was set (ms); only read here
 -- A lead's fence is unique: the time it began (us) and the worker.
 -- PUBLISH <prefix><worker>: 'more <flight>' to a follower; 'followed <flight>', 'left <flight>' or 'promoted <flight>'
 -- (a user follows a batch flight) to the leader
@@ -42,16 +43,26 @@ end
 
 -- name: join
 -- Takes the lead of a flight that has no leader; otherwise becomes a follower, or renews that.
--- KEYS[1] hash the flight   KEYS[2] hash the stored answer
+-- KEYS[1] hash the flight   KEYS[2] hash the stored answer   KEYS[3] hash rag:invalidated
 -- ARGV: worker, lease_ms, channel prefix, <scope>:<digest>, asked_ms (0: ignore the stored answer),
---       not_before_ms: ignore a leader that asked then or earlier, since its answer has been invalidated,
+--       not_before_ms: ignore a leader that asked then or earlier, since its answer has been invalidated; below 0: the
+--       worker does not know, and any invalidation counts,
 --       priority
 -- Returns {'lead' | 'follow' | 'stored', fence, and for a follower the end of its lease, different each time}
 local flight, worker, lease = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local asked, not_before, priority = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 if asked > 0 and tonumber(redis.call('HGET', KEYS[2], 'created_ms') or 0) >= asked then return {'stored', ''} end
-local leader, fence, begun, led_as = unpack(redis.call('HMGET', flight, 'leader', 'fence', 'asked_ms', 'priority'))
-local outdated = not_before > 0 and tonumber(begun or 0) <= not_before
+local leader, fence, begun, led_as, led_ms =
+  unpack(redis.call('HMGET', flight, 'leader', 'fence', 'asked_ms', 'priority', 'began_ms'))
+begun = tonumber(begun or 0)
+if leader and not_before < 0 then
+  local tags = redis.call('HGETALL', KEYS[3])
+  for i = 1, #tags, 2 do
+    if tags[i] ~= 'began' then not_before = math.max(not_before, tonumber(tags[i + 1])) end
+  end
+  if begun == 0 then begun = tonumber(led_ms or 0) end -- a leader that did not know either
+end
+local outdated = not_before > 0 and begun <= not_before
 if leader and leader ~= worker and not outdated then
   local last = tonumber(redis.call('HGET', flight, FOLLOWER .. worker) or 0)
   local lease_end = int(math.max(now + lease, last + 1))

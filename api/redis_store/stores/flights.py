@@ -67,9 +67,11 @@ class RedisFlightStore:
         """Takes the lead of a flight, becomes a follower, or finds the answer already stored.
 
         `asked_ms`: when the cache had no answer (0: ignore stored answers). A leader that asked at `not_before_ms` or
-        earlier is replaced: its answer has been invalidated since. A user who follows a batch flight promotes it.
+        earlier is replaced: its answer has been invalidated since. With `UNKNOWN` any invalidation counts, and Redis
+        knows the last one. A user who follows a batch flight promotes it.
         """
-        keys = [self._keys.flight(*key)[0], self._keys.cache_entry(*key)]
+        invalidated = self._keys.partition(key.scope).invalidated
+        keys = [self._keys.flight(*key)[0], self._keys.cache_entry(*key), invalidated]
         asks = (asked_ms, not_before_ms, priority)
         reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, ":".join(key), *asks)
         assert isinstance(reply, list)
