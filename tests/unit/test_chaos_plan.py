@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, cast
+
+import httpx
+import pytest
 
 from scripts.chaos_tools.inject import CUTS, INJECTIONS
 from scripts.chaos_tools.linearizability import NEVER, Operation, cache, is_linearizable
 from scripts.chaos_tools.plan import CALM, FIRST, KINDS, Fault, as_json, from_json, made, minimized
 from scripts.chaos_tools.report import slopes
-from scripts.chaos_tools.run import Injected, recoveries, with_unseen_stores
-from scripts.chaos_tools.traffic import Request
-from scripts.chaos_tools.watch import Sample
+from scripts.chaos_tools.run import Injected, judged, recoveries, with_unseen_stores
+from scripts.chaos_tools.traffic import (
+    Client,
+    Request,
+    Traffic,
+    asks,
+    asks_documents,
+    asks_exactly,
+    reads_breaker,
+    streams,
+)
+from scripts.chaos_tools.watch import Sample, Watch
 
 
 def test_a_seed_gives_the_same_plan_each_time_and_another_seed_another() -> None:
@@ -74,3 +87,49 @@ def test_a_slope_has_an_interval_that_contains_what_is_flat() -> None:
     assert memory.low == memory.value == memory.high == 0
     assert descriptors.low < 0 < descriptors.high
     assert 59 < keys.low <= keys.value <= keys.high < 61
+
+
+@pytest.mark.parametrize(
+    ("client", "reply", "fault"),
+    [
+        (asks, {"answer": "echo: What is the code of shelf 4711 in birch?"}, "asked about shelf"),
+        (
+            asks_exactly,
+            {"answer": "echo: Tell me the code of shelf 1 in elm.", "cache": {"status": "hit"}},
+            "asked about shelf",
+        ),
+        (asks_documents, {"answer": "The handbook of elm has version 9 [1]."}, "from the document of elm"),
+        (asks_documents, {"answer": "The handbook of {tenant} has version 2 [1]."}, "from version 2 after 3"),
+        (reads_breaker, {"probes_in_flight": 3, "store": "shared", "forced": None}, "3 probes at a time"),
+    ],
+)
+async def test_a_wrong_reply_is_noticed(client: Client, reply: dict[str, Any], fault: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        tenant = request.headers["authorization"].rpartition("-")[2]
+        if "answer" in reply:
+            return httpx.Response(200, json={**reply, "answer": reply["answer"].replace("{tenant}", tenant)})
+        return httpx.Response(200, json=reply)
+
+    traffic = Traffic(1, confirmed={"birch": 3, "cedar": 3})
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://fleet") as service:
+        await client(traffic, service)
+    assert fault in "".join(traffic.wrong)
+
+
+async def test_a_stream_without_an_end_is_lost_and_an_unknown_status_too() -> None:
+    replies = iter([httpx.Response(200, text='event: token\ndata: {"text": "echo"}\n\n'), httpx.Response(500)])
+    traffic = Traffic(1)
+    transport = httpx.MockTransport(lambda request: next(replies))
+    async with httpx.AsyncClient(transport=transport, base_url="http://fleet") as service:
+        await streams(traffic, service)
+        await streams(traffic, service)
+    assert [request.outcome for request in traffic.requests] == ["lost", "lost"]
+
+
+def test_a_connection_may_be_cut_only_by_a_fault_that_kills() -> None:
+    killed = Injected(Fault("worker killed", 10.0, 1.0, 0), 10.0, 11.0)
+    emptied = Injected(Fault("redis emptied", 20.0, 1.0, 0), 20.0, 21.0)
+    traffic = Traffic(1, [Request("/query", at, at + 0.5, "cut", "") for at in (9.8, 20.1)])
+    verdict = judged(1, 30.0, [killed, emptied], traffic, Watch(cast(Any, None)))
+    assert verdict.failed
+    assert verdict.lost == ["/query: cut "]
