@@ -1,6 +1,6 @@
 """Searches for suffixes that make an attacker's question hit for a victim's question: docs/semantic-cache.md.
 
-    .venv/bin/python -m scripts.bench_collisions [--targets 100] [--words 10] [--beam 2]
+    .venv/bin/python -m scripts.bench_collisions [--targets 100] [--words 10] [--beam 1]
 
 The attacker and the victim are of one tenant: entries never cross tenants. The attacker knows the victim's question,
 the embedder and the guards, and asks another question with a suffix, so that its answer is stored. The search begins
@@ -29,10 +29,12 @@ from api.guards.agreement import Features, disagreement, read
 
 THRESHOLD: Final = 0.92
 """The default of SEMANTIC_CACHE_SIMILARITY_THRESHOLD."""
-NEAREST: Final = 30
+NEAREST: Final = 16
 """Words of the vocabulary that are tried for a target."""
 REPEATED: Final = 4
 """How often the victim's question may be repeated."""
+FREQUENT: Final = 6000
+"""Words of the vocabulary, which is sorted by frequency, among which the nearest are looked for."""
 UNLIKE: Final = 0.7
 """Attackers ask what is less similar than this without a suffix: otherwise it would be no attack."""
 BATCH: Final = 512
@@ -56,8 +58,8 @@ class Search:
         self._model = MiniLM(model_files(None))
         self._words = words
         self._beam = beam
-        known = self._model.tokenizer.get_vocab()
-        self._vocabulary = sorted(word for word in known if re.fullmatch(r"[a-z]{3,}", word))
+        known = sorted(self._model.tokenizer.get_vocab().items(), key=lambda one: int(one[1]))
+        self._vocabulary = [word for word, _ in known if re.fullmatch(r"[a-z]{3,}", word)][:FREQUENT]
         self._vectors = self.encoded(self._vocabulary)
 
     def encoded(self, texts: Sequence[str]) -> np.ndarray:
@@ -118,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench_collisions")
     parser.add_argument("--targets", type=int, default=100, help="pairs of questions")
     parser.add_argument("--words", type=int, default=10, help="most words of a suffix")
-    parser.add_argument("--beam", type=int, default=2, help="questions that are kept after each word")
+    parser.add_argument("--beam", type=int, default=1, help="questions that are kept after each word")
     options = parser.parse_args()
     began = time.monotonic()
     search = Search(options.words, options.beam)
@@ -127,12 +129,17 @@ def main() -> None:
         found.append(attempt := search.attack(attacker, victim))
         if attempt.hit:
             print(f"hit at {attempt.similarity:.3f}: {victim!r} is answered from {attempt.text!r}", flush=True)
+        if len(found) % 10 == 0:
+            _print(found, time.monotonic() - began)
+
+
+def _print(found: Sequence[Attempt], seconds: float) -> None:
     guards = sum((attempt.guards for attempt in found), Counter[str]())
-    print(f"{len(found)} targets, up to {options.words} words, {time.monotonic() - began:.0f} s")
+    print(f"\n{len(found)} targets, {seconds:.0f} s")
     print(f"median of the highest similarity: {statistics.median(one.similarity for one in found):.3f}")
     print(f"above the threshold: {sum(one.similar for one in found)}")
     print(f"hits in spite of the guards: {sum(one.hit for one in found)}")
-    print("objections:", ", ".join(f"{guard} {count}" for guard, count in guards.most_common()))
+    print("objections:", ", ".join(f"{guard} {count}" for guard, count in guards.most_common()), flush=True)
 
 
 if __name__ == "__main__":
