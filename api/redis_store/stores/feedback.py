@@ -37,8 +37,8 @@ DELAY_SECONDS: Final = 0.02
 LATE_SECONDS: Final = 0.05
 """How long an unknown answer may still be on its way from another worker."""
 RETRY_SECONDS: Final = 1.0
-BATCH: Final = 500
-"""Answers per script call."""
+BATCH: Final = 100
+"""Answers per script call, and those made ready before others get their turn: more would keep hits waiting."""
 MOST_UNSENT: Final = 10_000
 """Answers that a worker keeps while Redis is down. The oldest go first."""
 MOST_PER_MINUTE: Final = 10_000
@@ -89,22 +89,28 @@ class ServedAnswers:
     async def flush(self) -> None:
         """Writes what was noted. Raises `StoreUnavailable` and keeps the rest."""
         async with self._writing:
-            is_full, left_out = time.monotonic() < self._full_until, 0
-            while self._noted:
-                request_id, query, answered, key = self._noted.popleft()
-                if not request_id or query.cache_control.no_store:
-                    continue
-                if is_full:
-                    left_out += 1
-                else:
-                    self._unsent.append((request_id, _record(_served(query, answered, key))))
-            if left_out:
-                self._on_left_out(left_out)
-            while self._unsent:
-                batch = list(islice(self._unsent, BATCH))
-                await self._write(batch)
-                for _ in batch:
-                    self._unsent.popleft()
+            left = len(self._noted)
+            while left or self._unsent:
+                left -= self._make_ready(min(left, BATCH))
+                while batch := list(islice(self._unsent, BATCH)):
+                    await self._write(batch)
+                    for _ in batch:
+                        self._unsent.popleft()
+
+    def _make_ready(self, count: int) -> int:
+        """Makes records of so many answers. In a full minute leaves them out. Returns `count`."""
+        is_full, left_out = time.monotonic() < self._full_until, 0
+        for _ in range(count):
+            request_id, query, answered, key = self._noted.popleft()
+            if not request_id or query.cache_control.no_store:
+                continue
+            if is_full:
+                left_out += 1
+            else:
+                self._unsent.append((request_id, _record(_served(query, answered, key))))
+        if left_out:
+            self._on_left_out(left_out)
+        return count
 
     async def _write(self, batch: Sequence[tuple[str, str]]) -> None:
         most = min(MOST_PER_MINUTE, MOST * MINUTE_MS // max(self._lifetime_ms, MINUTE_MS))
