@@ -65,7 +65,7 @@ max_requests_jitter = _server.max_requests_jitter
 graceful_timeout = math.ceil(_server.drain_delay + _server.graceful_timeout + CLOSING_SECONDS)
 control_socket_disable = True
 loglevel = _server.log_level
-logconfig_dict = stdlib_logging(_server.log_level)
+logconfig_dict = stdlib_logging(_server.log_level, texts=_server.log_questions)
 
 
 def on_starting(server: Any) -> None:
@@ -116,7 +116,7 @@ def post_fork(server: Any, worker: Any) -> None:
     die_with_parent(worker.ppid, signal.SIGKILL)
     if server.metrics_process:
         server.metrics_process.close_in_worker()
-    configure_logging(_server.log_level)
+    configure_logging(_server.log_level, texts=_server.log_questions)
     worker.limits = ConnectionLimits(
         header_timeout=_server.header_timeout,
         body_timeout=_server.body_timeout,

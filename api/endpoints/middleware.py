@@ -168,7 +168,7 @@ class RequestContext:
             try:
                 await self._app(scope, receive, labelled)
             except Exception:  # unhandled: the client gets a problem document, the log the traceback
-                self._log.exception("unhandled_error", path=scope["path"])
+                self._log.exception("unhandled_error", route=route_template(scope))
                 if started:
                     raise
                 await problem(InternalError(), path=scope["path"], request_id=request_id)(scope, receive, labelled)

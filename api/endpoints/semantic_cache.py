@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from itertools import islice
 from typing import Annotated, Any, Final, get_args
@@ -27,6 +28,12 @@ from api.values import CacheMatch
 
 PATH: Final = "/api/semantic-cache"
 KINDS: Final[tuple[InvalidationKind, ...]] = get_args(InvalidationKind)
+NAMED: Final = {
+    "entry": re.compile(r"[\w:{}-]{1,120}:[0-9a-f]{32}"),
+    "source": re.compile(r"[0-9a-f]{24}"),
+    "release": re.compile(r"\d+\.\d[\w.+-]{0,30}"),
+}
+"""What the audit log shows of a deletion, and its form: anything else may be a text in the wrong place."""
 WITH_QUESTION: Final = ("similarity", "model")
 
 router = APIRouter(route_class=CheckedRoute, prefix=PATH, tags=["semantic cache"])
@@ -89,8 +96,12 @@ async def invalidate(request: Request, wanted: Annotated[InvalidationIn, Query()
         raise InvalidRequest("A parameter appears twice.")
     selected = wanted.invalidation()
     if not wanted.dry_run:
-        about = {name: getattr(wanted, name) for name in ("entry", "source", "release", "since")}
-        await audited(request, "cache.invalidate", kind=selected.kind, tenant=selected.tenant, **about)
+        about = {
+            name: getattr(wanted, name) for name, form in NAMED.items() if form.fullmatch(getattr(wanted, name) or "")
+        }
+        await audited(
+            request, "cache.invalidate", kind=selected.kind, tenant=selected.tenant, since=wanted.since, **about
+        )
     swept = await state.invalidator.invalidate(selected, dry_run=wanted.dry_run)
     return {"matched": swept.matched, "deleted": swept.deleted, "dry_run": wanted.dry_run}
 

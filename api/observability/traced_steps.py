@@ -54,6 +54,10 @@ _OPTIONS: Final = {
 }
 
 
+_TEXTS: Final = ("stop",)
+"""Options that are texts."""
+
+
 @contextmanager
 def span_of(
     tracer: Tracer, name: str, attributes: Mapping[str, Any] | None = None, kind: SpanKind = SpanKind.INTERNAL
@@ -90,7 +94,8 @@ class Vocabulary:
     def generation(self, request: GenerationRequest) -> dict[str, Any]:
         """The attributes of a request to the language model."""
         facts = self.call("chat", request.model)
-        facts |= {_OPTIONS[name]: value for name, value in request.options.items() if name in _OPTIONS}
+        shown = {name for name in _OPTIONS if self.captures or name not in _TEXTS}
+        facts |= {_OPTIONS[name]: value for name, value in request.options.items() if name in shown}
         if self.latest:
             facts["gen_ai.request.stream"] = True
         if self.captures:

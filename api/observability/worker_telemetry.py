@@ -18,6 +18,7 @@ from api.errors import (
 from api.observability.history_figures import BOUNDS, MinuteCounts, VariantCounts
 from api.observability.metric_names import FlightEvent, QuarantineChange, Stage
 from api.observability.metrics import Metrics
+from api.ollama.failures import without_words
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
 from api.ports.answer_quality import LabelSource, PolicyDecision, QualityEvent, Verdict
 from api.ports.experiment import Variant
@@ -152,7 +153,7 @@ class WorkerTelemetry(Telemetry):
     def embedding_failed(self, error: EmbeddingUnavailable) -> None:
         """Counts a look-up without a result, and logs why."""
         self._metrics.cache_looked_up("unavailable")
-        self._queries.warning("embedding_unavailable", error=str(error))
+        self._queries.warning("embedding_unavailable", error=self._said(error))
 
     def cited(self, sources: int, removed: int) -> None:
         """Counts and logs invalid citations."""
@@ -172,7 +173,8 @@ class WorkerTelemetry(Telemetry):
         """Counts the rejection by guard."""
         self._counters.add("guard_rejections")
         self._metrics.guard_rejected(guard)
-        self._queries.debug("guard_rejected", guard=guard, detail=detail, similarity=round(similarity, 4))
+        words = {"detail": detail} if self._log_questions else {}
+        self._queries.debug("guard_rejected", guard=guard, similarity=round(similarity, 4), **words)
 
     def policy_decided(self, decision: PolicyDecision) -> None:
         """Counts the decision by policy and outcome."""
@@ -219,6 +221,10 @@ class WorkerTelemetry(Telemetry):
         """Counts the call by its outcome."""
         self._metrics.shadow_called(outcome)
 
+    def _said(self, error: object) -> str:
+        """Returns an error for the log: what Ollama said only if texts may be logged."""
+        return str(error) if self._log_questions else without_words(str(error))
+
     def _facts(self, query: Query) -> dict[str, Any]:
         facts: dict[str, Any] = {"tenant_hash": owner_of(query.tenant), "model": query.model}
         if query.variant is not None:
@@ -240,7 +246,7 @@ class WorkerTelemetry(Telemetry):
     def failed_over(self, backend: str, error: UpstreamError) -> None:
         """Counts and logs the failover."""
         self._metrics.failed_over(backend, error.fault)
-        self._queries.warning("failed_over", backend=backend, fault=error.fault, error=str(error))
+        self._queries.warning("failed_over", backend=backend, fault=error.fault, error=self._said(error))
 
     def overdue(self, backend: str, count: int) -> None:
         """Shows the kept permits."""
@@ -295,7 +301,8 @@ class WorkerTelemetry(Telemetry):
         """Counts the deleted entries. The log does not contain the question: it may be private."""
         self._counters.add("invalidations", swept.deleted)
         self._metrics.cache_invalidated(asked.kind, swept.deleted)
-        names = ("entry", "source", "model", "release", "since")
+        # What matched nothing may be anything, such as a question in the wrong place.
+        names = ("entry", "source", "model", "release", "since") if swept.matched else ("since",)
         facts = {name: getattr(asked, name) for name in names}
         facts["tenant_hash"] = owner_of(asked.tenant) if asked.tenant is not None else None
         given = {name: value for name, value in facts.items() if value is not None}
@@ -335,7 +342,7 @@ class WorkerTelemetry(Telemetry):
 
     def warm_up_failed(self, job: str, error: str) -> None:
         """Logs the error without the question."""
-        self._cache.warning("cache_warm_up_question_failed", job=job, error=error)
+        self._cache.warning("cache_warm_up_question_failed", job=job, error=self._said(error))
 
     def verified(self, seconds: float) -> None:
         """Observes the time."""
@@ -364,11 +371,11 @@ class WorkerTelemetry(Telemetry):
     def document_failed(self, document: str, error: str) -> None:
         """Counts and logs it."""
         self._metrics.document_failed()
-        self._knowledge.warning("document_failed", document=document, error=error)
+        self._knowledge.warning("document_failed", document=document, error=self._said(error))
 
     def document_delayed(self, document: str, reason: str) -> None:
         """Logs the reason."""
-        self._knowledge.warning("document_delayed", document=document, reason=reason)
+        self._knowledge.warning("document_delayed", document=document, reason=self._said(reason))
 
     def chunks_embedded(self, count: int) -> None:
         """Counts the chunks."""
@@ -377,7 +384,7 @@ class WorkerTelemetry(Telemetry):
     def chunk_not_embedded(self, document: str, chunk: int, reason: str) -> None:
         """Counts and logs it."""
         self._metrics.chunk_not_embedded()
-        self._knowledge.warning("chunk_not_embedded", document=document, chunk=chunk, reason=reason)
+        self._knowledge.warning("chunk_not_embedded", document=document, chunk=chunk, reason=self._said(reason))
 
     def embeddings_removed(self, embedder: str, chunks: int) -> None:
         """Logs it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
@@ -139,6 +140,17 @@ def _message(body: bytes) -> str:
     if isinstance(answer, dict):
         answer = answer.get("error", "")
     return " ".join(str(answer).split())[:DETAIL_LIMIT]
+
+
+_WORDS: Final = re.compile(r"(Ollama answered \d+|Ollama gave up): .*|\((?=[^)]*b(?:ytearray\()?['\"]).*", re.DOTALL)
+
+
+def without_words(error: str) -> str:
+    """Returns an error's text for the log: without what Ollama said, and without bytes of a broken answer.
+
+    Both may quote a question or an answer.
+    """
+    return _WORDS.sub(lambda found: f"{found[1]}." if found[1] else "", error)
 
 
 def _reason(error: httpx.HTTPError) -> str:

@@ -289,7 +289,9 @@ class WarmUpRun:
             await asyncio.sleep(seconds)
 
     def _failed(self, wanted: WarmQuestion, error: Exception) -> Warmed:
-        self._events.warm_up_failed(self._job, f"{type(error).__name__}: {error}")
+        # The message of a bug may quote the question.
+        words = f": {error}" if isinstance(error, RagherdError | StoreUnavailable | EmbeddingUnavailable) else ""
+        self._events.warm_up_failed(self._job, f"{type(error).__name__}{words}")
         return Warmed(("failed",), f"{wanted.question[:SHOWN]}: {error}")
 
     async def _insisting(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -329,6 +329,9 @@ class ServerSettings(SettingsGroup):
     `GET /api/history` shows them.
     """
     log_questions: bool = False
-    """Show the text of questions in the log and on the live page."""
+    """Show the text of questions in the log and on the live page.
+
+    Then the log also has the messages of all exceptions and what Ollama says about its errors.
+    """
     price_per_million_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Cost of a million tokens, for the savings that the live page shows."""

@@ -66,7 +66,7 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
 
     @asynccontextmanager
     async def opened(app: FastAPI) -> AsyncIterator[LifespanState]:
-        configure_logging(settings.server.log_level)
+        configure_logging(settings.server.log_level, texts=settings.server.log_questions)
         async with AsyncExitStack() as stack:
             try:
                 opening = _Worker(settings, worker, metrics, stack)

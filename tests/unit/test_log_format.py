@@ -74,8 +74,66 @@ def test_an_exception_is_one_line_without_local_variables() -> None:
 
     for line in (structured, standard):
         assert line["level"] == "error"
-        assert "ValueError: broken" in line["exception"]
-        assert "a secret" not in json.dumps(line)
+        assert line["exception"].startswith("Traceback (most recent call last):\n")
+        assert line["exception"].endswith("in fail\nValueError"), "its message may quote a text"
+        assert "secret" not in json.dumps(line)
+
+
+FAILING = """
+def fail():
+    try:
+        {}['a secret']
+    except KeyError as error:
+        raise ExceptionGroup('secrets', [ValueError('a secret'), AttributeError('no attribute x')]) from error
+try:
+    fail()
+except Exception:
+    logging.getLogger('b').exception('It failed')
+"""
+
+
+def test_causes_and_groups_are_logged_without_messages_too() -> None:
+    [line] = _lines(FAILING)
+    kinds = [text for text in line["exception"].splitlines() if not text.startswith((" ", "Traceback", "The above"))]
+    assert [text for text in kinds if text] == [
+        "KeyError",
+        "ExceptionGroup",
+        "ValueError",
+        "AttributeError: no attribute x",
+    ]
+    assert "secret" not in line["exception"]
+
+
+def test_with_questions_messages_are_logged() -> None:
+    program = f"{START}configure_logging('debug', texts=True)\n{FAILING}\nlogging.getLogger('c').debug('a detail')"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    [failed, detail] = map(json.loads, result.stderr.splitlines())
+    assert "ValueError: a secret" in failed["exception"]
+    assert detail["event"] == "a detail"
+
+
+def test_a_task_that_nobody_waited_for_is_logged_without_its_error() -> None:
+    program = """
+import asyncio, gc
+async def fail():
+    raise ValueError('a secret')
+async def main():
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+asyncio.run(main())
+"""
+    [line] = _lines(program)
+    assert line["event"] == "Task exception was never retrieved"
+    assert line["exception"].endswith("ValueError")
+    assert "secret" not in json.dumps(line)
+
+
+def test_libraries_never_log_their_steps_which_may_have_texts() -> None:
+    program = "logging.getLogger('some.library').debug('chunk: a secret')\nstructlog.get_logger('a').debug('own')"
+    assert [line["event"] for line in _lines(program, level="debug")] == ["own"]
 
 
 def test_the_level_applies_to_all_loggers() -> None:
@@ -121,7 +179,7 @@ def test_gunicorn_accepts_the_configuration() -> None:
 
     assert configuration["disable_existing_loggers"] is False
     assert configuration["loggers"]["gunicorn.error"]["level"] == "DEBUG"
-    assert configuration["root"]["level"] == "DEBUG"
+    assert configuration["root"]["level"] == "INFO"
 
 
 def test_a_failed_write_stops_nothing() -> None:
