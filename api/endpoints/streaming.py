@@ -204,41 +204,60 @@ class EventWire:
         self._writing = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0
+        self._begun_at = 0.0
+        self._write_scope: CancelScope | None = None
+        """Ends the write in progress."""
         self.is_open = False
 
     @asynccontextmanager
     async def opened(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> AsyncIterator[None]:
         """Starts the response, and sends heartbeats while the block runs."""
         self.is_open = True
-        await self._write({"type": "http.response.start", "status": status, "headers": headers})
-        if self._heartbeat is None:
-            yield
-            return
-        heartbeats = asyncio.create_task(self._keep_alive(self._heartbeat))
-        log_failure(heartbeats, OSError)  # the next send reports it
+        self._watch = self._loop.call_later(self._streaming.stall, self._look)
+        heartbeats = None
         try:
+            await self._write({"type": "http.response.start", "status": status, "headers": headers})
+            if self._heartbeat is not None:
+                heartbeats = asyncio.create_task(self._keep_alive(self._heartbeat))
+                log_failure(heartbeats, OSError)  # the next send reports it
             yield
         finally:
-            heartbeats.cancel()
+            self._watch.cancel()
+            if heartbeats is not None:
+                heartbeats.cancel()
+
+    def _look(self) -> None:
+        """Ends a write that takes too long. One timer for the whole stream: one for each token would cost more."""
+        scope, stall = self._write_scope, self._streaming.stall
+        left = stall if scope is None else self._begun_at + stall - self._loop.time()
+        if scope is not None and left <= 0:
+            scope.cancel()
+        else:
+            self._watch = self._loop.call_later(left, self._look)
 
     async def send(self, chunk: bytes) -> None:
         """Raises `ClientDisconnected` if the client has not read for too long."""
         await self._write({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def end(self) -> None:
-        """Ends the response."""
-        await self._write({"type": "http.response.body", "body": b"", "more_body": False})
+        """Ends the response, after the block of `opened`."""
+        last = asyncio.timeout(self._streaming.stall)
+        try:
+            async with last:
+                await self._write({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError as error:
+            if not last.expired():
+                raise
+            raise ClientDisconnected from error
 
     async def _write(self, message: Message) -> None:
         async with self._writing:
-            stalled = asyncio.timeout(self._streaming.stall)
-            try:
-                async with stalled:
-                    await self._send(message)
-            except TimeoutError as error:
-                if not stalled.expired():
-                    raise
-                raise ClientDisconnected from error
+            self._begun_at = self._loop.time()
+            with CancelScope() as self._write_scope:
+                await self._send(message)
+            scope, self._write_scope = self._write_scope, None
+            if scope is not None and scope.cancelled:
+                raise ClientDisconnected
             self._sent_at = self._loop.time()
 
     async def _keep_alive(self, heartbeat: bytes) -> None:
@@ -371,7 +390,7 @@ class _Form:
         return _event("sources", started.sources)
 
     def token(self, token: Token) -> bytes:
-        return _event("token", {"text": token.text})
+        return b"event: token\ndata: %b\n\n" % single_line({"text": token.text}).encode()
 
     def done(self, answered: AnswerFinished) -> bytes:
         whole = document(answered, self._request_id)
