@@ -18,6 +18,7 @@
     ├── NotAuthenticated          401
     ├── NotAuthorized             403
     ├── NotFound                  404
+    ├── RateLimited               429   a limit of the key or the tenant is used up
     ├── NotInstalled              501   the request needs an extra that is not installed
     ├── OnlyIfCached              504   `Cache-Control: only-if-cached` without a cached answer
     ├── DeadlinePassed            504   the caller's deadline, `X-Request-Timeout`
@@ -271,6 +272,18 @@ class NotFound(RagherdError):
     status = 404
     slug = "not-found"
     title = "Not found"
+
+
+class RateLimited(RagherdError):
+    status = 429
+    slug = "rate-limited"
+    title = "Rate limit exceeded"
+
+    def __init__(self, limit: str, wait: float) -> None:
+        super().__init__(
+            f"The limit '{limit}' is used up.", headers={"Retry-After": retry_after_seconds(wait)}, limit=limit
+        )
+        self.limit = limit
 
 
 class NotInstalled(RagherdError):

@@ -53,6 +53,11 @@ def keys(
     model: Annotated[
         list[str] | None, typer.Option(help="For create: a model that it may use; repeatable. Default: all.")
     ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="For create. Default: no limit.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="For create. Default: no limit.")] = None,
+    tokens_per_day: Annotated[
+        int | None, typer.Option(min=1, help="For create: generated tokens. Default: no limit.")
+    ] = None,
     overlap: Annotated[
         int, typer.Option(min=0, max=2_592_000, help="For rotate: seconds that the former secret works on.")
     ] = 0,
@@ -70,7 +75,14 @@ def keys(
         elif action is KeysAction.CREATE:
             if tenant is None:
                 raise exit_with("create: give --tenant", USAGE_ERROR)
-            found = service.send("POST", PATH, field="secret", json=_body(tenant, role, name, days, model))
+            limits = {
+                "requests_per_minute": requests_per_minute,
+                "tokens_per_minute": tokens_per_minute,
+                "tokens_per_day": tokens_per_day,
+            }
+            found = service.send(
+                "POST", PATH, field="secret", json=_body(tenant, role, name, days, model) | _given(limits)
+            )
         elif key_id is None:
             raise exit_with(f"{action}: name the key's ID", USAGE_ERROR)
         elif action is KeysAction.ROTATE:
@@ -95,6 +107,10 @@ def _body(
     if models:
         body["models"] = models
     return body
+
+
+def _given(limits: dict[str, int | None]) -> dict[str, int]:
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def _show(action: KeysAction, found: Any) -> None:

@@ -17,6 +17,7 @@ from api.endpoints.known_keys import KnownKeys, WrongKeys
 from api.errors import KeysUnavailable, NotAuthenticated, NotAuthorized, StoreUnavailable
 from api.loopback import is_loopback_address, is_loopback_host
 from api.ports.access import MARK, RANKS, Caller, TokenVerifier, is_token
+from api.ports.limits import TENANT, Charge, Limits
 from api.values import Priority
 
 DEFAULT_TENANT: Final = "default"
@@ -29,7 +30,8 @@ class Access:
     """Checks keys. `tenants` maps each API key to its tenant; `admins` lists the admin keys.
 
     `batch`: the API keys whose questions wait as batch work. `known`: the keys in Redis. `tokens`: those of an OpenID
-    Connect provider. With `required`, users and operators need a key although `tenants` may be empty.
+    Connect provider. With `required`, users and operators need a key although `tenants` may be empty. `limits`: those
+    of each tenant. `counts_hits`: answers from the cache are charged too.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Access:
         wrong: WrongKeys | None = None,
         tokens: TokenVerifier | None = None,
         required: bool = False,
+        limits: Limits | None = None,
+        counts_hits: bool = True,
     ) -> None:
         users = {_digest(key.encode()): Caller(tenant, "user") for key, tenant in tenants.items()}
         self._fixed = users | {_digest(key.encode()): Caller(DEFAULT_TENANT, "admin") for key in admins}
@@ -52,6 +56,8 @@ class Access:
         self._wrong = wrong
         self._tokens = tokens
         self._required = required
+        self._limits = limits or None
+        self._counts_hits = counts_hits
         self._keyed = bool(tenants) or required or tokens is not None
 
     async def admit(self, request: Request, role: Role) -> None:
@@ -106,6 +112,18 @@ class Access:
         """Raises `NotAuthorized` if the caller's key does not allow a model."""
         if self._keyed and not self._identified(request).may_use(model):
             raise NotAuthorized(f"The key may not use the model '{model}'.")
+
+    def charge(self, request: Request) -> Charge | None:
+        """Returns what a question is charged, or None without limits. The tenant of the request must be known."""
+        caller = self._caller(request) if self._keyed else None
+        own = caller.limits if caller is not None else None
+        if not own and self._limits is None:
+            return None
+        subjects = [(caller.id, own)] if caller is not None and own else []
+        if self._limits is not None:
+            subjects.append((TENANT, self._limits))
+        charge = request.state.charge = Charge(request.state.tenant, subjects, counts_hits=self._counts_hits)
+        return charge
 
     def priority(self, request: Request, requested: Priority | None) -> Priority:
         """Returns the priority of a question. Raises `NotAuthorized` if the key is limited to batch work."""

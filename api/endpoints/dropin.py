@@ -72,6 +72,7 @@ def build_query(request: Request, model: str, turns: Sequence[ChatMessage], opti
     return Query(
         question=turns[-1].content,
         tenant=worker_state(request).access.tenant(request, None),
+        charge=worker_state(request).access.charge(request),
         model=model,
         top_k=0,
         options=options,
@@ -144,6 +145,8 @@ async def embeddings(request: Request, model: str, texts: Sequence[str], extra: 
     state.access.check_model(request, model)
     if len(texts) > state.embed_max_inputs:
         raise refused("input", f"has {len(texts)} texts, but EMBED_MAX_INPUTS is {state.embed_max_inputs}")
+    if (charge := state.access.charge(request)) is not None:
+        await state.limiter.settle(charge)
     timeout, priority = request_timeout(request.headers), _priority(request)
     embedding_request = EmbeddingRequest(model, tuple(texts), extra, tenant, timeout, priority=priority)
     async with cancel_on_disconnect(request.receive):
@@ -247,6 +250,7 @@ def query_of(request: Request, fields: Mapping[str, Any], forwarded: ForwardedRe
     return Query(
         question=asked_in(fields)[:MAX_QUESTION],
         tenant=worker_state(request).access.tenant(request, None),
+        charge=worker_state(request).access.charge(request),
         model=model,
         top_k=0,
         options=_limit(fields),

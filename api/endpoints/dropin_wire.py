@@ -267,6 +267,7 @@ class AnthropicErrors:
         403: "permission_error",
         404: "not_found_error",
         413: "request_too_large",
+        429: "rate_limit_error",
         503: "overloaded_error",
         504: "timeout_error",
     }

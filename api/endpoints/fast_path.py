@@ -30,6 +30,7 @@ from api.endpoints.middleware import EndedRequest, RequestLog, RequestMetrics, g
 from api.endpoints.streaming import cache_headers
 from api.errors import StoreUnavailable
 from api.ports.access import Caller
+from api.ports.limits import Charge
 from api.ports.question import UNLIMITED, AnswerFinished, Query
 from api.query.repeats import Repeat
 from api.values import CacheStatus
@@ -356,7 +357,8 @@ class FastPathMiddleware:
         del found
         await self._app(scope, _replayed(messages, receive) if messages else receive, send)
         repeatable: Repeatable | None = state.get("repeatable")
-        if repeatable is not None:
+        charge: Charge | None = state.get("charge")
+        if repeatable is not None and (charge is None or not charge.counts_hits):
             repeatable.caller = state.get("caller")
             fast.known.add(head, repeatable, state["answered"], _whole_of(scope))
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from api.ports.inference import ModelCatalog
     from api.query.experiments import ExperimentControl, ExperimentView
     from api.query.explain import Explainer
+    from api.query.limits import Limiter
     from api.query.service import QueryService
     from api.query.warm_up import Invalidator, WarmUps
 
@@ -75,6 +76,7 @@ class AppState:
     default_model: str
     access: Access
     key_store: KeyStore
+    limiter: Limiter
     streaming: Streaming
     queries: QueryService
     explainer: Explainer

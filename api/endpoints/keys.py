@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -12,9 +13,10 @@ from api.endpoints.audit import audited
 from api.endpoints.health import Moment, worker_state
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name
-from api.endpoints.validation import StrictBody, refused, rfc3339
+from api.endpoints.validation import IsInteger, StrictBody, refused, rfc3339
 from api.errors import KeyLimitReached, NotFound
 from api.ports.access import KEY_ID, KeyRecord, KeyRole, KeySpec, digest_of, new_id, new_secret, prefix_of
+from api.ports.limits import LARGEST_LIMIT, Limits
 
 PATH: Final = "/api/keys"
 MOST_OVERLAP: Final = 30 * 24 * 3600
@@ -22,6 +24,7 @@ MOST_OVERLAP: Final = 30 * 24 * 3600
 
 router = APIRouter(tags=["keys"], route_class=CheckedRoute)
 create_router = APIRouter(tags=["keys"], route_class=JsonRoute)
+Limit = Annotated[int, Field(ge=1, le=LARGEST_LIMIT), IsInteger] | None
 KeyId = Annotated[str, Path(pattern=KEY_ID)]
 
 
@@ -37,12 +40,17 @@ class KeyIn(StrictBody):
     models: Annotated[list[Name], Field(min_length=1, max_length=50, fail_fast=True)] | None = Field(
         None, description="The models that the key may use. Default: all."
     )
+    requests_per_minute: Limit = None
+    tokens_per_minute: Limit = None
+    tokens_per_day: Limit = Field(None, description="Generated tokens of a day, in UTC.")
 
     def spec(self) -> KeySpec:
         """Raises `InvalidRequest` for a time that is over."""
         if self.expires_at is not None and self.expires_at <= time.time() * 1000:
             raise refused("expires_at", "is not in the future")
-        return KeySpec(self.tenant, self.role, self.name or "", self.expires_at or 0, tuple(self.models or ()))
+        limits = Limits(self.requests_per_minute or 0, self.tokens_per_minute or 0, self.tokens_per_day or 0)
+        models = tuple(self.models or ())
+        return KeySpec(self.tenant, self.role, self.name or "", self.expires_at or 0, models, limits)
 
 
 class KeyOut(BaseModel):
@@ -54,6 +62,9 @@ class KeyOut(BaseModel):
     role: KeyRole
     name: str
     models: list[str] = Field(description="Empty: all.")
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    tokens_per_day: int | None
     created_at: str
     expires_at: str | None
     rotated_at: str | None
@@ -141,6 +152,7 @@ def _shown(record: KeyRecord) -> dict[str, Any]:
         "role": spec.role,
         "name": spec.name,
         "models": list(spec.models),
+        **{name: limit or None for name, limit in asdict(spec.limits).items()},
         "created_at": rfc3339(record.created_ms),
         "expires_at": _moment(spec.expires_ms),
         "rotated_at": _moment(record.rotated_ms),

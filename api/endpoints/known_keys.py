@@ -72,6 +72,7 @@ class KnownKeys:
             record.spec.role,
             record.id,
             frozenset(map(untagged, record.spec.models)),
+            record.spec.limits,
             lease=self._lease,
             is_used=True,
         )

@@ -45,8 +45,17 @@ PREFIX: Final = "/v1/"
 FINGERPRINT: Final = "fp_ollama"
 """Ollama's `system_fingerprint`. It is always the same."""
 
-_ERROR_TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-_ERROR_CODES: Final = {"not-authenticated": "invalid_api_key", "upstream-failed": "model_not_found"}
+_ERROR_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_ERROR_CODES: Final = {
+    "not-authenticated": "invalid_api_key",
+    "upstream-failed": "model_not_found",
+    "rate-limited": "rate_limit_exceeded",
+}
 _LAST: Final = b"data: [DONE]\n\n"
 
 

@@ -103,6 +103,7 @@ def build_query(body: QueryIn, request: Request, state: AppState) -> Query:
     return Query(
         question=body.question,
         tenant=access.tenant(request, body.tenant),
+        charge=access.charge(request),
         model=model,
         top_k=body.top_k,
         options=body.options.model_dump(exclude_none=True),

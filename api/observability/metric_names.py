@@ -490,6 +490,12 @@ REDIS_SHARDS_UP = MetricSpec(
 )
 REDIS_ERRORS = MetricSpec("ragherd_redis_errors_total", "counter", "Failed Redis operations.", ("operation",))
 
+RATE_LIMITED = MetricSpec(
+    "ragherd_rate_limited_total",
+    "counter",
+    "Questions that a limit refused, or that left little of it.",
+    ("limit", "outcome"),
+)
 REJECTED_KEYS = MetricSpec("ragherd_rejected_keys_total", "counter", "Requests with a wrong API key.")
 
 HISTORY_MINUTES = MetricSpec(

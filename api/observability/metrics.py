@@ -449,6 +449,10 @@ class Metrics:
         self._families[names.REDIS_SHARDS_UP][()].set(up)
         self._families[names.REDIS_SHARDS][()].set(known)
 
+    def rate_limited(self, limit: str, outcome: str) -> None:
+        """Counts a question that a limit refused, or that left little of it."""
+        self._families[names.RATE_LIMITED][limit, outcome].inc()
+
     def key_rejected(self) -> None:
         """Counts a wrong API key."""
         self._families[names.REJECTED_KEYS][()].inc()

@@ -23,6 +23,7 @@ from api.ports.answer_cache import AnswerCache, Claim, ExactLookup, NearestSearc
 from api.ports.answer_quality import PolicyDecision, Verifier
 from api.ports.coordination import Bulkhead
 from api.ports.inference import CurrentIdentity, Embedder, LanguageModel
+from api.ports.limits import Charge
 from api.ports.telemetry import GroundingOutcome
 from api.values import (
     CachedAnswer,
@@ -173,9 +174,11 @@ class TracedAnswerCache:
         *,
         documents: bool = False,
         search: NearestSearch | None = None,
+        charge: Charge | None = None,
     ) -> ExactLookup:
         with span_of(self._tracer, "cache.exact") as span:
-            found = await self._cache.find_exact(scope, digest, tenant, documents=documents, search=search)
+            along: dict[str, Any] = {"documents": documents, "search": search, "charge": charge}
+            found = await self._cache.find_exact(scope, digest, tenant, **along)
             span.set_attribute("ragherd.cache.found", found.match is not None)
             if found.similar is not None:
                 span.set_attribute("ragherd.cache.candidates", len(found.similar))

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from api.ports.limits import UNLIMITED, Limits
+
 KeyRole = Literal["user", "operator", "admin"]
 RANKS: Final[Mapping[str, int]] = {"user": 0, "operator": 1, "admin": 2}
 """A role may do what lower ones may."""
@@ -58,6 +60,7 @@ class KeySpec:
     name: str = ""
     expires_ms: int = 0
     models: tuple[str, ...] = ()
+    limits: Limits = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Caller:
     role: KeyRole
     id: str = ""
     models: frozenset[str] = frozenset()
+    limits: Limits = UNLIMITED
     expires_at: float = math.inf
     lease: Lease = field(default_factory=Lease)
     is_revoked: bool = False

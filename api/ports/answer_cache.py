@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from api.ports.document_store import Corpus, DocumentFilter
+from api.ports.limits import Charge
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector
 
 
@@ -78,6 +79,7 @@ class AnswerCache(Protocol):
         *,
         documents: bool = False,
         search: NearestSearch | None = None,
+        charge: Charge | None = None,
     ) -> ExactLookup: ...
 
     async def find_similar(

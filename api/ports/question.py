@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from api.ports.document_store import DocumentFilter
 from api.ports.experiment import Variant
+from api.ports.limits import Charge
 from api.values import (
     CacheMatch,
     CacheStatus,
@@ -93,6 +94,7 @@ class Query:
     `request_id`: names the answer in feedback; empty if nobody can judge it.
     `forwarded`: the request goes to Ollama as it came, and its answer is found again only by the same request.
     `priority`: whether it waits for a permit as an interactive question or as batch work.
+    `charge`: what it is charged, if its key or its tenant has limits.
     `client`: names the caller's user, if an experiment assigns clients. `variant`: the one that holds, if any.
     """
 
@@ -113,6 +115,7 @@ class Query:
     client: str = ""
     variant: Variant | None = None
     priority: Priority = Priority.USER
+    charge: Charge | None = field(default=None, compare=False)
 
     @property
     def has_meaning(self) -> bool:

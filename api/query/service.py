@@ -20,13 +20,13 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from api.cancellation import Deadline
-from api.errors import BreakerOpen, BulkheadFull, InternalError, OnlyIfCached, RagherdError, UpstreamError
+from api.errors import BreakerOpen, BulkheadFull, InternalError, OnlyIfCached, RagherdError, RateLimited, UpstreamError
 from api.ports.coordination import UNKNOWN, FlightEvent, Flights, FlightSubscription
 from api.ports.question import (
     VARIANT_HEADER,
@@ -51,11 +51,13 @@ from api.values import (
     Source,
     StoredElsewhere,
     Token,
+    Usage,
 )
 
 if TYPE_CHECKING:
     from api.query.condense import Condenser
     from api.query.generate import FreshAnswers, Refresher
+    from api.query.limits import Limiter
     from api.query.shadow_calls import ShadowCalls
 
 
@@ -76,6 +78,8 @@ class _Request:
         self.status = CacheStatus.HIT
         self.sources: tuple[Source, ...] = ()
         self.flight: FlightSubscription | None = None
+        self.tokens = 0
+        """Tokens that the caller has read of a fresh answer."""
         self.limit: Callable[[], AbstractAsyncContextManager[None]]
         """Limits a wait to the caller's deadline."""
         self.limit = nullcontext if asked.timeout is None else Deadline(asked.timeout).watched
@@ -100,6 +104,7 @@ class QueryService:
         observer: Telemetry,
         shadow: ShadowCalls | None = None,
         experiments: ExperimentView | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         """`condenser` is None if questions with history are answered without rewriting.
 
@@ -113,6 +118,7 @@ class QueryService:
         self._refresher = refresher
         self._observer = observer
         self._shadow = shadow
+        self._limiter = limiter
 
     async def answer(self, query: Query) -> AnswerFinished:
         """Raises `OnlyIfCached`, `BulkheadFull`, `BreakerOpen`, `UpstreamError`, `DeadlinePassed`; else degrades."""
@@ -174,6 +180,7 @@ class QueryService:
                     flight, event = begun
                     yield AnswerStarted(request.status, request.sources, variant=request.variant)
                     while isinstance(event, Token):
+                        request.tokens += 1
                         yield event
                         event = await self._next(request, flight)
                     answered = self._generated(request, event)
@@ -190,6 +197,8 @@ class QueryService:
             raise
         except (asyncio.CancelledError, GeneratorExit):
             self._observer.left(request.asked)
+            if request.status is not CacheStatus.COALESCED:
+                self._spend(request, Usage(0, request.tokens))  # what its caller has read
             raise
         except Exception:  # a bug: the caller gets 500, so the error rate must show it
             self._observer.refused(request.asked, InternalError())
@@ -199,16 +208,25 @@ class QueryService:
 
     def _count(self, request: _Request, answered: AnswerFinished, request_id: str | None = None) -> None:
         request.end()
+        self._spend(request, answered.usage)
         key = request.lookup.key
         flight = FlightKey(key.scope, key.digest) if key is not None else None
         self._observer.answered(request.asked, answered, flight, request_id)
+
+    def _spend(self, request: _Request, usage: Usage) -> None:
+        if request.asked.charge is not None and self._limiter is not None:
+            self._limiter.spend(request.asked.charge, usage)
 
     # -- by the cache -------------------------------------------------------------------------------------------------
 
     async def _look_up(self, request: _Request) -> None:
         if self._condenser is not None:
             request.query = await self._condenser.standalone(request.asked, request.timings)
-        request.lookup = await self._shared.look_up(request.query, request.timings)
+        charge = request.asked.charge
+        with suppress(RateLimited):  # then the limiter refuses it
+            request.lookup = await self._shared.look_up(request.query, request.timings)
+        if charge is not None and self._limiter is not None:
+            await self._limiter.settle(charge, is_hit=request.lookup.match is not None)
 
     def _cached(self, request: _Request) -> AnswerFinished:
         """Serves a cached answer; an expired one is refreshed in the background."""

@@ -324,6 +324,10 @@ class Keys:
         """One API key."""
         return f"{self._tagged('key', ACCESS)}{key_id}"
 
+    def limit(self, owner: str, subject: str) -> str:
+        """What a key or a tenant has used of its limits. The braces keep those of a tenant on one shard."""
+        return f"{self.prefix}limit:{{{owner}}}:{subject}"
+
     @property
     def access_keys_channel(self) -> str:
         """The channel that tells all workers of a new epoch."""

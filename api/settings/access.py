@@ -40,6 +40,9 @@ def _is_ipv6(host: str) -> bool:
     return "%" not in bare  # no browser sends a zone
 
 
+RateLimit = Annotated[int, Field(ge=1, le=1_000_000_000, title="1 or more")] | None
+
+
 class AccessSettings(SettingsGroup):
     """Access settings. `api_keys` is `tenant=key,...`; the others are lists."""
 
@@ -60,6 +63,14 @@ class AccessSettings(SettingsGroup):
 
     For keys that are [in Redis](access.md). Reports need the role operator or admin.
     """
+    rate_limit_requests_per_minute: RateLimit = None
+    """Questions of each tenant in a minute. Default: no limit."""
+    rate_limit_tokens_per_minute: RateLimit = None
+    """Tokens, read and generated, of each tenant in a minute. Default: no limit."""
+    token_budget_per_day: RateLimit = None
+    """Generated tokens of each tenant in a day (UTC). Default: no limit."""
+    rate_limit_free_hits: bool = False
+    """Answers from the cache are free of charge."""
     oidc_issuer: Annotated[str, Field(title="URL", pattern=r"^https?://\S+$")] | None = None
     """OpenID Connect provider whose access tokens are accepted. Default: none.
 

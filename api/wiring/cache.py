@@ -38,6 +38,7 @@ from api.query.generate import FreshAnswer, FreshAnswers, Refresher
 from api.query.grounding import GroundedCheck, PassageRetriever, PromptBuilder
 from api.query.judge import ModelJudge
 from api.query.labels import CONCURRENCY, LabelCollector, Labelling
+from api.query.limits import Limiter
 from api.query.prompt import PromptTemplate, load_template
 from api.query.service import QueryService
 from api.query.shadow_calls import ShadowCalls, SpareTime
@@ -60,6 +61,7 @@ from api.redis_store.stores.fleet import CacheCounters, RedisLeaderLease
 from api.redis_store.stores.flights import RedisFlightStore
 from api.redis_store.stores.history_store import RecentOutcomes
 from api.redis_store.stores.label_store import RedisLabels
+from api.redis_store.stores.limits import RedisLimits
 from api.redis_store.stores.quality_store import RedisQuality, RedisVerifierModels
 from api.settings import EmbedderSettings, Settings, validated_variant
 from api.single_flight.fleet_flights import FleetFlights, running_flights
@@ -107,6 +109,8 @@ class CacheParts:
         self.quality_changed = asyncio.Event()
         self.experiments_changed = asyncio.Event()
         self.keys_changed = asyncio.Event()
+        self.limits = RedisLimits(client, self.keys)
+        self.live_workers: Callable[[], int] = lambda: 1
 
     def open_near(self, address: RedisAddress) -> None:
         """Makes the near cache, if there may be one. No I/O."""
@@ -228,8 +232,9 @@ class WorkerCache:
         condenser = answering.condenser if cache is not None and settings.cache.condense else None
         shared = answering.shared(telemetry, answering.grounded_check(telemetry), parts.verifier)
         self.experiments = ExperimentView()
+        self.limiter = Limiter(parts.limits, parts.live_workers, parts.metrics.rate_limited)
         self.queries = QueryService(
-            condenser, shared, flights, fresh, self.refresher, telemetry, self.shadow, self.experiments
+            condenser, shared, flights, fresh, self.refresher, telemetry, self.shadow, self.experiments, self.limiter
         )
         self.explainer = _explainer(parts, embedder, answering, labels, self.experiments)
         store = RedisExperiments(parts.client, parts.keys)
@@ -301,6 +306,7 @@ async def open_cache(
         with suppress(StoreUnavailable):
             await cache.follower.follow()  # the first question, too, has its variant
         stack.callback(cache.count_left)
+        stack.push_async_callback(cache.limiter.aclose)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # On its own stack: a question interrupted by a closed pool would count as failed.
@@ -400,6 +406,7 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
         patience=parts.settings.redis.request_budget,
         on_evicted=parts.metrics.cache_evicted,
         near=parts.near,
+        limits=parts.limits,
     )
 
 

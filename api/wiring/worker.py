@@ -35,6 +35,7 @@ from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag, WorkerFacts
 from api.observability.worker_telemetry import WorkerTelemetry
 from api.ports.access import TokenVerifier
+from api.ports.limits import Limits
 from api.ports.tracing import Tracing
 from api.query.shadow_calls import SpareTime
 from api.redis_store.keys import Keys
@@ -44,7 +45,7 @@ from api.redis_store.stores.audit import RedisAuditLog
 from api.redis_store.stores.fleet import RedisLeaderLease, WorkerRegistry
 from api.redis_store.stores.history_store import RedisHistory
 from api.redis_store.stores.tenant_erasure import RedisTenantErasure
-from api.settings import Settings
+from api.settings import AccessSettings, Settings
 from api.wiring.backends import WorkerBackends, open_backends
 from api.wiring.cache import CacheParts, WorkerCache, open_cache
 from api.wiring.knowledge import Embedders, WorkerKnowledge, open_knowledge, open_reranker
@@ -111,6 +112,7 @@ class _Worker:
         parts = CacheParts(
             self._settings, self._id, self._metrics, client, self._pace, lambda: lag.is_busy, self.tracing, telemetry
         )
+        parts.live_workers = self._live_workers
         schema = await self._agreed(redis)
         backends = await self._open_backends(redis, parts)
         knowledge, cache = await self._open_memory(redis, backends, parts)
@@ -183,6 +185,8 @@ class _Worker:
             wrong=wrong,
             tokens=tokens,
             required=access.require_keys,
+            limits=_tenant_limits(access),
+            counts_hits=not access.rate_limit_free_hits,
         )
 
     async def _open_backends(self, redis: WorkerRedis, parts: CacheParts) -> WorkerBackends:
@@ -316,6 +320,7 @@ class _Worker:
             default_model=self._settings.ollama.llm_model,
             access=access,
             key_store=key_store,
+            limiter=cache.limiter,
             streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
             queries=cache.queries,
             explainer=cache.explainer,
@@ -373,6 +378,11 @@ class _Worker:
             return Embedders(onnx.questions, onnx.documents, model.count_tokens, limit, model.tokenizer)
         questions, documents = await backends.open_embedders(self._stack, telemetry)
         return Embedders(questions, documents, estimated_tokens)
+
+
+def _tenant_limits(access: AccessSettings) -> Limits:
+    per_minute = access.rate_limit_requests_per_minute or 0, access.rate_limit_tokens_per_minute or 0
+    return Limits(*per_minute, access.token_budget_per_day or 0)
 
 
 def _reachability(redis: WorkerRedis, backends: WorkerBackends) -> Reachability:

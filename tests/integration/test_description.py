@@ -10,6 +10,7 @@ from tests.support.service import Service
 BODIES: dict[str, dict[str, Any]] = {
     "/documents": {"json": {"title": "Holiday policy", "text": "Holiday is approved by the team lead."}},
     "/api/semantic-cache/warm": {"json": {"questions": ["What is the capital of France?"]}},
+    "/api/keys": {"json": {"tenant": "acme", "requests_per_minute": 60}},
     "/api/semantic-cache": {"params": {"all": "true"}},
 }
 
@@ -26,9 +27,10 @@ async def test_every_example_has_the_shape_of_the_response(serve: Service) -> No
     document = (await client.post("/documents", **BODIES["/documents"])).json()["id"]
     await client.post("/api/circuit-breaker/force-open")  # so that there is a history
     job = (await client.post("/api/semantic-cache/warm", **BODIES["/api/semantic-cache/warm"])).json()["id"]
+    key = (await client.post("/api/keys", **BODIES["/api/keys"])).json()["id"]
     for (method, path), example in EXAMPLES.items():
         given = BODIES.get(path, {}) if method != "get" else {}
-        answer = await client.request(method, path.format(document=document, job=job), **given)
+        answer = await client.request(method, path.format(document=document, job=job, key_id=key), **given)
         assert answer.is_success, answer.text
         shown, came = shape(example), shape(answer.json())
         held_by_name = ("breakers", "waiting_by_tenant", "progress", "bulkheads")

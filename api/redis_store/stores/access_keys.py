@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from dataclasses import fields as fields_of
 from functools import partial
 from typing import Any, Final, cast
 
@@ -14,6 +16,7 @@ import orjson
 from redis.asyncio import Redis
 
 from api.ports.access import RANKS, FoundKey, KeyRecord, KeyRole, KeySpec
+from api.ports.limits import Limits
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
@@ -58,6 +61,7 @@ class RedisAccessKeys:
             "models": orjson.dumps(spec.models),
             "digest": digest,
             "expires_ms": spec.expires_ms,
+            **asdict(spec.limits),
         }
         arguments: list[Any] = [key_id, MOST, *(part for pair in fields.items() for part in pair)]
         created: Any = await self._redis.run("access_key", partial(self._create, self._both(key_id), arguments))
@@ -118,6 +122,7 @@ def _record(key_id: str, fields: Mapping[bytes, bytes]) -> KeyRecord | None:
             fields[b"name"].decode(),
             int(fields[b"expires_ms"]),
             tuple(map(str, orjson.loads(fields[b"models"]))),
+            Limits(*(int(fields.get(one.name.encode(), 0)) for one in fields_of(Limits))),
         )
         return KeyRecord(
             key_id,

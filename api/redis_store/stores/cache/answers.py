@@ -25,6 +25,7 @@ from api.ports.answer_cache import (
     RetrievalSnapshot,
 )
 from api.ports.document_store import DocumentFilter
+from api.ports.limits import Charge
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
@@ -34,6 +35,7 @@ from api.redis_store.stores.cache.semantic_index import FIELDS, Nearest, Semanti
 from api.redis_store.stores.cache.sweep import RUNNING, TAGS_LIFETIME_MS
 from api.redis_store.stores.documents.document_records import corpus_of, owner_of
 from api.redis_store.stores.fleet import CacheCounters
+from api.redis_store.stores.limits import RedisLimits, decide
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Usage, Vector, erased_tag, source_of
 
 COMPARED: Final = "meaning"
@@ -100,7 +102,9 @@ class RedisAnswerCache:
         patience: float = 1.0,
         on_evicted: Callable[[int], None] = lambda count: None,
         near: NearCache | None = None,
+        limits: RedisLimits | None = None,
     ) -> None:
+        self._charges = limits
         self._redis = redis
         self._keys = keys
         self._indexes = indexes
@@ -167,11 +171,12 @@ class RedisAnswerCache:
         *,
         documents: bool = False,
         search: NearestSearch | None = None,
+        charge: Charge | None = None,
     ) -> ExactLookup:
         """The entry of exactly this question, fresh or not, with Redis's clock: one round trip.
 
         `documents`: without an entry, read the state of the tenant's documents too. A cluster has it elsewhere.
-        `search`: one to send along, whether there is an entry or not.
+        `search`: one to send along, whether there is an entry or not. `charge`: the same; it gets its decision.
         """
         part = self._keys.partition(scope)
         index = self._indexes.by_partition[part]
@@ -185,10 +190,17 @@ class RedisAnswerCache:
         redis = self._redis.of(key)
         read_at = self._near.copies.changes if self._near is not None else 0
         also = self._sent_along(index, scope, search) if search is not None else None
-        if also is None:
-            reply, nearest = await redis.run("exact_lookup", partial(self._find, keys, arguments)), None
+        charging = self._charging(charge)
+        nearest = None
+        if also is None and charging is None:
+            reply = await redis.run("exact_lookup", partial(self._find, keys, arguments))
         else:
-            reply, nearest = await redis.run("exact_lookup", partial(self._find_both, keys, arguments, also))
+            along = [also, charging]
+            reply, nearest, charged = await redis.run("exact_lookup", partial(self._find_along, keys, arguments, along))
+            if charge is not None and charging is not None:
+                charge.is_sent = charged is not None
+                if charged is not None:
+                    decide(charge, charged)
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
         self._clock = now_ms, time.monotonic()
         if values[0] is None:
@@ -210,20 +222,39 @@ class RedisAnswerCache:
         now_ms = redis_ms + int((time.monotonic() - at) * 1000)
         return index.search(search.embedder, scope, search.vector, now_ms - search.stale_ms, search.neighbours)
 
-    async def _find_both(
-        self, keys: Sequence[str], arguments: Sequence[str | int], search: Sequence[Any], client: Redis
-    ) -> tuple[Any, Mapping[bytes, Any] | None]:
-        """Sends both commands in one write. Without the script or the index, the search is left to `find_similar`."""
+    def _charging(self, charge: Charge | None) -> tuple[Any, ...] | None:
+        """The command that charges a request; None if it was charged before, or is charged by its own round trip."""
+        if charge is None or charge.is_sent or self._charges is None:
+            return None
+        command = self._charges.command(charge)
+        charge.is_sent = command is not None  # if the reply is lost, it may have been charged
+        return command
+
+    async def _find_along(
+        self,
+        keys: Sequence[str],
+        arguments: Sequence[str | int],
+        others: Sequence[tuple[Any, ...] | None],
+        client: Redis,
+    ) -> list[Any]:
+        """Sends all commands in one write, and returns their replies: None for one that is None or that fails.
+
+        Without the index, the search is left to `find_similar`.
+        """
         async with client.pipeline(transaction=False) as pipe:
             # As a command: redis-py would first ask Redis whether it has the script.
             pipe.execute_command("EVALSHA", self._find.sha, len(keys), *keys, *arguments)
-            pipe.execute_command(*search)
-            reply, nearest = await pipe.execute(raise_on_error=False)
+            for other in others:
+                if other is not None:
+                    pipe.execute_command(*other)
+            reply, *rest = await pipe.execute(raise_on_error=False)
         if isinstance(reply, NoScriptError):
-            return await self._find(keys, arguments, client), None
-        if isinstance(reply, RedisError):
+            reply = await self._find(keys, arguments, client)
+        elif isinstance(reply, RedisError):
             raise reply
-        return reply, None if isinstance(nearest, RedisError) else nearest
+        replies = iter(rest)
+        sent = (next(replies) if other is not None else None for other in others)
+        return [reply, *(None if isinstance(one, RedisError) else one for one in sent)]
 
     def _matches(self, reply: Mapping[bytes, Any], now_ms: int, stale_ms: int) -> Sequence[CacheMatch]:
         """The entries that a search has found, without those that expired before the look-up."""
