@@ -16,7 +16,7 @@ from api.endpoints.query import Name
 from api.endpoints.validation import IsInteger, StrictBody, refused, rfc3339
 from api.errors import KeyLimitReached, NotFound
 from api.ports.access import KEY_ID, KeyRecord, KeyRole, KeySpec, digest_of, new_id, new_secret, prefix_of
-from api.ports.limits import LARGEST_LIMIT, Limits
+from api.ports.limits import MOST_REQUESTS, MOST_TOKENS, Limits
 
 PATH: Final = "/api/keys"
 MOST_OVERLAP: Final = 30 * 24 * 3600
@@ -24,7 +24,8 @@ MOST_OVERLAP: Final = 30 * 24 * 3600
 
 router = APIRouter(tags=["keys"], route_class=CheckedRoute)
 create_router = APIRouter(tags=["keys"], route_class=JsonRoute)
-Limit = Annotated[int, Field(ge=1, le=LARGEST_LIMIT), IsInteger] | None
+RequestLimit = Annotated[int, Field(ge=1, le=MOST_REQUESTS), IsInteger] | None
+TokenLimit = Annotated[int, Field(ge=1, le=MOST_TOKENS), IsInteger] | None
 KeyId = Annotated[str, Path(pattern=KEY_ID)]
 
 
@@ -40,9 +41,9 @@ class KeyIn(StrictBody):
     models: Annotated[list[Name], Field(min_length=1, max_length=50, fail_fast=True)] | None = Field(
         None, description="The models that the key may use. Default: all."
     )
-    requests_per_minute: Limit = None
-    tokens_per_minute: Limit = None
-    tokens_per_day: Limit = Field(None, description="Generated tokens of a day, in UTC.")
+    requests_per_minute: RequestLimit = None
+    tokens_per_minute: TokenLimit = None
+    tokens_per_day: TokenLimit = Field(None, description="Generated tokens of a day, in UTC.")
 
     def spec(self) -> KeySpec:
         """Raises `InvalidRequest` for a time that is over."""

@@ -493,7 +493,7 @@ REDIS_ERRORS = MetricSpec("ragherd_redis_errors_total", "counter", "Failed Redis
 RATE_LIMITED = MetricSpec(
     "ragherd_rate_limited_total",
     "counter",
-    "Questions that a limit refused, or that left little of it.",
+    "Questions that a limit refused or nearly did.",
     ("limit", "outcome"),
 )
 REJECTED_KEYS = MetricSpec("ragherd_rejected_keys_total", "counter", "Requests with a wrong API key.")

@@ -17,7 +17,9 @@ from api.values import owner_of
 
 MINUTE_US: Final = 60_000_000
 DAY_SECONDS: Final = 86_400
-LARGEST_LIMIT: Final = 1_000_000_000
+MOST_REQUESTS: Final = 1_000_000
+"""In a minute: Redis counts whole microseconds."""
+MOST_TOKENS: Final = 1_000_000_000
 WARNED_SHARE: Final = 0.2
 """A limit with less than this left is in the warning header."""
 

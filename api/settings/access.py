@@ -40,7 +40,8 @@ def _is_ipv6(host: str) -> bool:
     return "%" not in bare  # no browser sends a zone
 
 
-RateLimit = Annotated[int, Field(ge=1, le=1_000_000_000, title="1 or more")] | None
+RequestLimit = Annotated[int, Field(ge=1, le=1_000_000)] | None
+TokenLimit = Annotated[int, Field(ge=1, le=1_000_000_000, title="1 or more")] | None
 
 
 class AccessSettings(SettingsGroup):
@@ -63,12 +64,12 @@ class AccessSettings(SettingsGroup):
 
     For keys that are [in Redis](access.md). Reports need the role operator or admin.
     """
-    rate_limit_requests_per_minute: RateLimit = None
-    """Questions of each tenant in a minute. Default: no limit."""
-    rate_limit_tokens_per_minute: RateLimit = None
-    """Tokens, read and generated, of each tenant in a minute. Default: no limit."""
-    token_budget_per_day: RateLimit = None
-    """Generated tokens of each tenant in a day (UTC). Default: no limit."""
+    rate_limit_requests_per_minute: RequestLimit = None
+    """Questions of a tenant in a minute. Default: no limit."""
+    rate_limit_tokens_per_minute: TokenLimit = None
+    """Tokens of a tenant in a minute. Default: no limit."""
+    token_budget_per_day: TokenLimit = None
+    """Generated tokens of a tenant in a day. Default: no limit."""
     rate_limit_free_hits: bool = False
     """Answers from the cache are free of charge."""
     oidc_issuer: Annotated[str, Field(title="URL", pattern=r"^https?://\S+$")] | None = None

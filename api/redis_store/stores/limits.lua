@@ -1,6 +1,6 @@
 -- Rate limits and budgets of keys and tenants, exact for the whole fleet.
---   hash  rag:limit:{<owner>}:<subject>  requests_us: when the requests so far are paid off; tokens, tokens_us: how many
---         the minute still owes, and as of when; day, day_tokens: the tokens of a day since 1970
+--   hash  rag:limit:{<owner>}:<subject>  requests_us: when the requests so far are paid off; tokens, tokens_us: how
+--         many the minute still owes, and as of when; day, day_tokens: the tokens of a day since 1970
 local MINUTE, DAY = 60000000, 86400000000
 
 -- What the minute still owes of its tokens: it pays them off evenly.
