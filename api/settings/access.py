@@ -41,7 +41,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 RequestLimit = Annotated[int, Field(ge=1, le=1_000_000)] | None
-TokenLimit = Annotated[int, Field(ge=1, le=1_000_000_000, title="1 or more")] | None
+TokenLimit = Annotated[int, Field(ge=1, le=1_000_000_000, title="tokens")] | None
 
 
 class AccessSettings(SettingsGroup):

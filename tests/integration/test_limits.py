@@ -24,7 +24,7 @@ ROOT = {"Authorization": "Bearer the-admin-key"}
 ACCESS: dict[str, Any] = {"require_keys": True, "admin_keys": "the-admin-key"}
 
 
-async def new_key(client: httpx.AsyncClient, tenant: str = "acme", **limits: int) -> dict[str, str]:
+async def new_key(client: httpx.AsyncClient, tenant: str = "acme", **limits: Any) -> dict[str, str]:
     response = await client.post("/api/keys", json={"tenant": tenant, **limits}, headers=ROOT)
     assert response.status_code == 201, response.text
     return {"Authorization": f"Bearer {response.json()['secret']}"}
@@ -106,7 +106,8 @@ async def test_other_apis_are_limited_in_their_form(
 async def test_tokens_of_a_minute_and_of_a_day_are_charged_after_the_answer(serve: Service) -> None:
     one, other = await serve(access=ACCESS), await serve(access=ACCESS)
     for limit in ("tokens_per_minute", "tokens_per_day"):
-        key = await new_key(one, **{limit: 5})
+        limits: dict[str, Any] = {limit: 5}
+        key = await new_key(one, **limits)
         name = f"key-{'day' if limit == 'tokens_per_day' else 'tokens'}"
         first = await ask(one, key, f"What of {limit}?")
         assert (first.status_code, left(first)[name][0]) == (200, 5)
@@ -157,7 +158,7 @@ async def test_the_charge_costs_no_round_trip(serve: Service) -> None:
     await ask(client, None, "What?")
     with round_trips() as written:
         assert (await ask(client, None, "What?")).json()["cache"]["kind"] == "exact"
-    waits = [step for step in written.waits(frozenset({"answers.find", "limits.admit"})) if step]
+    waits = [step for step in written.waits(("answers.find", "limits.admit")) if step]
     assert waits == [["answers.find + limits.admit"]]
 
 

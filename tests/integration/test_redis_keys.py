@@ -23,6 +23,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "redis-keys.md"
 SECONDS = {"s": 1, "days": 24 * 3600}
 TYPES = {"hash": "hash", "string": "string", "sorted set": "zset", "list": "list", "stream": "stream"}
 TTL, STALE_TTL = 3600, 86400
+LIMITED: dict[str, Any] = {"rate_limit_tokens_per_minute": 10**9, "rate_limit_requests_per_minute": 10**6}
+LIMITED |= {"token_budget_per_day": 10**9}
 QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I reset?"
 
 
@@ -111,7 +113,7 @@ async def fleet(serve: Service) -> list[httpx.AsyncClient]:
     """Two workers with a breaker that opens soon and is half-open a moment later."""
     quick: dict[str, Any] = {"failure_threshold": 2, "timeout": 0.3}
     warm: dict[str, Any] = {"ollama_warm_up": True}
-    return [await serve(breaker=quick, ollama=warm), await serve(breaker=quick, ollama=warm)]
+    return [await serve(breaker=quick, ollama=warm, access=LIMITED) for _ in range(2)]
 
 
 async def drive(client: httpx.AsyncClient, other: httpx.AsyncClient, stub: StubOllama) -> None:
@@ -242,7 +244,8 @@ async def test_nothing_is_written_outside_the_prefix(serve: Service, redis: Redi
 
 
 async def test_on_a_cluster_the_names_are_those_of_the_page_too(cluster_serve: Service, cluster: Cluster) -> None:
-    one, other = await cluster_serve(), await cluster_serve()
+    one, other = await cluster_serve(access=LIMITED), await cluster_serve()
+    assert (await one.post("/api/keys", json={"tenant": "acme"})).status_code == 201
     history = [{"role": "user", "content": "Hello."}]
     given = {"title": "T", "text": "Passwords are reset by the office.", "source": "s"}
     assert (await one.post("/documents", json=given)).status_code == 201
