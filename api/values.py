@@ -297,9 +297,12 @@ def owner_of(tenant: str) -> str:
     return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+ERASED: Final = "erased:"
+
+
 def erased_tag(tenant: str) -> str:
     """The tag of the answers of an erased tenant. Unlike other tags it does not name the tenant."""
-    return f"erased:{owner_of(tenant)}"
+    return f"{ERASED}{owner_of(tenant)}"
 
 
 NO_TENANT: Final = "-"

@@ -73,7 +73,7 @@ class BackupSource(Protocol):
     async def corpus(self, tenant: str) -> tuple[int, str]: ...
 
 
-DocumentOutcome = Literal["restored", "to embed", "unchanged", "newer kept", "refused"]
+DocumentOutcome = Literal["restored", "to embed", "unchanged", "newer kept", "erased since", "refused"]
 AnswerOutcome = Literal[
     "restored", "restored stale", "there already", "outdated", "deleted since", "expired", "no room"
 ]

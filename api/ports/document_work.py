@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol
 
 from api.ports.answer_cache import Selection
 from api.ports.document_store import Chunk, DocumentFacts, FailedChunk
-from api.values import EmbedderIdentity, Vector, erased_tag
+from api.values import ERASED, EmbedderIdentity, Vector, erased_tag
 
 WorkPhase = Literal["store", "tell"]
 """The remaining steps of a change: all, or only notifying the cache."""
@@ -186,7 +186,8 @@ def ranges_of(tags: Mapping[str, int]) -> list[tuple[int, int]]:
 
 def tags_for(tags: Mapping[str, int], tenants: Collection[str]) -> Mapping[str, int]:
     """The tags without those of other tenants. No tenants: all."""
-    others = {tag for tag in tags if tag.startswith("tenant:") and tag.removeprefix("tenant:") not in tenants}
+    own = {tag for tenant in tenants for tag in (f"tenant:{tenant}", erased_tag(tenant))}
+    others = {tag for tag in tags if tag.startswith(("tenant:", ERASED)) and tag not in own}
     return {tag: at for tag, at in tags.items() if not tenants or tag not in others}
 
 

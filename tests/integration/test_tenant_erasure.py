@@ -95,6 +95,15 @@ async def export(redis_url: str, file: Path) -> Counter[str]:
     return Counter(json.loads(line)["is"] for line in text.splitlines())
 
 
+async def restored(redis_url: str, file: Path) -> dict[str, int]:
+    """Returns what became of the documents of an export that was restored."""
+    arguments = ["restore", str(file), "--documents", "--json"]
+    result = await asyncio.to_thread(lambda: CliRunner().invoke(commands, arguments, env={"REDIS_URL": redis_url}))
+    assert result.exit_code == 0, result.output
+    found: dict[str, int] = json.loads(result.stdout)["documents"]
+    return found
+
+
 async def test_nothing_of_the_tenant_is_left_and_all_of_the_others(
     serve: Service, redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
@@ -123,6 +132,8 @@ async def test_nothing_of_the_tenant_is_left_and_all_of_the_others(
     assert len((await client.get("/documents", params={"tenant": OTHER})).json()["documents"]) == 2
     assert (await ask(other, "When is the quokka fed?", tenant=OTHER))["cache"]["status"] == "hit"
     assert any(b"quokka" in key or b"quokka" in value for key, value in left.items())
+    assert await restored(redis_url, tmp_path / "export.jsonl") == {"erased since": 2}
+    assert traces(await everything(redis)) == []
     again = await ask(other, "When is the zebrafish fed?", tenant=TENANT)
     assert (again["cache"]["status"], again["sources"]) == ("miss", [])
 

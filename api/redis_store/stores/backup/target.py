@@ -32,7 +32,7 @@ from api.redis_store.stores.documents.embeddings import RedisReembedding
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDocumentWork
 from api.redis_store.stores.fleet import RedisLeaderLease
-from api.values import EmbedderIdentity
+from api.values import ERASED, EmbedderIdentity, erased_tag
 
 TRIES: Final = 5
 """Retries of answers whose documents are changing. After that they are left out."""
@@ -389,9 +389,19 @@ class RedisBackupTarget:
         self._answers = answers
         self._deletions = deletions
         self._sweep = sweep
+        self._erased: Mapping[str, int] | None = None
+        """When tenants were erased; None before the first document."""
 
     async def put_document(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome:
-        """Puts a document into service, all of it at once, or returns why not."""
+        """Puts a document into service, all of it at once, or returns why not.
+
+        One of a tenant that was erased since comes back only with `replace`.
+        """
+        if self._erased is None:
+            self._erased = {tag: at for tag, at in (await self._deletions.noted()).items() if tag.startswith(ERASED)}
+        about = stored.document
+        if not replace and self._erased.get(erased_tag(about.facts.tenant), 0) >= about.updated_ms:
+            return "erased since"
         outcome = await self._documents.put(stored, replace=replace, dry_run=dry_run)
         if dry_run and outcome == "restored":
             self._answers.assumed[stored.document.id] = stored.document.digest
