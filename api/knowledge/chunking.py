@@ -13,16 +13,16 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-from semantic_text_splitter import MarkdownSplitter
 
 from api.knowledge.markdown import FENCED, heading_words
 from api.knowledge.plain_text import PAGE
 from api.ports.document_store import Chunk
 
 if TYPE_CHECKING:
+    from semantic_text_splitter import MarkdownSplitter
     from tokenizers import Tokenizer
 
 CHARACTERS: Final = 3.2
@@ -76,14 +76,25 @@ class Chunker:
     def __init__(
         self, count: Callable[[str], int], size: int, overlap: int, tokenizer: Tokenizer | None = None
     ) -> None:
-        self._splitter = (
-            MarkdownSplitter.from_callback(count, size, overlap)
-            if tokenizer is None
-            else MarkdownSplitter.from_huggingface_tokenizer(tokenizer, size, overlap)
-        )
         self._size = size
+        self._overlap = overlap
+        self._tokenizer = tokenizer
         self._count = count if tokenizer is None else TokenCounter(tokenizer)
-        self._strict = MarkdownSplitter.from_callback(self._count, size, overlap)
+
+    @cached_property
+    def _splitter(self) -> MarkdownSplitter:
+        """Made for the first document: it copies the tokenizer, and most workers read no documents."""
+        from semantic_text_splitter import MarkdownSplitter
+
+        if self._tokenizer is None:
+            return self._strict
+        return MarkdownSplitter.from_huggingface_tokenizer(self._tokenizer, self._size, self._overlap)
+
+    @cached_property
+    def _strict(self) -> MarkdownSplitter:
+        from semantic_text_splitter import MarkdownSplitter
+
+        return MarkdownSplitter.from_callback(self._count, self._size, self._overlap)
 
     def chunks(self, text: str) -> list[Chunk]:
         """The chunks in order, numbered from 0.

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Final
 
-from charset_normalizer import from_bytes
-
 from api.errors import PayloadTooLarge, UnreadableDocument
 from api.knowledge import markdown
 from api.knowledge.kinds import CODE, MARKDOWN, TSV
@@ -151,6 +149,8 @@ def _guess(data: bytes) -> str | None:
     Isolated non-ASCII letters usually mean a Latin script, where a general guess would find Chinese. In Shift-JIS and
     in UTF-16 without a mark they may be isolated too, so those are tried if no Latin encoding fits.
     """
+    from charset_normalizer import from_bytes  # 2 MB that few documents need
+
     runs = _HIGH.findall(data)
     if 2 * sum(len(run) == 1 for run in runs) > len(runs):
         matches = [match for page in _LATIN if (match := from_bytes(data, cp_isolation=[page]).best()) is not None]
