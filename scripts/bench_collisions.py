@@ -1,4 +1,4 @@
-"""Searches for suffixes that make an attacker's question hit for a victim's question: docs/semantic-cache.md.
+"""Searches for suffixes that make an attacker's question hit for a victim's question: docs/chaos.md.
 
     .venv/bin/python -m scripts.bench_collisions [--targets 100] [--words 10] [--beam 1]
 
@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -60,7 +61,10 @@ class Search:
         self._beam = beam
         known = sorted(self._model.tokenizer.get_vocab().items(), key=lambda one: int(one[1]))
         self._vocabulary = [word for word, _ in known if re.fullmatch(r"[a-z]{3,}", word)][:FREQUENT]
-        self._vectors = self.encoded(self._vocabulary)
+
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        return self.encoded(self._vocabulary)
 
     def encoded(self, texts: Sequence[str]) -> np.ndarray:
         """Returns one row per text."""
@@ -72,11 +76,10 @@ class Search:
     def attack(self, attacker: str, victim: str) -> Attempt:
         """Appends words until a question is a hit for the victim's, or there are too many."""
         target = self.encoded([victim])[0]
-        nearest = np.argsort(-(self._vectors @ target))[:NEAREST]
-        choices = list(dict.fromkeys([*victim.split(), *(self._vocabulary[index] for index in nearest)]))
+        choices = self._choices(victim, target) if self._words else []
         asked, guards, best = read(victim), Counter[str](), (-1.0, attacker)
         texts = [" ".join((attacker, *[victim] * times)) for times in range(REPEATED + 1)]
-        for _ in range(self._words + 1):
+        for number in range(self._words + 1):
             similarities = self.encoded(texts) @ target
             order = [int(index) for index in np.argsort(-similarities)]
             hit = _first_hit(asked, [texts[index] for index in order if similarities[index] >= THRESHOLD], guards)
@@ -86,9 +89,15 @@ class Search:
             if highest <= best[0]:
                 break
             best = (highest, texts[order[0]])
+            if number == self._words:
+                break
             beam = [texts[index] for index in order[: self._beam]]
             texts = list(dict.fromkeys(f"{text} {word}" for text in beam for word in choices))
         return Attempt(best[0], best[0] >= THRESHOLD, False, best[1], guards)
+
+    def _choices(self, victim: str, target: np.ndarray) -> list[str]:
+        nearest = np.argsort(-(self._vectors @ target))[:NEAREST]
+        return list(dict.fromkeys([*victim.split(), *(self._vocabulary[index] for index in nearest)]))
 
 
 def _first_hit(asked: Features, texts: Sequence[str], guards: Counter[str]) -> str | None:

@@ -238,27 +238,32 @@ async def writes_documents(traffic: Traffic, client: httpx.AsyncClient) -> None:
     version = traffic.versions[tenant] = traffic.versions[tenant] + 1
     text = f"The handbook of {tenant} has version {version}."
     body = {"title": f"Handbook {version}", "text": text, "source": "handbook", "tenant": tenant}
-    begin, ends = time.monotonic(), NEVER
+    begin, ends, stored = time.monotonic(), NEVER, None
     async with traffic.noted("POST /documents") as end:
         response = await client.post("/documents", json=body, headers=_ADMIN)
-        if _ended(end, response) and await _is_ready(client, response.json(), tenant):
-            traffic.confirmed[tenant] = version
-            ends = time.monotonic()
+        if _ended(end, response):
+            stored = response.json()
+    if stored is not None and await _is_ready(traffic, client, stored, tenant):
+        traffic.confirmed[tenant] = version
+        ends = time.monotonic()
     traffic.documents.append(Operation(tenant, "write", version, begin, ends))
     await asyncio.sleep(0.3)
 
 
-async def _is_ready(client: httpx.AsyncClient, document: Mapping[str, Any], tenant: str) -> bool:
-    """Waits until the document is in service. False if it cannot be seen."""
+async def _is_ready(traffic: Traffic, client: httpx.AsyncClient, document: Mapping[str, Any], tenant: str) -> bool:
+    """Waits until the document is in service. False if it cannot be seen, or if that takes long."""
     revision = document["revision"]
     for _ in range(40):
         if document["status"] == "ready":
             return bool(document["revision"] >= revision)
         await asyncio.sleep(0.1)
-        response = await client.get(f"/documents/{document['id']}", headers=_headers(tenant))
-        if not response.is_success:
+        async with traffic.noted("GET /documents/{document}") as end:
+            response = await client.get(f"/documents/{document['id']}", headers=_headers(tenant))
+            if not _ended(end, response):
+                return False
+            document = response.json()
+        if end["outcome"] != "ok":
             return False
-        document = response.json()
     return False
 
 
