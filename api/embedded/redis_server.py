@@ -260,6 +260,7 @@ def redis_command(binary: RedisBinary, files: RedisFiles, port: int, arguments: 
     command = [str(binary.server), "--port", str(port), "--bind", "127.0.0.1"]
     command += ["--dir", str(files.directory.resolve()), "--save", "", "--appendonly", _yes(files.persistent)]
     command += ["--daemonize", "no", "--logfile", "", "--loadmodule", str(binary.search_module)]
+    command += ["--hash-max-listpack-value", "4096"]  # a cached answer in one piece takes 600 bytes less
     if files.socket is not None:
         command += ["--unixsocket", str(files.socket), "--unixsocketperm", "700"]
     return command + list(arguments)

@@ -51,6 +51,12 @@ def test_it_has_the_search_module() -> None:
         wait_until(lambda: client.ft("idx").search("@colour:{red}").total == 1)
 
 
+def test_it_keeps_an_entry_of_the_cache_in_one_piece() -> None:
+    with embedded_redis(persistent=False) as server, Redis(port=server.port) as client:
+        client.hset("entry", mapping={"vector": bytes(1536), "answer": "a" * 2_000})
+        assert client.object("encoding", "entry") == b"listpack"
+
+
 def test_data_and_index_survive_a_crash(tmp_path: Path) -> None:
     with embedded_redis(tmp_path / "redis", arguments=["--appendfsync", "always"]) as server:
         with Redis.from_url(server.url) as client:
