@@ -42,17 +42,17 @@ def left(response: httpx.Response) -> dict[str, tuple[int, int]]:
 
 async def test_requests_are_counted_exactly_over_all_workers(serve: Service) -> None:
     workers = [await serve(access=ACCESS) for _ in range(3)]
-    key, other = await new_key(workers[0], requests_per_minute=10), await new_key(workers[0])
+    key, other = await new_key(workers[0], requests_per_minute=5), await new_key(workers[0])
     await ask(workers[0], other, "What?")
     calls = [ask(workers[number % 3], key, "What?") for number in range(40)]
     responses = await asyncio.gather(*calls)
     found = Counter(response.status_code for response in responses)
-    assert found == {200: 10, 429: 30}, "one more each 6 s"
+    assert found == {200: 5, 429: 35}, "one more each 12 s"
     refused = next(response for response in responses if response.status_code == 429)
     assert refused.headers["Content-Type"] == "application/problem+json"
     assert refused.json()["limit"] == "key-requests"
-    assert 1 <= int(refused.headers["Retry-After"]) <= 6
-    assert refused.headers["RateLimit-Policy"] == '"key-requests";q=10;w=60'
+    assert 1 <= int(refused.headers["Retry-After"]) <= 12
+    assert refused.headers["RateLimit-Policy"] == '"key-requests";q=5;w=60'
     assert (await ask(workers[1], other, "What?")).status_code == 200, "another key"
 
 
@@ -61,7 +61,7 @@ async def test_headers_show_what_is_left_and_warn(serve: Service) -> None:
     key = await new_key(client, requests_per_minute=5)
     responses = [await ask(client, key, "What?") for _ in range(5)]
     assert [left(one)["key-requests"][0] for one in responses] == [4, 3, 2, 1, 0]
-    assert left(responses[-1])["tenant-requests"][0] == 95
+    assert left(responses[-1])["tenant-requests"][0] >= 95
     assert 45 <= left(responses[-1])["key-requests"][1] <= 60
     warned = [one.headers.get("X-Ragherd-Limit-Warning") for one in responses]
     assert warned == [None, None, None, None, "key-requests"]
