@@ -175,7 +175,7 @@ async def test_restoring_twice_changes_nothing(serve: Service, redis: Redis, rag
     assert said == "documents: unchanged 1\nanswers: there already 1\n"
     assert await ok(ragherd, "restore", file, "--dry-run", prefix=NEW) == f"{said}Nothing was changed.\n"
     after = {key: await _content(redis, key) async for key in redis.scan_iter(f"{NEW}*")}
-    changing = {f"{NEW}deleted".encode(), f"{NEW}corpus:embedders".encode()}
+    changing = {f"{NEW}{key}".encode() for key in ("deleted", "corpus:embedders", "audit")}
     assert {key for key in before | after if before.get(key) != after.get(key)} <= changing
 
 

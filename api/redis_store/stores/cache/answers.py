@@ -36,7 +36,7 @@ from api.redis_store.stores.cache.sweep import RUNNING, TAGS_LIFETIME_MS
 from api.redis_store.stores.documents.document_records import corpus_of, owner_of
 from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.limits import RedisLimits, decide
-from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Usage, Vector, erased_tag, source_of
+from api.values import ERASED, CachedAnswer, CacheMatch, EmbedderIdentity, Usage, Vector, source_of
 
 COMPARED: Final = "meaning"
 """New documents are compared with the entry by the meaning of its question."""
@@ -374,7 +374,7 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer, release: str) 
 
 def _tags(digest: str, tenant: str) -> list[str]:
     """The invalidation tags of a question's answer, whatever it cites."""
-    return ["all", RUNNING, f"tenant:{tenant}", erased_tag(tenant), f"question:{digest}"]
+    return ["all", RUNNING, f"tenant:{tenant}", f"{ERASED}{owner_of(tenant)}", f"question:{digest}"]
 
 
 def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
