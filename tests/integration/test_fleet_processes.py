@@ -7,7 +7,10 @@ import os
 import signal
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 import redis as sync_redis
 
 from tests.stub_ollama import StubProcess, stub_process
+from tests.support.each_worker import each_worker, seconds_until_all
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.support.load import constant_load
 from tests.support.waiting import wait_until
@@ -218,3 +222,32 @@ def test_a_client_that_leaves_stops_the_generation(fleet: Fleet, ollama: StubPro
     breaker = replica.get("/api/circuit-breaker/metrics").json()
     assert (breaker["ignored_calls"], breaker["failure_count"]) == (1, 0)
     assert not any("Traceback" in line or "ASGI" in line for line in replica.lines())
+
+
+def test_every_process_counts_the_same_requests_and_refuses_a_revoked_key_within_a_second(fleet: Fleet) -> None:
+    admin = {"Authorization": "Bearer the-admin-key"}
+    settings = {"REQUIRE_KEYS": "true", "ADMIN_KEYS": "the-admin-key"}
+    replicas = [fleet(**settings), fleet(**settings)]
+    with each_worker([replica.url() for replica in replicas], 4) as clients:
+        client = next(iter(clients.values()))
+
+        def new_key(**limits: int) -> Any:
+            return client.post("/api/keys", json={"tenant": "acme", **limits}, headers=admin).raise_for_status().json()
+
+        def status(worker: httpx.Client, key: Any) -> int:
+            headers = {"Authorization": f"Bearer {key['secret']}"}
+            return worker.post("/query", json={"question": QUESTION}, headers=headers).status_code
+
+        limited, revoked = new_key(requests_per_minute=6), new_key()
+        assert [status(worker, revoked) for worker in clients.values()] == [200] * 4
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda worker: [status(worker, limited) for _ in range(15)], clients.values())
+            counts = Counter(code for codes in found for code in codes)
+        assert counts == {200: 6, 429: 54}, "one more each 10 s"
+
+        def revoke() -> float:
+            began = time.monotonic()
+            assert client.delete(f"/api/keys/{revoked['id']}", headers=admin).status_code == 200
+            return began
+
+        assert seconds_until_all(clients, lambda worker: status(worker, revoked) == 401, revoke) < 1
