@@ -15,7 +15,7 @@ import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast
@@ -67,6 +67,11 @@ class HttpConnection(asyncio.Protocol):
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLIN)
         return bool(poll.poll(0))
+
+    @property
+    def is_encoded(self) -> bool:
+        """True if a proxy has compressed the body."""
+        return b"content-encoding" in dict(self.headers)
 
     def abort(self) -> None:
         """Closes the connection."""
@@ -120,6 +125,11 @@ class HttpConnection(asyncio.Protocol):
             self._is_paused = False
             self._transport.resume_reading()
         return part
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises `httpx.TransportError`."""
+        while part := await self.part():
+            yield part
 
     async def _next_change(self) -> None:
         self._changed = asyncio.get_running_loop().create_future()

@@ -146,9 +146,9 @@ class Exchange:
         """The answer's body as it comes, decoded if a proxy has compressed it."""
         connection = self._connection
         assert connection is not None, "open() comes first"
-        if any(name == b"content-encoding" for name, _ in connection.headers):
+        if connection.is_encoded:
             return httpx.Response(200, headers=connection.headers, stream=_Parts(connection)).aiter_bytes()
-        return _parts(connection)
+        return connection.parts()
 
     def close(self) -> None:
         """Ends the exchange. An answer not read to its end costs its connection, which stops Ollama's generation."""
@@ -165,11 +165,6 @@ class Exchange:
         return bytes(body[:ERROR_BODY_LIMIT])
 
 
-async def _parts(connection: HttpConnection) -> AsyncIterator[bytes]:
-    while part := await connection.part():
-        yield part
-
-
 class _Parts(httpx.AsyncByteStream):
     """The body as httpx decodes it."""
 
@@ -177,4 +172,4 @@ class _Parts(httpx.AsyncByteStream):
         self._connection = connection
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return _parts(self._connection)
+        return self._connection.parts()

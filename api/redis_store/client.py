@@ -31,9 +31,9 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 from redis.maint_notifications import MaintNotificationsConfig
 
 from api.errors import StoreUnavailable
-from api.redis_store.batching import BatchingRedis
 from api.redis_store.cluster import HealthGatedCluster, Node, SlotMap
-from api.redis_store.health_gated import HealthGatedRedis, LagTolerantConnection, RedisHealthEvents
+from api.redis_store.connections import BatchingRedis, LagTolerantConnection
+from api.redis_store.health_gated import HealthGatedRedis, RedisHealthEvents
 
 # -- connections -------------------------------------------------------------------------------------------------------
 

@@ -2,22 +2,17 @@
 
 A lost Redis costs the first caller at most its timeout. From then on every call fails at once, until a background check
 sees Redis answer again and accept writes. A read-only replica counts as lost.
-
-The timeouts of `LagTolerantConnection` ignore the worker's own lag, so a busy worker does not take Redis for lost.
-redis-py sends through `asyncio.wait_for`. On Python 3.11 it loses a cancellation that arrives just as the command has
-been written, and it costs a task per command. So redis-py gets no timeout; each wait has a `LagTimeout` instead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
@@ -31,7 +26,6 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from api.cancellation import LagTimeout
 from api.errors import StoreUnavailable
 from api.redis_store.keys import Keys
 
@@ -46,71 +40,6 @@ LOST = (
     OSError,
     TimeoutError,
 )
-ROOM: Final = 16 * 1024
-"""Largest write (bytes) that never has to wait: buffers of asyncio and uvloop are at least four times as large."""
-
-
-class LagTolerantConnection(AbstractConnection):
-    """A mixin for redis-py's connection classes; list it first.
-
-    `socket_timeout` applies to each write and to the wait for its reply (s).
-    """
-
-    def __init__(self, *, socket_timeout: float | None = None, **options: Any) -> None:
-        super().__init__(socket_timeout=None, **options)
-        self._timeout = socket_timeout
-
-    async def _connect(self) -> None:
-        """Connects like redis-py, which handles the `TimeoutError`."""
-        timeout = self.socket_connect_timeout
-        if timeout is None:
-            await super()._connect()  # type: ignore[safe-super, no-untyped-call]
-            return
-        self.socket_connect_timeout = None
-        try:
-            with LagTimeout(timeout):
-                await super()._connect()  # type: ignore[safe-super, no-untyped-call]
-        finally:
-            self.socket_connect_timeout = timeout
-
-    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
-        """Sends like redis-py. If it must connect first, that has a separate timeout."""
-        if not self.is_connected:
-            await self.connect_check_health(check_health=False)
-        if self._timeout is None or self._cannot_wait(command):
-            await super().send_packed_command(command, check_health)
-            return
-        try:
-            with LagTimeout(self._timeout):
-                await super().send_packed_command(command, check_health)
-        except TimeoutError:  # redis-py has closed the connection
-            raise RedisTimeoutError("Timeout writing to socket") from None
-
-    def _cannot_wait(self, command: bytes | str | Iterable[bytes]) -> bool:
-        """Returns whether the write fits into an empty buffer, as nearly all do."""
-        writer = self._writer
-        if writer is None or self.health_check_interval or not isinstance(command, list):
-            return False
-        size = sum(map(len, command))
-        return size < ROOM and writer.transport.get_write_buffer_size() == 0
-
-    async def read_response(
-        self,
-        disable_decoding: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - of redis-py
-        *,
-        disconnect_on_error: bool = True,
-        push_request: bool | None = False,
-    ) -> Any:
-        """Reads like redis-py. A `timeout` of the caller replaces this connection's."""
-        options: dict[str, Any] = {"disconnect_on_error": disconnect_on_error, "push_request": push_request}
-        if timeout is not None or self._timeout is None:
-            return await super().read_response(disable_decoding, timeout, **options)
-        try:
-            with LagTimeout(self._timeout):
-                return await super().read_response(disable_decoding, **options)
-        except TimeoutError:
-            raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
 
 
 class SlotMoved(StoreUnavailable):

@@ -155,7 +155,7 @@ def test_without_keys_no_other_address_is_listened_on_whoever_gives_it(start: St
     assert code == 2
     assert lines == [
         "API_KEYS: without keys, anyone who can reach 0.0.0.0 may use the service; "
-        "set API_KEYS=tenant=key,..., or allow it with ALLOW_ANONYMOUS=true"
+        "set API_KEYS=tenant=key,... or REQUIRE_KEYS=true, or allow it with ALLOW_ANONYMOUS=true"
     ]
 
 
@@ -163,7 +163,7 @@ def test_where_callers_without_a_key_are_meant_the_log_says_so(start: Start) -> 
     gunicorn = start(GUNICORN_CMD_ARGS="--bind=0.0.0.0:0 --bind=127.0.0.1:0", ALLOW_ANONYMOUS="true", ready=False)
     wait_until(
         lambda: (
-            "anyone who can reach 0.0.0.0 may use the service, because API_KEYS is not set" in "".join(gunicorn.lines())
+            "anyone who can reach 0.0.0.0 may use the service, because no key is required" in "".join(gunicorn.lines())
         )
     )
 

@@ -12,8 +12,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from api.embedded.redis_server import embedded_redis
-from api.redis_store.batching import BatchingRedis
 from api.redis_store.client import RedisAddress, short_commands
+from api.redis_store.connections import BatchingRedis
 from tests.support.round_trips import round_trips
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
-from api.redis_store.health_gated import LagTolerantConnection
+from api.redis_store.connections import LagTolerantConnection
 from api.redis_store.scripts import lua, sections
 from scripts.check_lua import STORE
 

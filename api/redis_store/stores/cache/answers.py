@@ -156,7 +156,7 @@ class RedisAnswerCache:
         if before is not None and before[0] == values:
             return before[1]
         answer = self._decoded(entry, values)
-        if answer is not None and sum(len(value or b"") for value in values) <= LONGEST_AGAIN:
+        if answer is not None and len(b"".join(filter(None, values))) <= LONGEST_AGAIN:
             self._decoded_before.pop(entry, None)
             self._decoded_before[entry] = values, answer
             if len(self._decoded_before) > MOST_AGAIN:

@@ -1,0 +1,176 @@
+"""How commands reach Redis: patient timeouts, and one write for all commands of a round of the event loop.
+
+The timeouts of `LagTolerantConnection` ignore the worker's own lag, so a busy worker does not take Redis for lost.
+redis-py sends through `asyncio.wait_for`. On Python 3.11 it loses a cancellation that arrives just as the command has
+been written, and it costs a task per command. So redis-py gets no timeout; each wait has a `LagTimeout` instead.
+
+`BatchingRedis` sends the commands of one round together. A write is a system call, and redis-py adds a lock, a health
+check and its own metrics to each command. At 32 questions at once, several are about to send a command whenever the
+event loop comes round. Together they cost little more than one.
+
+A batch is no transaction: Redis may run commands of other clients in between. A command that fails fails alone, a lost
+connection fails all of the batch. A caller that is cancelled leaves its command to run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection, Connection
+from redis.connection import HiredisRespSerializer
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from api.cancellation import LagTimeout, cancel_and_wait
+
+SEARCH: Final = "FT."
+"""Commands of the search module may take long, and run in a thread of Redis. The others of a batch go first."""
+_pack: Final = HiredisRespSerializer().pack
+ROOM: Final = 16 * 1024
+"""Largest write (bytes) that never has to wait: buffers of asyncio and uvloop are at least four times as large."""
+
+
+class LagTolerantConnection(AbstractConnection):
+    """A mixin for redis-py's connection classes; list it first.
+
+    `socket_timeout` applies to each write and to the wait for its reply (s).
+    """
+
+    def __init__(self, *, socket_timeout: float | None = None, **options: Any) -> None:
+        super().__init__(socket_timeout=None, **options)
+        self._timeout = socket_timeout
+
+    async def _connect(self) -> None:
+        """Connects like redis-py, which handles the `TimeoutError`."""
+        timeout = self.socket_connect_timeout
+        if timeout is None:
+            await super()._connect()  # type: ignore[safe-super, no-untyped-call]
+            return
+        self.socket_connect_timeout = None
+        try:
+            with LagTimeout(timeout):
+                await super()._connect()  # type: ignore[safe-super, no-untyped-call]
+        finally:
+            self.socket_connect_timeout = timeout
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        """Sends like redis-py. If it must connect first, that has a separate timeout."""
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if self._timeout is None or self._cannot_wait(command):
+            await super().send_packed_command(command, check_health)
+            return
+        try:
+            with LagTimeout(self._timeout):
+                await super().send_packed_command(command, check_health)
+        except TimeoutError:  # redis-py has closed the connection
+            raise RedisTimeoutError("Timeout writing to socket") from None
+
+    def _cannot_wait(self, command: bytes | str | Iterable[bytes]) -> bool:
+        """Returns whether the write fits into an empty buffer, as nearly all do."""
+        writer = self._writer
+        if writer is None or self.health_check_interval or not isinstance(command, list):
+            return False
+        size = sum(map(len, command))
+        return size < ROOM and writer.transport.get_write_buffer_size() == 0
+
+    async def read_response(
+        self,
+        disable_decoding: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - of redis-py
+        *,
+        disconnect_on_error: bool = True,
+        push_request: bool | None = False,
+    ) -> Any:
+        """Reads like redis-py. A `timeout` of the caller replaces this connection's."""
+        options: dict[str, Any] = {"disconnect_on_error": disconnect_on_error, "push_request": push_request}
+        if timeout is not None or self._timeout is None:
+            return await super().read_response(disable_decoding, timeout, **options)
+        try:
+            with LagTimeout(self._timeout):
+                return await super().read_response(disable_decoding, **options)
+        except TimeoutError:
+            raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    packed: Sequence[bytes]
+    reply: asyncio.Future[Any]
+
+    def is_search(self) -> bool:
+        return str(self.arguments[0]).startswith(SEARCH)
+
+    def fail(self, error: BaseException) -> None:
+        """Raises `error` at the caller, unless it has left."""
+        if not self.reply.done():
+            self.reply.set_exception(error)
+
+
+class BatchingRedis(Redis):
+    """Batches single commands. Pipelines and subscriptions are those of redis-py."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._queue: list[_Command] = []
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Runs the command with the next batch."""
+        reply = asyncio.get_running_loop().create_future()
+        command = _Command(args, options, _pack(*args), reply)
+        if not self._queue:
+            task = asyncio.create_task(self._send_queue(), name="redis-batch")
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+        self._queue.append(command)
+        return await reply
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Ends the batches in progress, and closes the connections."""
+        await cancel_and_wait(self._sending)
+        await super().aclose(close_connection_pool)
+
+    async def _send_queue(self) -> None:
+        batch, self._queue = self._queue, []
+        if len(batch) > 1:
+            batch.sort(key=_Command.is_search)
+        try:
+            connection: Connection = await self.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                await self._exchange(connection, batch)
+            finally:
+                await self.connection_pool.release(connection)
+        except asyncio.CancelledError:
+            _fail(batch, RedisConnectionError("The client is closed."))
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers get it
+            _fail(batch, error)
+
+    async def _exchange(self, connection: Connection, batch: Sequence[_Command]) -> None:
+        """Sends the commands and reads their replies. After any error but a refusal the connection is closed."""
+        try:
+            await connection.send_packed_command([b"".join([part for one in batch for part in one.packed])])
+            for one in batch:
+                try:
+                    reply = await self.parse_response(connection, one.arguments[0], **one.options)
+                except ResponseError as error:
+                    one.fail(error)
+                else:
+                    if not one.reply.done():
+                        one.reply.set_result(reply)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+
+
+def _fail(batch: Sequence[_Command], error: Exception) -> None:
+    for one in batch:
+        one.fail(error)
