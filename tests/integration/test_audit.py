@@ -108,6 +108,8 @@ async def test_each_action_is_recorded_with_who_what_and_when(serve: Service) ->
     assert by.startswith("key-")
     assert "zebrafish" not in json.dumps(found).lower()
     assert KEY not in json.dumps(found)
+    assert await entries(client, before=found[-2]["id"]) == found[-1:]
+    assert await entries(client, before="0-0") == []
     assert found[-1]["previous"] == FIRST
 
 

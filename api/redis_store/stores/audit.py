@@ -55,6 +55,8 @@ class RedisAuditLog:
 
     async def page(self, limit: int, before: str | None = None) -> Sequence[AuditEntry]:
         """Returns entries, newest first. Raises `StoreUnavailable`."""
+        if before is not None and not any(map(int, before.split("-"))):
+            return []  # nothing comes before 0-0, and Redis refuses to look
         end = "+" if before is None else f"({before}"
         found: Any = await self._redis.run("audit", lambda client: client.xrevrange(self._key, end, "-", limit))
         return [_read(*one) for one in found]
