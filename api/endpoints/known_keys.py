@@ -57,10 +57,10 @@ class KnownKeys:
         if found.epoch > self._epoch or asked_at > self._adopted_at:  # else it may be a late reply
             self._adopt(found.epoch)
         caller = self._caller(found, digest, asked_at)
-        if found.epoch == self._epoch:
-            self._lease.until = max(self._lease.until, asked_at + self._trusted_seconds)
-            self._remember(digest, caller)
-        return caller
+        if found.epoch != self._epoch:
+            return caller  # for this request only: its lease has ended
+        self._lease.until = max(self._lease.until, asked_at + self._trusted_seconds)
+        return self._remembered(digest, caller)
 
     def _caller(self, found: FoundKey, digest: str, asked_at: float) -> Caller | None:
         record = found.record
@@ -73,30 +73,35 @@ class KnownKeys:
             record.id,
             frozenset(map(untagged, record.spec.models)),
             record.spec.limits,
-            lease=self._lease,
+            lease=self._lease if found.epoch == self._epoch else Lease(0.0),
             is_used=True,
         )
         if ends_ms:
             caller.expires_at = asked_at + (ends_ms - found.now_ms) / 1000
         return caller
 
-    def _remember(self, digest: str, caller: Caller | None) -> None:
+    def _remembered(self, digest: str, caller: Caller | None) -> Caller | None:
+        """Returns the one copy of this key, whose uses are written: another request may have read it meanwhile."""
         if caller is None:
             self._wrong[digest] = None
             if len(self._wrong) > MOST:
                 self._wrong.popitem(last=False)
-            return
+            return None
+        kept = self._known.get(digest)
+        if kept is not None and kept.use():
+            return kept
         self._known[digest] = caller
         if len(self._known) > MOST:
-            self._known.popitem(last=False)[1].is_revoked = True  # whoever holds it asks again
+            self._known.popitem(last=False)[1].expires_at = 0.0  # whoever holds it asks again
+        return caller
 
     def _adopt(self, epoch: int) -> None:
-        """Forgets all copies if the epoch is another one."""
+        """Forgets all copies if the epoch is another one. Their lease ends for whoever holds one."""
         if epoch == self._epoch:
             return
         self._epoch, self._adopted_at = epoch, time.monotonic()
-        for caller in self._known.values():
-            caller.is_revoked = True
+        self._lease.until = 0.0
+        self._lease = Lease(0.0)
         self._known.clear()
         self._wrong.clear()
 

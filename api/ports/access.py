@@ -97,7 +97,7 @@ class FoundKey:
 
 @dataclass(slots=True)
 class Lease:
-    """Until when a worker's copies of keys count, by its monotonic clock."""
+    """Until when a worker's copies of keys count, by its monotonic clock. A change of a key ends it."""
 
     until: float = math.inf
 
@@ -116,7 +116,6 @@ class Caller:
     limits: Limits = UNLIMITED
     expires_at: float = math.inf
     lease: Lease = field(default_factory=Lease)
-    is_revoked: bool = False
     is_used: bool = False
     """Whether the key was used since that was last written."""
 
@@ -124,7 +123,7 @@ class Caller:
     def is_valid(self) -> bool:
         """Whether the worker may still trust what it knows."""
         now = time.monotonic()
-        return now < self.expires_at and now < self.lease.until and not self.is_revoked
+        return now < self.expires_at and now < self.lease.until
 
     def use(self) -> bool:
         """Notes a use. Returns whether the worker may still trust what it knows."""

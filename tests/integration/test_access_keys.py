@@ -272,6 +272,19 @@ async def test_a_known_key_is_read_once_and_a_change_makes_it_unknown() -> None:
     assert store.reads == 2, "it is known to be wrong"
 
 
+async def test_a_change_ends_every_copy_also_of_uses_at_the_same_time() -> None:
+    store, secret = stored()
+    known = KnownKeys(store, asyncio.Event(), 60)
+    store.may_reply.clear()
+    asked = [asyncio.create_task(known.find(secret)) for _ in range(3)]
+    await asyncio.sleep(0)
+    store.may_reply.set()
+    callers = await asyncio.gather(*asked)
+    store.record, store.now_epoch = None, 2
+    await known.follow()
+    assert [caller is not None and caller.is_valid for caller in callers] == [False] * 3
+
+
 async def test_a_reply_from_before_a_change_is_not_kept() -> None:
     store, secret = stored()
     known = KnownKeys(store, asyncio.Event(), 60)
@@ -282,7 +295,9 @@ async def test_a_reply_from_before_a_change_is_not_kept() -> None:
     store.record, store.now_epoch = None, 2
     await known.follow()
     store.may_reply.set()
-    assert await late is not None
+    caller = await late
+    assert caller is not None
+    assert not caller.is_valid, "the request that asked is the last"
     assert await known.find(secret) is None
 
 
