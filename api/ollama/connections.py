@@ -53,6 +53,8 @@ class HttpConnection(asyncio.Protocol):
         self._keeps = True
         self._is_complete = True
         self._has_head = False
+        self.is_silent = True
+        """No byte of an answer has arrived."""
         self.status = 0
         self.headers: list[Header] = []
 
@@ -86,6 +88,7 @@ class HttpConnection(asyncio.Protocol):
         self._between = self._unread = 0
         self._parts.clear()
         self._is_complete = self._has_head = False
+        self.is_silent = True
         self.status, self.headers = 0, []
         self._transport.write(request)
 
@@ -148,6 +151,7 @@ class HttpConnection(asyncio.Protocol):
         if self._is_complete:  # the answer to no request
             self.abort()
             return
+        self.is_silent = False
         self._between += len(data)
         try:
             self._parser.feed_data(data)
@@ -200,7 +204,7 @@ class HttpConnection(asyncio.Protocol):
     # -- httptools ----------------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._is_complete:  # a second answer to one request
+        if self._is_complete:  # a second answer to one request, which is ignored
             self._keeps = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -208,6 +212,8 @@ class HttpConnection(asyncio.Protocol):
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self._is_complete:
+            return
         self.status = self._parser.get_status_code()
         self._between = 0
         if self.status < 200:  # such as 100 Continue: another head follows
@@ -219,7 +225,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         self._between = 0
-        if not self._only_head:
+        if not self._is_complete:
             self._parts.append(part)
             self._unread += len(part)
 

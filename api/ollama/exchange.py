@@ -120,8 +120,11 @@ class Exchange:
         connection = self._connection = await self._pool.take(self._trace)
         self._trace.sent = True
         connection.send(self._request)
-        await connection.head()
-        self._trace.answered()
+        try:
+            await connection.head()
+        finally:
+            if not connection.is_silent:
+                self._trace.answered()
         if not 200 <= connection.status < 300:
             body = await self._beginning()
             headers = httpx.Headers(connection.headers)

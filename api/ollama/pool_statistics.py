@@ -27,7 +27,7 @@ class RequestTrace:
         self.connect: float | None = None
         """The TCP handshake, and TLS if there is any."""
         self.first_byte: float | None = None
-        """Seconds until the head of the response was read."""
+        """Seconds until the head of the response was read, or broke off."""
         self.opened = False
         """The request was given a new connection, which then was established or not."""
         self.sent = False
@@ -46,7 +46,7 @@ class RequestTrace:
         self.connect = self.elapsed - self._opening_at
 
     def answered(self) -> None:
-        """The head of the response was read."""
+        """The head of the response was read, or broke off."""
         self.first_byte = self.elapsed
 
     @property

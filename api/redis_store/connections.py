@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, Connection
@@ -114,6 +114,20 @@ class _Command:
             self.reply.set_exception(error)
 
 
+class _Received:
+    """A reply or refusal that was read, for redis-py to parse in place of a connection."""
+
+    __slots__ = ("_reply",)
+
+    def __init__(self, reply: Any) -> None:
+        self._reply = reply
+
+    async def read_response(self, **_: Any) -> Any:
+        if isinstance(self._reply, ResponseError):
+            raise self._reply
+        return self._reply
+
+
 class BatchingRedis(Redis):
     """Batches single commands. Pipelines and subscriptions are those of redis-py."""
 
@@ -136,6 +150,8 @@ class BatchingRedis(Redis):
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Ends the batches in progress, and closes the connections."""
         await cancel_and_wait(self._sending)
+        batch, self._queue = self._queue, []
+        _fail(batch, RedisConnectionError("The client is closed."))
         await super().aclose(close_connection_pool)
 
     async def _send_queue(self) -> None:
@@ -155,20 +171,28 @@ class BatchingRedis(Redis):
             _fail(batch, error)
 
     async def _exchange(self, connection: Connection, batch: Sequence[_Command]) -> None:
-        """Sends the commands and reads their replies. After any error but a refusal the connection is closed."""
+        """Sends the commands and reads their replies. If a reply cannot be read, the connection is closed."""
         try:
             await connection.send_packed_command([b"".join([part for one in batch for part in one.packed])])
             for one in batch:
                 try:
-                    reply = await self.parse_response(connection, one.arguments[0], **one.options)
+                    received = await connection.read_response()
                 except ResponseError as error:
-                    one.fail(error)
-                else:
-                    if not one.reply.done():
-                        one.reply.set_result(reply)
+                    received = error
+                await self._answer(one, cast(Connection, _Received(received)))
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
+
+    async def _answer(self, one: _Command, received: Connection) -> None:
+        """Parses a reply. If that fails, the command fails alone: the connection is in order."""
+        try:
+            reply = await self.parse_response(received, one.arguments[0], **one.options)
+        except Exception as error:  # noqa: BLE001 - a refusal, or a reply that is not what it should be
+            one.fail(error)
+        else:
+            if not one.reply.done():
+                one.reply.set_result(reply)
 
 
 def _fail(batch: Sequence[_Command], error: Exception) -> None:

@@ -11,7 +11,6 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from api.embedded.redis_server import embedded_redis
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.connections import BatchingRedis
 from tests.support.round_trips import round_trips
@@ -77,12 +76,23 @@ async def test_a_lost_connection_fails_the_batch_and_the_next_one_connects_again
     assert await client.ping()
 
 
-async def test_closing_ends_what_is_being_sent() -> None:
-    with embedded_redis(persistent=False) as server:
-        async with short_commands(address(server.url)) as client:
-            await client.ping()
-            blocked = asyncio.create_task(run(client, "BLPOP", "none", 0))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+async def test_a_reply_that_cannot_be_parsed_fails_alone(client: Redis) -> None:
+    def refuse(response: Any, **_: Any) -> None:
+        raise ValueError(f"{response!r} is not what it should be")
+
+    client.set_response_callback("ECHO", refuse)
+    own = await client.client_id()
+    ends = await asyncio.gather(client.incr("a"), run(client, "ECHO", "x"), client.incr("a"), return_exceptions=True)
+    assert [ends[0], type(ends[1]), ends[2]] == [1, ValueError, 2]
+    assert await client.client_id() == own, "the connection is in order"
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+async def test_closing_ends_what_is_being_sent(client: Redis, rounds: int) -> None:
+    blocked = asyncio.create_task(run(client, "BLPOP", "none", 0))
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    await client.aclose()
     with pytest.raises(RedisConnectionError):
-        await blocked
+        await asyncio.wait_for(blocked, 5)
+    assert await asyncio.wait_for(client.ping(), 5), "it opens again, as redis-py does"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -245,7 +246,10 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 1),
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", 0),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 0),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 503 Busy\r\nContent-Length: 2\r\n\r\nno", 0),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 100 Continue\r\n\r\n", 0),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok\0", 0),
+        (CHUNKED + b"2\r\nok\r\n0\r\n\r\n" + CHUNKED + b"2\r\nno\r\n0\r\n\r\n", 0),
     ],
 )
 async def test_an_answer_is_read_to_its_end_and_no_further(answer: bytes, kept: int) -> None:
@@ -282,6 +286,23 @@ async def test_an_answer_that_breaks_off_is_an_error(answer: bytes) -> None:
         with pytest.raises(httpx.TransportError):
             await exchanged(pool, url)
         assert pool.occupancy() == type(pool.occupancy())(0, 0, 0)
+
+
+@pytest.mark.parametrize(("begun", "is_stale"), [(b"", True), (b"HTTP/1.1 200 O", False)])
+async def test_only_silence_on_a_kept_connection_means_that_it_was_stale(begun: bytes, *, is_stale: bool) -> None:
+    trace = RequestTrace()
+    async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", begun) as (url, received):
+        pool = pool_of(url)
+        await exchanged(pool, url)
+        again = Exchange(pool, Requests(httpx.URL(url)).post("/api/chat", b"{}"), trace, "/api/chat", "m")
+        waiting = asyncio.create_task(again.open())
+        while len(received) < 2:
+            await asyncio.sleep(0)
+        pool.connections[0]._socket.shutdown(socket.SHUT_WR)  # the server then closes
+        with pytest.raises(httpx.TransportError):
+            await waiting
+        again.close()
+    assert trace.went_stale is is_stale
 
 
 async def test_an_answer_that_a_proxy_has_compressed_is_decoded() -> None:
