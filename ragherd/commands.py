@@ -48,6 +48,7 @@ COMMANDS: Final = {
     "workers": Entry("fleet", WATCH, "List the live workers of every replica."),
     "preflight": Entry("preflight", CHECK, "Check this environment before a deployment."),
     "smoke": Entry("smoke", CHECK, "Check a service after its deployment."),
+    "rehearse": Entry("rehearse", CHECK, "Rehearse a deployment on a Kubernetes cluster, under load."),
     "doctor": Entry("doctor", CHECK, "Find common faults, and say what to do."),
     "config": Entry("config", CHECK, "Show the settings of this environment, and where each comes from."),
     "quality": Entry(

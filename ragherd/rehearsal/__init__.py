@@ -1,0 +1,1 @@
+"""What `ragherd rehearse` does on a Kubernetes cluster: objects, load, steps and report."""
