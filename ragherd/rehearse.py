@@ -70,9 +70,10 @@ def rehearse(
     began = datetime.now(UTC)
     try:
         given = parsed(manifests_of(manifests, values or [], kubectl.namespace))
-        changes = Changes(kubectl.namespace, image, ollama=ollama, small=small, served=_served(kubectl))
-        adapted = rehearsed(given, changes)
-        rehearsal, found = _prepared(kubectl, adapted, given, options)
+        nodes = _nodes(kubectl)
+        changes = Changes(kubectl.namespace, image, ollama=ollama, small=small, node=nodes[0], served=_served(kubectl))
+        rehearsal = _rehearsal(kubectl, rehearsed(given, changes), given, options, nodes)
+        found = _facts(rehearsal)
     except Unusable as error:
         raise exit_with(str(error), USAGE_ERROR) from None
     except ClusterUnreachable as error:
@@ -95,38 +96,47 @@ def _served(kubectl: Kubectl) -> frozenset[str]:
     return frozenset(kubectl.run("api-versions").split())
 
 
-def _prepared(
-    kubectl: Kubectl, adapted: Rehearsed, given: list[Object], options: Options
-) -> tuple[Rehearsal, dict[str, Any]]:
-    """Returns the rehearsal and what is known before it. Raises `KubectlError` and `Unusable`."""
+def _nodes(kubectl: Kubectl) -> tuple[str, ...]:
+    """Returns the nodes that take pods. Raises `KubectlError` and `Unusable`."""
+    found = tuple(
+        str(each["metadata"]["labels"].get("kubernetes.io/hostname", ""))
+        for each in Kubectl(kubectl.context, "", kubectl.program).items("nodes")
+        if is_ready(each)
+        and not each["spec"].get("unschedulable")
+        and all(one["effect"] == "PreferNoSchedule" for one in each["spec"].get("taints", []))
+    )
+    if not found:
+        raise Unusable("the cluster has no node that takes pods")
+    return found
+
+
+def _rehearsal(
+    kubectl: Kubectl, adapted: Rehearsed, given: list[Object], options: Options, nodes: tuple[str, ...]
+) -> Rehearsal:
+    """Raises `KubectlError`, and `Unusable` if the namespace exists."""
     outside = Kubectl(kubectl.context, "", kubectl.program)
     if outside.run("get", "namespace", kubectl.namespace, "--ignore-not-found", "--output", "name").strip():
         raise Unusable(f"--namespace {kubectl.namespace}: it exists, and a rehearsal removes its namespace")
-    nodes = [
-        each
-        for each in outside.items("nodes")
-        if is_ready(each)
-        and not each["spec"].get("unschedulable")
-        and not any(one["effect"] != "PreferNoSchedule" for one in each["spec"].get("taints", []))
-    ]
-    if not nodes:
-        raise Unusable("the cluster has no node that takes pods")
-    names = tuple(str(each["metadata"]["labels"].get("kubernetes.io/hostname", "")) for each in nodes)
     keys = Keys(*(secrets.token_hex(24) for _ in range(3)))
-    version = json.loads(outside.run("version", "--output", "json")).get("serverVersion", {}).get("gitVersion", "")
-    facts = {
+    return Rehearsal(kubectl, adapted, options, keys, namespace_labels(given), nodes[0], nodes)
+
+
+def _facts(rehearsal: Rehearsal) -> dict[str, Any]:
+    """Returns the document before the first step."""
+    options = rehearsal.options
+    version = json.loads(rehearsal.kubectl.run("version", "--output", "json"))["serverVersion"]["gitVersion"]
+    return {
         "kubernetes": version,
-        "nodes": len(nodes),
-        "replicas": adapted.service["spec"].get("replicas"),
+        "nodes": len(rehearsal.nodes),
+        "replicas": rehearsal.least_replicas,
         "image": options.image,
         "second_image": options.second_image,
         "rate": options.rate,
         "timeout": options.timeout,
-        "left_out": list(adapted.left_out),
+        "left_out": list(rehearsal.manifests.left_out),
         "interrupted": "",
         "steps": [],
     }
-    return Rehearsal(kubectl, adapted, options, keys, namespace_labels(given), names[0], names), facts
 
 
 def _run(rehearsal: Rehearsal, steps: tuple[Step, ...], found: dict[str, Any], *, keep: bool) -> None:

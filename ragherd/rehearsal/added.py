@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ragherd.rehearsal import ollama, probe
-from ragherd.rehearsal.manifests import REDIS, SERVICE, STAND_IN, Object
+from ragherd.rehearsal.manifests import REDIS, SERVICE, STAND_IN, Object, on_node
 
 CLIENT_LABEL: Final = {"ragherd-client": "true"}
 PART: Final = {"app.kubernetes.io/part-of": "ragherd-rehearsal"}
@@ -90,10 +90,10 @@ def probe_program() -> str:
     return inspect.getsource(probe)
 
 
-def load_job(plan: LoadPlan, image: str, node: str, port: int) -> Object:
+def load_job(plan: LoadPlan, image: str, node: str, url: str) -> Object:
     """Returns the Job of a load. It runs once, whatever its end."""
     key = {"valueFrom": {"secretKeyRef": {"name": CLIENT, "key": "key"}}}
-    container = {"args": plan.arguments(f"http://{SERVICE}:{port}"), "env": [{"name": "RAGHERD_API_KEY", **key}]}
+    container = {"args": plan.arguments(url), "env": [{"name": "RAGHERD_API_KEY", **key}]}
     return _object(
         "batch/v1",
         "Job",
@@ -116,8 +116,6 @@ def forbidden_pod(image: str) -> Object:
 
 
 def _pod(image: str, node: str, container: Object) -> Object:
-    where = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}
-    terms = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [where]}}
     return {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -125,7 +123,7 @@ def _pod(image: str, node: str, container: Object) -> Object:
         "terminationGracePeriodSeconds": 5,
         "securityContext": RESTRICTED_POD,
         # On one node: a drained node would take the load with it.
-        **({"affinity": {"nodeAffinity": terms}} if node else {}),
+        **on_node(node),
         "containers": [
             {
                 "name": "client",

@@ -85,6 +85,8 @@ def cannot_drain(rehearsal: Rehearsal) -> str:
     """Returns why no node can be drained, or ''."""
     if len(rehearsal.nodes) < 2:
         return "the cluster has one node"
+    if rehearsal.least_replicas < 2:
+        return "the service has one pod"
     return "" if _drained(rehearsal) else "the load's node has every pod of the service"
 
 
@@ -120,13 +122,17 @@ def _more_than(rehearsal: Rehearsal, least: int) -> int:
 
 
 def _tune(rehearsal: Rehearsal, target: int) -> None:
-    """Sets the CPU target in percent, and waits for nothing. A metric that the cluster lacks would keep every pod."""
+    """Sets the CPU target in percent, and allows one more pod. A metric that the cluster lacks would keep every pod."""
     found = _autoscaler(rehearsal)
     cpu = [one for one in found["spec"]["metrics"] if one["type"] == "ContainerResource"]
     cpu[0]["containerResource"]["target"]["averageUtilization"] = target
     behavior = {"scaleDown": {"stabilizationWindowSeconds": 0, "policies": [_all_at_once()]}}
-    change = {"spec": {"metrics": cpu, "behavior": {**found["spec"]["behavior"], **behavior}}}
-    rehearsal.kubectl.patch(f"{AUTOSCALER}/{found['metadata']['name']}", change, "merge")
+    spec = {
+        "maxReplicas": found["spec"]["minReplicas"] + 1,
+        "metrics": cpu,
+        "behavior": {**found["spec"]["behavior"], **behavior},
+    }
+    rehearsal.kubectl.patch(f"{AUTOSCALER}/{found['metadata']['name']}", {"spec": spec}, "merge")
 
 
 def _all_at_once() -> Mapping[str, Any]:

@@ -42,14 +42,14 @@ class Load:
 
 @contextmanager
 def running(
-    kubectl: Kubectl, plan: LoadPlan, image: str, node: str, port: int, least_seconds: float = 0.0
+    kubectl: Kubectl, plan: LoadPlan, image: str, node: str, url: str, least_seconds: float = 0.0
 ) -> Iterator[Load]:
     """Runs a load during the body, and for the timeout of a request longer: every request of the body counts then.
 
     It lasts at least `least_seconds`.
     """
     load = Load(plan)
-    kubectl.apply([load_job(plan, image, node, port)])
+    kubectl.apply([load_job(plan, image, node, url)])
     pod = ""
     try:
         pod = until(lambda: _running_pod(kubectl, plan.name), START_SECONDS, f"{plan.name} did not start")

@@ -40,6 +40,8 @@ class Changes:
     images: Mapping[str, str] = field(default_factory=dict)
     ollama: str = ""
     small: bool = False
+    node: str = ""
+    """Where the stand-in runs, so that the drain of another node does not stop it."""
     served: frozenset[str] = frozenset()
     """API versions that the cluster serves, such as `apps/v1`. Objects of others are left out."""
 
@@ -58,6 +60,16 @@ class Rehearsed:
 
     def workloads(self) -> list[Object]:
         return [each for each in self.objects if each["kind"] in WORKLOADS]
+
+    @property
+    def ports(self) -> dict[str, tuple[str, int]]:
+        """The Service and its port of `http` and of `metrics`."""
+        return {
+            port["name"]: (each["metadata"]["name"], port["port"])
+            for each in self.objects
+            if each["kind"] == "Service" and label_of(each) == SERVICE
+            for port in each["spec"]["ports"]
+        }
 
     @property
     def service(self) -> Object:
@@ -122,7 +134,7 @@ def namespace_labels(given: Iterable[Object]) -> dict[str, str]:
 
 def _changed(each: Object, changes: Changes) -> Object:
     if each["kind"] == "StatefulSet" and label_of(each) == OLLAMA:
-        each = _stand_in(each)
+        each = _stand_in(each, changes.node)
     if each["kind"] in WORKLOADS:
         for container in containers(each):
             container["image"] = _image(container["image"], changes)
@@ -147,7 +159,14 @@ def _image(given: str, changes: Changes) -> str:
     return changes.images.get(name, given)
 
 
-def _stand_in(ollama: Object) -> Object:
+def on_node(node: str) -> Object:
+    """Returns the affinity of a pod for a node, empty without one."""
+    where = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}
+    terms = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [where]}}
+    return {"affinity": {"nodeAffinity": terms}} if node else {}
+
+
+def _stand_in(ollama: Object, node: str) -> Object:
     """Returns a Deployment with the StatefulSet's name, labels and rights, which runs the stand-in without a GPU."""
     spec = ollama["spec"]["template"]["spec"]
     served = next(one for one in spec["containers"] if one["name"] == OLLAMA)
@@ -171,7 +190,12 @@ def _stand_in(ollama: Object) -> Object:
         "securityContext": served["securityContext"],
         "volumeMounts": [{"name": STAND_IN, "mountPath": f"/{STAND_IN}"}],
     }
-    changed = {**spec, "containers": [container], "volumes": [{"name": STAND_IN, "configMap": {"name": STAND_IN}}]}
+    changed = {
+        **spec,
+        **on_node(node),
+        "containers": [container],
+        "volumes": [{"name": STAND_IN, "configMap": {"name": STAND_IN}}],
+    }
     changed = {key: value for key, value in changed.items() if key not in {"initContainers", "nodeSelector"}}
     return {
         "apiVersion": "apps/v1",

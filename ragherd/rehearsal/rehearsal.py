@@ -53,11 +53,10 @@ class Rehearsal:
     # -- What is deployed ----------------------------------------------------------------------------------------------
 
     @property
-    def port(self) -> int:
-        """The port of the Service."""
-        found = self.manifests.named("Service")
-        assert found is not None
-        return int(found["spec"]["ports"][0]["port"])
+    def address(self) -> str:
+        """The URL of the service inside the namespace."""
+        name, port = self.manifests.ports["http"]
+        return f"http://{name}:{port}"
 
     @property
     def deployment(self) -> str:
@@ -76,6 +75,13 @@ class Rehearsal:
         found = self.kubectl.items("pods", f"{NAME_LABEL}={part}")
         alive = [each for each in found if is_ready(each) and "deletionTimestamp" not in each["metadata"]]
         return sorted(alive, key=lambda each: (each["metadata"]["creationTimestamp"], each["metadata"]["name"]))
+
+    @property
+    def least_replicas(self) -> int:
+        """How many pods of the service the manifests ask for."""
+        autoscaler = self.manifests.named("HorizontalPodAutoscaler")
+        spec = self.manifests.service["spec"] if autoscaler is None else autoscaler["spec"]
+        return int(spec.get("minReplicas" if autoscaler else "replicas", 1))
 
     def replicas(self) -> int:
         """Returns how many pods of the service are wanted."""
@@ -114,7 +120,7 @@ class Rehearsal:
         self.loads += 1
         options = self.options
         plan = LoadPlan(f"load-{self.loads}-{what}", options.rate, LIMIT_SECONDS, options.timeout)
-        with running(self.kubectl, plan, options.image, self.node, self.port, options.seconds) as load:
+        with running(self.kubectl, plan, options.image, self.node, self.address, options.seconds) as load:
             yield load
 
     # -- Requests from inside the cluster ------------------------------------------------------------------------------

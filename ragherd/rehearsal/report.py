@@ -23,7 +23,7 @@ def verdict(found: Document) -> tuple[bool, list[str]]:
     """Returns whether every step passed that ran, and the reasons."""
     by_result = {one: [step for step in found["steps"] if step["result"] == one] for one in (PASSED, FAILED, SKIPPED)}
     reasons = [f"{step['name']}: {clean(step['seen'])}" for step in by_result[FAILED]]
-    reasons += [f"{len(by_result[PASSED])} steps passed"]
+    reasons += [f"{len(by_result[PASSED])} of {len(found['steps'])} steps passed"]
     reasons += [f"{step['name']} was skipped: {clean(step['seen'])}" for step in by_result[SKIPPED]]
     if found["interrupted"]:
         reasons.insert(0, f"Interrupted: {clean(found['interrupted'])}")

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import ragherd
 from ragherd.rehearsal.added import STRANGER, client, forbidden_pod, namespace, secrets, stand_in
-from ragherd.rehearsal.kubectl import Kubectl, KubectlError
+from ragherd.rehearsal.kubectl import Kubectl, KubectlError, until
 from ragherd.rehearsal.manifests import REDIS, SENTINEL, SERVICE, Object
 from ragherd.rehearsal.rehearsal import ADMIN, Rehearsal, StepFailed, container_port, is_ready, names
 from ragherd.rehearsal.steps import Seen
@@ -44,6 +44,8 @@ def apply(rehearsal: Rehearsal) -> Seen:
 
 def become_ready(rehearsal: Rehearsal) -> Seen:
     """Waits for every workload, and compares the service's start with its startup probe."""
+    least = rehearsal.least_replicas
+    until(lambda: rehearsal.replicas() >= least, 60, f"the autoscaler does not ask for {least} pods")
     rehearsal.settled()
     rehearsal.kubectl.run("wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s", seconds=150)
     times = {str(each["metadata"]["name"]): seconds_to_ready(each) for each in rehearsal.pods()}
@@ -159,14 +161,8 @@ def close_breaker(rehearsal: Rehearsal) -> None:
 
 def metrics(rehearsal: Rehearsal) -> Seen:
     """Reads the metrics of a replica through a forwarded port, as a person would."""
-    found = rehearsal.manifests.named("Service")
-    name = next(
-        each["metadata"]["name"]
-        for each in rehearsal.manifests.objects
-        if each["kind"] == "Service" and any(one["name"] == "metrics" for one in each["spec"]["ports"])
-    )
-    assert found is not None
-    with rehearsal.kubectl.forwarded(f"service/{name}", 9090) as url:
+    name, port = rehearsal.manifests.ports["metrics"]
+    with rehearsal.kubectl.forwarded(f"service/{name}", port) as url:
         try:
             text = httpx.get(f"{url}/metrics", timeout=10, trust_env=False).raise_for_status().text
         except httpx.HTTPError as error:
