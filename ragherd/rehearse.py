@@ -33,13 +33,13 @@ def rehearse(
         typer.Argument(help="Folder of an overlay or of the chart, such as k8s/overlays/staging.", show_default=False),
     ],
     image: Annotated[str, typer.Option(help="Image that the cluster's nodes have or can pull.", show_default=False)],
-    second_image: Annotated[str, typer.Option(help="Image to upgrade to, and back from.")] = "",
+    second_image: Annotated[str | None, typer.Option(help="Image to upgrade to, and back from.")] = None,
     values: Annotated[list[Path] | None, typer.Option(help="File with values for the chart. May be repeated.")] = None,
-    context: Annotated[str, typer.Option(help="Context of kubectl. Default: the current one.")] = "",
+    context: Annotated[str | None, typer.Option(help="Context of kubectl. Default: the current one.")] = None,
     namespace: Annotated[
-        str, typer.Option(help="Namespace to create, and to remove at the end. It must not exist.")
-    ] = "",
-    ollama: Annotated[str, typer.Option(help="URL of an Ollama that pods reach. Default: a stand-in.")] = "",
+        str | None, typer.Option(help="Namespace to create, and to remove at the end. It must not exist.")
+    ] = None,
+    ollama: Annotated[str | None, typer.Option(help="URL of an Ollama that pods reach. Default: a stand-in.")] = None,
     small: Annotated[
         bool, typer.Option("--small", help="Request little CPU and memory, for a cluster on a laptop.")
     ] = False,
@@ -65,13 +65,15 @@ def rehearse(
     The exit code is 1 if a step failed, 3 if the cluster cannot be reached.
     """
     steps = _steps(only)
-    kubectl = Kubectl(context, namespace or f"{NAMESPACE}-{secrets.token_hex(3)}")
-    options = Options(image, second_image, rate, seconds, timeout, ready_seconds)
+    kubectl = Kubectl(context or "", namespace or f"{NAMESPACE}-{secrets.token_hex(3)}")
+    options = Options(image, second_image or "", rate, seconds, timeout, ready_seconds)
     began = datetime.now(UTC)
     try:
         given = parsed(manifests_of(manifests, values or [], kubectl.namespace))
         nodes = _nodes(kubectl)
-        changes = Changes(kubectl.namespace, image, ollama=ollama, small=small, node=nodes[0], served=_served(kubectl))
+        changes = Changes(
+            kubectl.namespace, image, ollama=ollama or "", small=small, node=nodes[0], served=_served(kubectl)
+        )
         rehearsal = _rehearsal(kubectl, rehearsed(given, changes), given, options, nodes)
         found = _facts(rehearsal)
     except Unusable as error:
@@ -80,7 +82,7 @@ def rehearse(
         raise exit_with(str(error), UNREACHABLE) from None
     except KubectlError as error:
         raise exit_with(str(error)) from None
-    found |= {"manifests": str(manifests), "ollama": ollama, "began": began.isoformat(timespec="seconds")}
+    found |= {"manifests": str(manifests), "ollama": ollama or "", "began": began.isoformat(timespec="seconds")}
     _run(rehearsal, (*steps, *(() if keep else (DELETE,))), found, keep=keep)
     _finish(found, out, as_json=as_json)
 
