@@ -140,11 +140,11 @@ def failure(verb: str, lines: Sequence[str]) -> KubectlError:
     return kind(f"kubectl {verb}: {said}")
 
 
-def until(found: Callable[[], T], seconds: float, otherwise: str, pause: float = POLL_SECONDS) -> T:
+def until(found: Callable[[], T], seconds: float, otherwise: str) -> T:
     """Calls a function until it returns something true, and returns that. Raises `TooLate`."""
     end = time.monotonic() + seconds
     while not (value := found()):
         if time.monotonic() >= end:
             raise TooLate(f"{otherwise} within {seconds:g} s")
-        time.sleep(pause)
+        time.sleep(POLL_SECONDS)
     return value

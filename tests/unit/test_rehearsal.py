@@ -197,9 +197,10 @@ def test_a_port_that_cannot_be_forwarded_is_an_error(program: Callable[[str], Ku
         pass
 
 
-def test_waiting_ends() -> None:
+def test_waiting_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragherd.rehearsal.kubectl.POLL_SECONDS", 0.01)
     with pytest.raises(TooLate, match=r"no pod within 0\.05 s"):
-        until(lambda: None, 0.05, "no pod", 0.01)
+        until(lambda: None, 0.05, "no pod")
 
 
 # -- What is looked for ------------------------------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+"""The components that publish the service name its Service and port, and its network policy admits them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.k8s.rendered import K8S, Rendered, rendered
+from tests.k8s.test_manifests import KUBERNETES
+from tests.support.needed_tools import need_tool
+
+pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render")
+
+
+def published(folder: Path, component: str) -> Rendered:
+    """Production with one more component."""
+    need_tool("kubectl")
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "ragherd",
+        "resources": [relative(folder, K8S / "base")],
+        "components": [relative(folder, K8S / "components" / component)],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Rendered(list(yaml.safe_load_all(done.stdout)))
+
+
+def relative(folder: Path, target: Path) -> str:
+    """Kustomize takes relative paths only."""
+    return "/".join([".."] * len(folder.resolve().parts[1:]) + list(target.resolve().parts[1:]))
+
+
+def admitted(manifests: Rendered) -> set[str]:
+    """The namespaces that may send requests."""
+    peers = manifests.named("NetworkPolicy")["spec"]["ingress"][0]["from"]
+    return {
+        one["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+        for one in peers
+        if "namespaceSelector" in one
+    }
+
+
+def test_the_ingress_leads_to_the_service(tmp_path: Path) -> None:
+    manifests = published(tmp_path, "ingress")
+    ingress = manifests.named("Ingress")
+    kubernetes_validate.validate(ingress, KUBERNETES, strict=True)
+    [rule] = ingress["spec"]["rules"]
+    ports = {port["name"] for port in manifests.named("Service")["spec"]["ports"]}
+    for path in rule["http"]["paths"]:
+        service = path["backend"]["service"]
+        assert (service["name"], {service["port"]["name"]} <= ports) == ("ragherd", True)
+    assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+    assert "ingress-nginx" in admitted(manifests)
+    assert {path["path"] for path in rule["http"]["paths"]} == {"/query", "/documents"}
+
+
+def test_the_route_of_the_gateway_leads_to_the_service(tmp_path: Path) -> None:
+    manifests = published(tmp_path, "gateway")
+    route = manifests.named("HTTPRoute")["spec"]
+    [rule] = route["rules"]
+    [backend] = rule["backendRefs"]
+    assert backend["port"] in {
+        port["port"] for port in manifests.named(kind="Service", name=backend["name"])["spec"]["ports"]
+    }
+    assert {match["path"]["value"] for match in rule["matches"]} == {"/query", "/documents"}
+    [parent] = route["parentRefs"]
+    assert admitted(manifests) == admitted(rendered("base")) | {parent["namespace"]}

@@ -1,0 +1,166 @@
+"""`ragherd rehearse` against a cluster that answers as a real one did, and against one with a fault in its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ragherd.commands import commands
+from ragherd.rehearsal.kubectl import ClusterUnreachable, Kubectl
+from tests.k8s.recorded_cluster import FORWARD, NAMESPACE, RecordedCluster
+from tests.k8s.rendered import K8S
+from tests.support.needed_tools import need_tool
+
+pytestmark = pytest.mark.once(reason="replays what kubectl answered")
+
+RECORDED = Path(__file__).parent / "recorded"
+IMAGE = "docker.io/library/ragherd:0.1.0"
+SECOND = "docker.io/library/ragherd:0.1.1"
+PROMISES = {"restart", "drain", "autoscale", "redis", "rotate", "upgrade", "bad image"}
+"""The steps of the record in which no request may fail."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[RecordedCluster]:
+    """The staging overlay on two nodes."""
+    recorded = RecordedCluster(RECORDED / "staging.jsonl.gz")
+
+    def run(self: Kubectl, *arguments: str, text: str | None = None, seconds: float = 60.0) -> str:
+        return recorded.run(self, *arguments, text=text, seconds=seconds)
+
+    with (
+        patch.object(Kubectl, "run", run),
+        patch.object(Kubectl, "forwarded", lambda self, what, port: recorded.forwarded(self, what, port)),
+        patch("ragherd.rehearsal.kubectl.POLL_SECONDS", 0.0),
+        patch("ragherd.rehearsal.disruption_steps.BAD_SECONDS", 0.0),
+    ):
+        yield recorded
+
+
+def rehearse(*arguments: str, only: tuple[str, ...] = ()) -> Result:
+    need_tool("kubectl")
+    chosen = [option for one in only for option in ("--only", one)]
+    command = ["rehearse", str(K8S / "overlays/staging"), "--image", IMAGE, "--second-image", SECOND, "--small"]
+    return CliRunner().invoke(commands, [*command, "--namespace", NAMESPACE, *chosen, *arguments])
+
+
+def steps_of(result: Result) -> dict[str, Any]:
+    return {one["name"]: one for one in json.loads(result.stdout)["steps"]}
+
+
+def test_a_good_cluster_passes_every_step(cluster: RecordedCluster, tmp_path: Path) -> None:
+    result = rehearse("--json", "--out", str(tmp_path))
+    steps = steps_of(result)
+    assert {name: one["result"] for name, one in steps.items() if one["result"] != "passed"} == {"primary": "skipped"}
+    assert result.exit_code == 0
+    for name in PROMISES:
+        load = steps[name]["figures"]["load"]
+        assert load["requests"] > 0, name
+        assert load["failed"] == 0, name
+    assert f"delete namespace {NAMESPACE} --ignore-not-found --timeout=240s" in cluster.calls
+    assert json.loads((tmp_path / "rehearsal.json").read_text()) == json.loads(result.stdout)
+    assert "## Passed" in (tmp_path / "rehearsal.md").read_text()
+    assert "Rehearsal on Kubernetes" in (tmp_path / "rehearsal.html").read_text()
+
+
+def test_nothing_is_applied_outside_its_namespace(cluster: RecordedCluster) -> None:
+    rehearse(only=("rights",))
+    applied = [each for one in cluster.applied for each in one["items"]]
+    assert {each["metadata"].get("namespace", NAMESPACE) for each in applied} == {NAMESPACE}
+    assert [each["metadata"]["name"] for each in applied if each["kind"] == "Namespace"] == [NAMESPACE]
+
+
+def failing_load(log: str) -> Any:
+    found = json.loads(log)
+    return {**found, "failed": 1, "errors": {"HTTP 502": 1}, "error_examples": {"HTTP 502": "no answer"}}
+
+
+def slow(found: Any) -> Any:
+    return {**found, "ms": [5.0, 140.0]}
+
+
+def privileged(found: Any) -> Any:
+    for each in found["items"]:
+        each["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
+    return found
+
+
+def opened(found: Any) -> Any:
+    return ["open" for _ in found]
+
+
+def missed(found: Any) -> Any:
+    found[1]["body"]["cache"]["status"] = "miss"
+    return found
+
+
+FAULTS: dict[str, tuple[str, str, Callable[[Any], Any], str]] = {
+    "a request fails": ("restart", "logs", lambda text: json.loads(text) and failing_load(json.dumps(text)), "1 of"),
+    "the breaker is slow": ("breaker", "PROBE spread", slow, "140 ms"),
+    "a pod has more rights": ("rights", "get pods --output json", privileged, "may gain privileges"),
+    "a stranger gets in": (
+        "policies",
+        "exec --stdin rehearsal-stranger",
+        opened,
+        "can connect, and must not: a stranger",
+    ),
+    "the paraphrase is a miss": ("paraphrase", "PROBE send query query", missed, "a miss on another replica"),
+    "an unknown key is in Redis": ("keys", "--scan", lambda text: f"{text}\nrag:unknown:1", "rag:unknown:1"),
+    "the metrics are foreign": ("metrics", FORWARD, lambda _: "up 1\n", "no metric begins with ragherd_"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_cluster_fails_its_step(cluster: RecordedCluster, name: str) -> None:
+    step, call, change, seen = FAULTS[name]
+    cluster.alter(call, change)
+    result = rehearse("--json", only=(step,))
+    found = steps_of(result)[step]
+    assert (found["result"], result.exit_code) == ("failed", 1), found
+    assert seen in found["seen"]
+
+
+def test_an_interrupted_rehearsal_removes_its_namespace(cluster: RecordedCluster) -> None:
+    def interrupt(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    cluster.alter("PROBE spread", interrupt)
+    result = rehearse("--json", only=("breaker",))
+    assert result.exit_code == 130
+    assert json.loads(result.stdout)["interrupted"] == "by the user"
+    assert cluster.calls[-2].startswith(f"delete namespace {NAMESPACE}")
+
+
+def test_a_kept_namespace_stays(cluster: RecordedCluster) -> None:
+    result = rehearse("--keep", only=("rights",))
+    assert f"Kept: kubectl delete namespace {NAMESPACE}" in result.stderr
+    assert not [call for call in cluster.calls if call.startswith("delete namespace")]
+
+
+def test_a_namespace_that_exists_is_left_alone(cluster: RecordedCluster) -> None:
+    cluster.alter("get namespace", lambda _: f"namespace/{NAMESPACE}")
+    result = rehearse()
+    assert (result.exit_code, cluster.applied) == (2, [])
+    assert "it exists" in result.stderr
+
+
+def test_an_unreachable_cluster_has_its_exit_code(cluster: RecordedCluster) -> None:
+    def lost(_: Any) -> Any:
+        raise ClusterUnreachable("kubectl get: connection refused")
+
+    cluster.alter("get nodes", lost)
+    result = rehearse()
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == "ragherd: kubectl get: connection refused\n"
+
+
+def test_a_step_with_another_name_is_refused() -> None:
+    result = rehearse(only=("upgarde",))
+    assert result.exit_code == 2
+    assert "--only upgarde: the steps are apply, ready, rights" in result.stderr
