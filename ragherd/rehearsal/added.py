@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -141,7 +142,8 @@ def _pod(image: str, node: str, container: Object) -> Object:
 
 
 def _secret(name: str, values: dict[str, str]) -> Object:
-    return _object("v1", "Secret", name, type="Opaque", stringData=values)
+    encoded = {key: b64encode(value.encode()).decode() for key, value in values.items()}
+    return _object("v1", "Secret", name, type="Opaque", data=encoded)
 
 
 def _object(version: str, kind: str, name: str, *, labels: dict[str, str] | None = None, **rest: Any) -> Object:
