@@ -22,7 +22,8 @@ REDIS: Final = "redis"
 SENTINEL: Final = "redis-sentinel"
 WORKLOADS: Final = frozenset({"Deployment", "StatefulSet"})
 CLUSTER_WIDE: Final = frozenset({"Namespace", "ClusterRole", "ClusterRoleBinding", "PersistentVolume", "StorageClass"})
-SMALL_REQUESTS: Final = {"cpu": "50m", "memory": "128Mi"}
+SMALL_REQUESTS: Final = {"cpu": "50m", "memory": "32Mi"}
+"""At most the limits of every container."""
 STAND_IN: Final = "stand-in"
 """The ConfigMap with the stand-in's program."""
 

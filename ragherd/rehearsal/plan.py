@@ -55,7 +55,7 @@ STEPS: Final = (
         tidy=disruptions.undo_image,
     ),
 )
-DELETE: Final = Step("delete", "nothing is left", disruptions.delete)
+DELETE: Final = Step("delete", "nothing is left", disruptions.delete, always=True)
 REQUIRED: Final = frozenset({"apply", "ready"})
 
 

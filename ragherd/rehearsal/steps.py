@@ -26,9 +26,8 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`skip` returns why a step makes no sense on this cluster, or ''. Without a `vital` one, no other can follow.
-
-    `tidy` restores what the step changed, also after a failure.
+    """`skip` returns why a step makes no sense on this cluster, or ''. Without a `vital` one, only those follow
+    that are `always` run. `tidy` restores what the step changed, also after a failure.
     """
 
     name: str
@@ -37,6 +36,7 @@ class Step:
     skip: Callable[[Rehearsal], str] = lambda _: ""
     tidy: Callable[[Rehearsal], None] = lambda _: None
     vital: bool = False
+    always: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ def results(steps: Iterable[Step], rehearsal: Rehearsal, began: Callable[[Step],
     """Runs every step, and yields its result. Raises `ClusterUnreachable`."""
     impossible = ""
     for step in steps:
-        if impossible or (impossible_here := step.skip(rehearsal)):
-            yield Result(step.name, step.expects, SKIPPED, impossible or impossible_here)
+        if why := ("" if step.always else impossible) or step.skip(rehearsal):
+            yield Result(step.name, step.expects, SKIPPED, why)
             continue
         began(step)
         result = _result(step, rehearsal)

@@ -116,7 +116,13 @@ def test_a_small_cluster_gets_small_requests_and_the_same_limits() -> None:
     for one, other in zip(small.workloads(), full.workloads(), strict=True):
         for container, origin in zip(containers(one), containers(other), strict=True):
             assert container["resources"]["requests"] == module.SMALL_REQUESTS
+            limit = container["resources"]["limits"]["memory"]
+            assert mebibytes(module.SMALL_REQUESTS["memory"]) <= mebibytes(limit), container["name"]
             assert container["resources"]["limits"] == origin["resources"]["limits"]
+
+
+def mebibytes(size: str) -> int:
+    return int(size[:-2]) * {"Mi": 1, "Gi": 1024}[size[-2:]]
 
 
 @pytest.mark.parametrize(
