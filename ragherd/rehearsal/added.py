@@ -30,6 +30,16 @@ RESTRICTED: Final = {
 }
 
 
+STARTED_LOAD: Final = """
+until python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=2)' "$1/health/live" 2>/dev/null; do
+  sleep 1
+done
+shift
+exec ragherd "$@"
+"""
+"""A network plugin lets a new pod connect only after a moment."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """The secrets of one rehearsal."""
@@ -94,7 +104,8 @@ def probe_program() -> str:
 def load_job(plan: LoadPlan, image: str, node: str, url: str) -> Object:
     """Returns the Job of a load. It runs once, whatever its end."""
     key = {"valueFrom": {"secretKeyRef": {"name": CLIENT, "key": "key"}}}
-    container = {"args": plan.arguments(url), "env": [{"name": "RAGHERD_API_KEY", **key}]}
+    command = ["sh", "-c", STARTED_LOAD, "sh", url, *plan.arguments(url)]
+    container = {"command": command, "env": [{"name": "RAGHERD_API_KEY", **key}]}
     return _object(
         "batch/v1",
         "Job",

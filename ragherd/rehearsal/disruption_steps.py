@@ -17,6 +17,7 @@ from ragherd.rehearsal.steps import Seen, counted, without_failures
 BAD_TAG: Final = "rehearsal-does-not-exist"
 BAD_SECONDS: Final = 30.0
 """How long users are watched while a release cannot start."""
+SCHEDULE_SECONDS: Final = 30.0
 SCALE_UP_SECONDS: Final = 300.0
 SCALE_DOWN_SECONDS: Final = 300.0
 AUTOSCALER: Final = "horizontalpodautoscaler"
@@ -55,7 +56,29 @@ def drain(rehearsal: Rehearsal) -> Seen:
         moved = _evict(rehearsal, node)
         rehearsal.rolled_out()
         seconds = time.monotonic() - began
+        stuck = _without_node(rehearsal)
+    if stuck:
+        raise StepFailed(f"not scheduled while {node} is drained: {'; '.join(stuck)}")
     return without_failures(load, f"{moved} pods left {node} in {seconds:.0f} s", drain_seconds=seconds, pods=moved)
+
+
+def _without_node(rehearsal: Rehearsal) -> list[str]:
+    """Returns the pods that no other node takes, although their volume would follow them."""
+
+    def found() -> list[str]:
+        return [
+            f"{each['metadata']['name']}: {condition['message']}"
+            for each in rehearsal.kubectl.items("pods", f"app.kubernetes.io/part-of={SERVICE}")
+            for condition in each["status"].get("conditions", [])
+            if condition["type"] == "PodScheduled" and condition["status"] == "False"
+            if "volume node affinity" not in condition.get("message", "")
+        ]
+
+    try:
+        until(lambda: not found(), SCHEDULE_SECONDS, "pods are not scheduled")
+    except TooLate:
+        return found()
+    return []
 
 
 def _evict(rehearsal: Rehearsal, node: str) -> int:

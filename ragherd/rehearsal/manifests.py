@@ -115,6 +115,8 @@ def rehearsed(given: Sequence[Object], changes: Changes) -> Rehearsed:
             kept.append(each)
     if not any(each["kind"] == "Deployment" and label_of(each) == SERVICE for each in kept):
         raise Unusable(f"the manifests have no Deployment with the label {NAME_LABEL}: {SERVICE}")
+    if changes.small:
+        _keep_cpu_target(kept)
     kept = [_changed(each, changes) for each in kept]
     return Rehearsed(tuple(kept), tuple(left_out))
 
@@ -144,6 +146,27 @@ def _changed(each: Object, changes: Changes) -> Object:
     if changes.ollama and label_of(each) == SERVICE:
         _use_ollama(each, changes.ollama)
     return each
+
+
+def _keep_cpu_target(objects: Sequence[Object]) -> None:
+    """Raises the autoscaler's target as the requests shrink: it is a share of them."""
+    asked = {
+        container["name"]: container.get("resources", {}).get("requests", {}).get("cpu")
+        for each in objects
+        if each["kind"] == "Deployment"
+        for container in containers(each)
+    }
+    for each in objects:
+        for metric in each["spec"].get("metrics", []) if each["kind"] == "HorizontalPodAutoscaler" else []:
+            found = metric.get("containerResource", {})
+            if found.get("name") == "cpu" and (request := asked.get(found["container"])):
+                share = _cores(request) / _cores(SMALL_REQUESTS["cpu"])
+                found["target"]["averageUtilization"] = round(found["target"]["averageUtilization"] * share)
+
+
+def _cores(quantity: str | float) -> float:
+    text = str(quantity)
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
 def containers(workload: Object) -> list[Object]:

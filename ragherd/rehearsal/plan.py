@@ -21,7 +21,7 @@ STEPS: Final = (
     Step("kill", "a killed pod is replaced; requests that it worked on may fail", disruptions.kill),
     Step(
         "drain",
-        "a node is drained under load: 0 failed",
+        "a node is drained under load: its pods find another, 0 failed",
         disruptions.drain,
         disruptions.cannot_drain,
         disruptions.uncordon,

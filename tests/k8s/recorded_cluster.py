@@ -2,8 +2,8 @@
 
     python -m tests.k8s.recorded_cluster tests/k8s/recorded/staging.jsonl.gz k8s/overlays/staging --image ... --small
 
-The arguments after the file are those of `ragherd rehearse`. An answer is kept for each call in its order; a call that
-is made more often gets its last answer again.
+The arguments after the file are those of `ragherd rehearse`. Answers are kept in the order of the calls, without those
+that equal the last answer to the same call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -38,6 +37,8 @@ def call_of(arguments: tuple[str, ...], text: str | None) -> str:
         sent = [*job.get("requests", []), *([job["first"]] if "first" in job else [])]
         what = [one["url"].partition("/")[2].partition("/")[2].partition("/")[2] for one in sent]
         words += [job["do"], *what, *(str(one["port"]) for one in job.get("targets", []))]
+    if words[-2:-1] == ["sleep"]:
+        words[-1] = "SECONDS"
     return " ".join(words)
 
 
@@ -45,11 +46,10 @@ class RecordedCluster:
     """Replays the answers of a file. `alter` changes an answer before it is given: a cluster with a fault."""
 
     def __init__(self, path: Path) -> None:
-        self._answers: dict[str, deque[dict[str, Any]]] = defaultdict(deque)
         with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                self._answers[row["call"]].append(row)
+            self._rows = [json.loads(line) for line in lines]
+        self._position = -1
+        self._last: dict[str, dict[str, Any]] = {}
         self._changes: list[tuple[str, Any]] = []
         self.calls: list[str] = []
         self.applied: list[Any] = []
@@ -65,12 +65,21 @@ class RecordedCluster:
         self.calls.append(call)
         if arguments[0] == "apply":
             self.applied.append(json.loads(text or "{}"))
-        answers = self._answers[call]
-        assert answers, f"the record has no answer to: {call}"
-        row = answers.popleft() if len(answers) > 1 else answers[0]
+        row = self._answer(call)
         if "error" in row:
             raise getattr(module, row["kind"])(row["error"])
         return self._changed(call, row["printed"])
+
+    def _answer(self, call: str) -> dict[str, Any]:
+        """Returns the next answer. A call that the record does not have here got the same answer as the last time."""
+        following = (
+            number for number in range(self._position + 1, len(self._rows)) if self._rows[number]["call"] == call
+        )
+        number, repeated = next(following, None), self.calls[-2:] == [call, call]
+        if number is not None and (number == self._position + 1 or call not in self._last or repeated):
+            self._position, self._last[call] = number, self._rows[number]
+        assert call in self._last, f"the record has no answer to: {call}"
+        return self._last[call]
 
     def _changed(self, call: str, printed: str) -> str:
         for part, change in self._changes:
@@ -85,7 +94,7 @@ class RecordedCluster:
     def forwarded(self, _kubectl: Kubectl, what: str, port: int) -> Iterator[str]:
         """Stands in for `Kubectl.forwarded`, and serves the recorded metrics."""
         self.calls.append(f"port-forward {what} :{port}")
-        body = self._changed(FORWARD, self._answers[FORWARD][0]["printed"]).encode()
+        body = self._changed(FORWARD, self._answer(FORWARD)["printed"]).encode()
 
         class Metrics(BaseHTTPRequestHandler):
             def do_GET(self) -> None:

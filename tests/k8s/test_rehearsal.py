@@ -21,15 +21,20 @@ pytestmark = pytest.mark.once(reason="replays what kubectl answered")
 
 RECORDED = Path(__file__).parent / "recorded"
 IMAGE = "docker.io/library/ragherd:0.1.0"
-SECOND = "docker.io/library/ragherd:0.1.1"
-PROMISES = {"restart", "drain", "autoscale", "redis", "rotate", "upgrade", "bad image"}
+SECOND = "docker.io/library/ragherd:0.0.9"
+PROMISES = {"restart", "drain", "redis", "rotate", "upgrade", "bad image"}
 """The steps of the record in which no request may fail."""
 
 
 @pytest.fixture
 def cluster() -> Iterator[RecordedCluster]:
-    """The staging overlay on two nodes."""
+    """The staging overlay on two nodes, of a cluster whose network plugin enforces no policies.
+
+    It is given answers as from one that does: connections from a stranger, and to Redis and Ollama, time out.
+    """
     recorded = RecordedCluster(RECORDED / "staging.jsonl.gz")
+    for denied in ("rehearsal-stranger", "PROBE connect 6379", "PROBE connect 11434"):
+        recorded.alter(denied, lambda found: ["timeout" for _ in found])
 
     def run(self: Kubectl, *arguments: str, text: str | None = None, seconds: float = 60.0) -> str:
         return recorded.run(self, *arguments, text=text, seconds=seconds)
@@ -57,7 +62,8 @@ def steps_of(result: Result) -> dict[str, Any]:
 def test_a_good_cluster_passes_every_step(cluster: RecordedCluster, tmp_path: Path) -> None:
     result = rehearse("--json", "--out", str(tmp_path))
     steps = steps_of(result)
-    assert {name: one["result"] for name, one in steps.items() if one["result"] != "passed"} == {"primary": "skipped"}
+    others = {name: one["result"] for name, one in steps.items() if one["result"] != "passed"}
+    assert others == {"autoscale": "skipped", "primary": "skipped"}
     assert result.exit_code == 0
     for name in PROMISES:
         load = steps[name]["figures"]["load"]
@@ -76,8 +82,7 @@ def test_nothing_is_applied_outside_its_namespace(cluster: RecordedCluster) -> N
     assert [each["metadata"]["name"] for each in applied if each["kind"] == "Namespace"] == [NAMESPACE]
 
 
-def failing_load(log: str) -> Any:
-    found = json.loads(log)
+def failing_load(found: Any) -> Any:
     return {**found, "failed": 1, "errors": {"HTTP 502": 1}, "error_examples": {"HTTP 502": "no answer"}}
 
 
@@ -101,7 +106,7 @@ def missed(found: Any) -> Any:
 
 
 FAULTS: dict[str, tuple[str, str, Callable[[Any], Any], str]] = {
-    "a request fails": ("restart", "logs", lambda text: json.loads(text) and failing_load(json.dumps(text)), "1 of"),
+    "a request fails": ("restart", "logs load-", failing_load, "requests failed (1 x HTTP 502)"),
     "the breaker is slow": ("breaker", "PROBE spread", slow, "140 ms"),
     "a pod has more rights": ("rights", "get pods --output json", privileged, "may gain privileges"),
     "a stranger gets in": (

@@ -121,6 +121,18 @@ def test_a_small_cluster_gets_small_requests_and_the_same_limits() -> None:
             assert container["resources"]["limits"] == origin["resources"]["limits"]
 
 
+def test_a_small_cluster_s_autoscaler_keeps_its_target() -> None:
+    small, full = changed("overlays/production", small=True), changed("overlays/production")
+    targets = []
+    for one in (small, full):
+        autoscaler = one.named("HorizontalPodAutoscaler")
+        assert autoscaler is not None
+        metric, other = autoscaler["spec"]["metrics"]
+        assert other["pods"]["target"]["averageValue"] == "50"
+        targets.append(metric["containerResource"]["target"]["averageUtilization"])
+    assert targets == [1400, 70]  # percent of 50m, and of a CPU
+
+
 def mebibytes(size: str) -> int:
     return int(size[:-2]) * {"Mi": 1, "Gi": 1024}[size[-2:]]
 
