@@ -243,9 +243,10 @@ def test_what_is_turned_off_is_not_deployed(tmp_path: Path) -> None:
     assert manifests.pods()["ragherd"]["spec"]["serviceAccountName"] == "default"
 
 
-def test_without_the_custom_metric_the_autoscaler_goes_by_cpu(tmp_path: Path) -> None:
-    [scaler] = options({"autoscaling": {"targetRequestsInFlight": 0}}, tmp_path).kind("HorizontalPodAutoscaler")
-    assert [each["type"] for each in scaler["spec"]["metrics"]] == ["ContainerResource"]
+@pytest.mark.parametrize(("target", "kinds"), [(0, ["ContainerResource"]), (50, ["ContainerResource", "Pods"])])
+def test_the_autoscaler_goes_by_cpu_and_by_requests_if_wanted(tmp_path: Path, target: int, kinds: list[str]) -> None:
+    [scaler] = options({"autoscaling": {"targetRequestsInFlight": target}}, tmp_path).kind("HorizontalPodAutoscaler")
+    assert [each["type"] for each in scaler["spec"]["metrics"]] == kinds
 
 
 def test_a_service_monitor_scrapes_the_metrics_service(tmp_path: Path) -> None:

@@ -149,8 +149,10 @@ def test_replicas_are_spread_over_hosts_and_zones() -> None:
         assert name == "ollama" or keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}, name
 
 
-def test_hosts_that_take_no_pod_do_not_hold_the_others_to_one() -> None:
-    constraints = rendered("overlays/production").pods()["ragherd"]["spec"]["topologySpreadConstraints"]
+@pytest.mark.parametrize("workload", ["ragherd", "redis", "redis-sentinel"])
+def test_hosts_that_take_no_pod_do_not_hold_the_others_to_one(workload: str) -> None:
+    """Otherwise a pod that leaves a drained node waits until the node is back."""
+    constraints = rendered("overlays/production").pods()[workload]["spec"]["topologySpreadConstraints"]
     [strict] = [one for one in constraints if one["whenUnsatisfiable"] == "DoNotSchedule"]
     assert strict["nodeTaintsPolicy"] == "Honor"
 

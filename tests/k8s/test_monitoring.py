@@ -198,15 +198,6 @@ def test_the_pod_monitor_scrapes_the_metrics_port() -> None:
     assert endpoint["port"] in {port["name"] for port in manifests.container()["ports"]}
 
 
-def test_the_autoscalers_metric_is_one_and_the_adapter_gives_it() -> None:
-    [scaler] = rendered("overlays/production").kind("HorizontalPodAutoscaler")
-    [pods] = [one["pods"] for one in scaler["spec"]["metrics"] if one["type"] == "Pods"]
-    assert pods["metric"]["name"] in {spec.name for spec in ALL_METRICS if spec.type == "gauge"}
-    adapter = yaml.safe_load((MONITORING / "prometheus-adapter.yaml").read_text())
-    [rule] = adapter["rules"]["custom"]
-    assert rule["seriesQuery"].startswith(pods["metric"]["name"])
-
-
 def test_the_dashboards_are_found_by_grafana() -> None:
     found = rendered("overlays/production").kind("ConfigMap")
     [boards] = [each for each in found if each["metadata"]["name"] == "grafana-ragherd"]

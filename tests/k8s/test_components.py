@@ -1,4 +1,4 @@
-"""The components that publish the service name its Service and port, and its network policy admits them."""
+"""The components that no overlay has: what they add fits the service."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from api.observability.metric_names import ALL_METRICS
 from tests.k8s.rendered import K8S, Rendered, rendered
 from tests.k8s.test_manifests import KUBERNETES
 from tests.support.needed_tools import need_tool
@@ -16,8 +17,8 @@ from tests.support.needed_tools import need_tool
 pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render")
 
 
-def published(folder: Path, component: str) -> Rendered:
-    """Production with one more component."""
+def with_component(folder: Path, component: str) -> Rendered:
+    """The base with a component."""
     need_tool("kubectl")
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -48,7 +49,7 @@ def admitted(manifests: Rendered) -> set[str]:
 
 
 def test_the_ingress_leads_to_the_service(tmp_path: Path) -> None:
-    manifests = published(tmp_path, "ingress")
+    manifests = with_component(tmp_path, "ingress")
     ingress = manifests.named("Ingress")
     kubernetes_validate.validate(ingress, KUBERNETES, strict=True)
     [rule] = ingress["spec"]["rules"]
@@ -62,7 +63,7 @@ def test_the_ingress_leads_to_the_service(tmp_path: Path) -> None:
 
 
 def test_the_route_of_the_gateway_leads_to_the_service(tmp_path: Path) -> None:
-    manifests = published(tmp_path, "gateway")
+    manifests = with_component(tmp_path, "gateway")
     route = manifests.named("HTTPRoute")["spec"]
     [rule] = route["rules"]
     [backend] = rule["backendRefs"]
@@ -72,3 +73,14 @@ def test_the_route_of_the_gateway_leads_to_the_service(tmp_path: Path) -> None:
     assert {match["path"]["value"] for match in rule["matches"]} == {"/query", "/documents"}
     [parent] = route["parentRefs"]
     assert admitted(manifests) == admitted(rendered("base")) | {parent["namespace"]}
+
+
+def test_the_autoscaler_s_second_metric_is_the_one_that_the_adapter_gives(tmp_path: Path) -> None:
+    autoscaler = with_component(tmp_path, "requests-in-flight").named("HorizontalPodAutoscaler")
+    kubernetes_validate.validate(autoscaler, KUBERNETES, strict=True)
+    first, second = autoscaler["spec"]["metrics"]
+    assert [first] == rendered("base").named("HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert second["pods"]["target"]["averageValue"] == "50"
+    [rule] = yaml.safe_load((K8S / "components/monitoring/prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    assert rule["seriesQuery"].partition("{")[0] == second["pods"]["metric"]["name"]
+    assert second["pods"]["metric"]["name"] in {spec.name for spec in ALL_METRICS if spec.type == "gauge"}
