@@ -277,7 +277,7 @@ def bad_image(rehearsal: Rehearsal) -> Seen:
         rehearsal.kubectl.run("set", "image", rehearsal.deployment, f"{SERVICE}={bad}")
         until(lambda: _cannot_start(rehearsal), 120, "the bad image was not tried")
         began = time.monotonic()
-        least = wanted
+        least = len(rehearsal.pods())
         while time.monotonic() - began < BAD_SECONDS:
             least = min(least, len(rehearsal.pods()))
     if least < wanted:

@@ -48,7 +48,6 @@ class Rehearsal:
     labels: Mapping[str, str] = field(default_factory=dict)
     node: str = ""
     nodes: tuple[str, ...] = ()
-    loads: int = 0
 
     # -- What is deployed ----------------------------------------------------------------------------------------------
 
@@ -117,9 +116,8 @@ class Rehearsal:
     @contextmanager
     def load(self, what: str) -> Iterator[Load]:
         """Runs a load during the body."""
-        self.loads += 1
         options = self.options
-        plan = LoadPlan(f"load-{self.loads}-{what}", options.rate, LIMIT_SECONDS, options.timeout)
+        plan = LoadPlan(f"load-{what}", options.rate, LIMIT_SECONDS, options.timeout)
         with running(self.kubectl, plan, options.image, self.node, self.address, options.seconds) as load:
             yield load
 

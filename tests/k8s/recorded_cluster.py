@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -27,6 +28,7 @@ from ragherd.rehearsal.kubectl import Kubectl, KubectlError
 
 NAMESPACE: Final = "ragherd-recorded"
 FORWARD: Final = "HTTP GET /metrics"
+POLLS: Final = 10
 
 
 def call_of(arguments: tuple[str, ...], text: str | None) -> str:
@@ -48,8 +50,10 @@ class RecordedCluster:
     def __init__(self, path: Path) -> None:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             self._rows = [json.loads(line) for line in lines]
+        self._numbers: dict[str, list[int]] = defaultdict(list)
+        for number, row in enumerate(self._rows):
+            self._numbers[row["call"]].append(number)
         self._position = -1
-        self._last: dict[str, dict[str, Any]] = {}
         self._changes: list[tuple[str, Any]] = []
         self.calls: list[str] = []
         self.applied: list[Any] = []
@@ -71,15 +75,17 @@ class RecordedCluster:
         return self._changed(call, row["printed"])
 
     def _answer(self, call: str) -> dict[str, Any]:
-        """Returns the next answer. A call that the record does not have here got the same answer as the last time."""
-        following = (
-            number for number in range(self._position + 1, len(self._rows)) if self._rows[number]["call"] == call
-        )
-        number, repeated = next(following, None), self.calls[-2:] == [call, call]
-        if number is not None and (number == self._position + 1 or call not in self._last or repeated):
-            self._position, self._last[call] = number, self._rows[number]
-        assert call in self._last, f"the record has no answer to: {call}"
-        return self._last[call]
+        """Returns the next answer. A call that the record does not have here got the same answer as the last time.
+
+        After `POLLS` calls in a row, somebody waits for a change, so time goes on.
+        """
+        following = next((number for number in self._numbers[call] if number > self._position), None)
+        before = next((number for number in reversed(self._numbers[call]) if number <= self._position), None)
+        waited = self.calls[-POLLS:] == [call] * POLLS
+        if following is not None and (following == self._position + 1 or before is None or waited):
+            before = self._position = following
+        assert before is not None, f"the record has no answer to: {call}"
+        return self._rows[before]
 
     def _changed(self, call: str, printed: str) -> str:
         for part, change in self._changes:

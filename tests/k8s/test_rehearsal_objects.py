@@ -30,7 +30,7 @@ pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render"
 IMAGE = "registry.example/team/ragherd:2.0.0"
 SERVED = frozenset({"v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1"})
 KEYS = Keys("admin-key", "user-key", "password")
-PLAN = LoadPlan("load-1-restart", 10, 600, 10)
+PLAN = LoadPlan("load-restart", 10, 600, 10)
 
 
 def given(source: str) -> list[Any]:
