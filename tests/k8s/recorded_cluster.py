@@ -49,7 +49,7 @@ class RecordedCluster:
 
     def __init__(self, path: Path) -> None:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
-            self._rows = [json.loads(line) for line in lines]
+            self._rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self._numbers: dict[str, list[int]] = defaultdict(list)
         for number, row in enumerate(self._rows):
             self._numbers[row["call"]].append(number)

@@ -98,7 +98,8 @@ def privileged(found: Any) -> Any:
 
 def unscheduled(found: Any) -> Any:
     message = "0/2 nodes are available: 1 node(s) didn't match pod topology spread constraints."
-    found["items"][0]["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "message": message}]
+    for each in found["items"][:1]:
+        each["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "message": message}]
     return found
 
 
@@ -139,7 +140,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[Any], Any], str]] = {
         "bad image",
         "get pods --selector app.kubernetes.io/name=ragherd",
         unready,
-        "only 1 of 2",
+        "only 0 of 2",
     ),
     "an old key works": ("rotate", "PROBE send query", accepted, "the old key still works: 200"),
     "the paraphrase is a miss": ("paraphrase", "PROBE send query query", missed, "a miss on another replica"),
