@@ -413,7 +413,7 @@ class CompletedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class StoredElsewhere:
-    """Another worker has stored the answer in the cache since this one looked."""
+    """The cache must be asked again: another worker has stored the answer since, or documents may have changed."""
 
 
 class FlightKey(NamedTuple):

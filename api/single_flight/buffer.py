@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.answer_cache import Claim
-from api.ports.coordination import AskEarly, FlightEvent, GenerateAnswer
+from api.ports.coordination import UNKNOWN, AskEarly, FlightEvent, GenerateAnswer
 from api.values import (
     CompletedAnswer,
     FlightKey,
@@ -327,6 +327,17 @@ class Flight:
         task.add_done_callback(tasks.discard)
         return task
 
+    def may_share(self, not_before_ms: int) -> bool:
+        """Returns whether a new caller may get this answer, whose documents may have changed at `not_before_ms`.
+
+        If its look-up failed, it may only share what cites no documents, as far as that is known.
+        """
+        if self.buffer.end is not None:
+            return False
+        if not_before_ms == UNKNOWN:
+            return not self.asked_ms and not self.buffer.sources
+        return not not_before_ms or self.asked_ms > not_before_ms
+
     @property
     def joining(self) -> tuple[FlightKey, int, int, Priority]:
         """What the store needs to know of a worker that joins."""
@@ -339,14 +350,24 @@ class Flight:
 
 
 class FlightReader(Reader):
-    """Implements `ports.FlightSubscription`. `first`: the flight was begun for this caller."""
+    """Implements `ports.FlightSubscription`. `first`: the flight was begun for this caller.
 
-    def __init__(self, flight: Flight, *, buffered: bool, first: bool) -> None:
+    `unchecked`: the documents may have changed before this caller asked. If the answer cites any, the caller must ask
+    the cache again.
+    """
+
+    def __init__(self, flight: Flight, *, buffered: bool, first: bool, unchecked: bool = False) -> None:
         super().__init__(flight.buffer, buffered=buffered)
+        self._unchecked = unchecked
         self.led = False
         """True if this caller caused the generation and this worker did it. Known with the first event."""
         if first:
             flight.first = self
+
+    def _ready(self) -> FlightEvent | None:
+        if self._unchecked and self._buffer.sources and not self._given:
+            return StoredElsewhere()
+        return super()._ready()
 
 
 def _broken() -> UpstreamError:

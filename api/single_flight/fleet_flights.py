@@ -17,7 +17,7 @@ from typing import Any, Final
 from api.cancellation import Background, cancel_and_wait, log_failure
 from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.ports.answer_cache import Claim
-from api.ports.coordination import AskEarly, FlightSubscription, GenerateAnswer
+from api.ports.coordination import UNKNOWN, AskEarly, FlightSubscription, GenerateAnswer
 from api.ports.telemetry import Telemetry
 from api.single_flight.buffer import AnswerBuffer, Flight, FlightReader, Tail
 from api.single_flight.flight import LEASE_MS, FlightMessage, FlightRole, FlightStore, FollowingFlight, Joined
@@ -72,23 +72,21 @@ class FleetFlights:
     ) -> AsyncGenerator[FlightReader, None]:
         """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
 
-        `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted;
-        flights that began earlier are not joined. `buffered`: this caller wants no tokens. A user who joins a batch
-        flight promotes it. `early` asks for a permit while Redis is asked who leads.
+        `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted, or
+        `UNKNOWN`; flights that began earlier are not joined. `buffered`: this caller wants no tokens. A user who joins
+        a batch flight promotes it. `early` asks for a permit while Redis is asked who leads.
         """
         flight = self._flights.get(key)
         ended = flight if flight is not None and flight.buffer.end is not None else None
-        if ended is not None:
-            flight = None  # its callers have their answer; only its end is still being published
-        elif flight is not None and flight.asked_ms <= not_before_ms and not_before_ms:
-            flight = None  # its callers asked before, and get what they asked for
+        if flight is not None and not flight.may_share(not_before_ms):
+            flight = None  # its callers have their answer, or asked before a change and get what they asked for
         first = flight is None
         if flight is None:
             asked = (asked_ms, not_before_ms)
             flight = self._flights[key] = Flight(key, lead, *asked, self._require_wanted, priority, early)
         elif priority is Priority.USER and flight.buffer.place.priority is not priority:
             flight.buffer.place.promote()
-        reader = FlightReader(flight, buffered=buffered, first=first)
+        reader = FlightReader(flight, buffered=buffered, first=first, unchecked=not first and not_before_ms == UNKNOWN)
         flight.subscribers += 1
         if first:
             flight.begin(self._run(flight, ended), self._flying)

@@ -23,7 +23,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.stores.flights import RedisFlightStore
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 from api.single_flight.flight import LEASE_MS, FlightRole
-from api.values import CompletedAnswer, FlightKey, QueuePlace, StoredElsewhere, Token, Usage
+from api.values import CompletedAnswer, FlightKey, QueuePlace, Source, StoredElsewhere, Token, Usage
 from tests.support.replies import raw, text, texts
 from tests.support.waiting import wait_until_async
 
@@ -463,6 +463,46 @@ async def test_who_could_not_ask_the_cache_shares_no_answer_of_before_a_change(
     joined = await other.flights.store.join(KEY, 0, UNKNOWN)
     assert joined.role is FlightRole.LEAD
     assert joined.fence != before.fence
+
+
+async def test_whose_look_up_failed_does_not_share_what_the_same_worker_was_asked_before(fleet: Fleet) -> None:
+    """A document may have changed since, and nobody on this worker knows."""
+    worker, model = await fleet("one"), Model()
+    before = asyncio.create_task(worker.ask(asked_ms=5000))
+    await until(lambda: worker.model.begun)
+    model.text = "new words now"
+    async with worker.flights.join(KEY, model, asked_ms=0, not_before_ms=UNKNOWN, buffered=True) as flight:
+        await until(lambda: model.begun)
+        async with worker.flights.join(KEY, Model(), asked_ms=0, not_before_ms=UNKNOWN, buffered=True) as shares:
+            worker.model.may_end.set()
+            model.may_end.set()
+            assert await read(flight) == ("new words now", True)
+            assert await read(shares) == ("new words now", False)
+    assert (await before)[0] == "one two three"
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+async def test_whose_look_up_failed_asks_again_when_what_it_shares_cites_documents(
+    fleet: Fleet, buffered: bool
+) -> None:
+    """The search for them may have ended before they changed."""
+    worker, may_search = await fleet("one"), asyncio.Event()
+    sources = (Source("handbook", "Handbook", 0, "Old.", 1.0),)
+
+    async def search(output: AnswerOutput, claim: Claim | None) -> CompletedAnswer:
+        await may_search.wait()
+        await output.ground(sources)
+        await output.write("one [1]")
+        return CompletedAnswer("one [1]", "llama3.2", Usage(1, 3), sources=sources)
+
+    join = partial(worker.flights.join, KEY, asked_ms=0, not_before_ms=UNKNOWN)
+    async with join(search, buffered=True) as first, join(worker.model, buffered=buffered) as shares:
+        may_search.set()
+        assert await read(shares) == ("stored", False)
+        async with join(worker.model, buffered=buffered) as again:
+            worker.model.may_end.set()
+            assert await read(again) == ("one two three", True)
+        assert await read(first) == ("one [1]", True)
 
 
 async def test_a_flight_that_is_left_by_followers_too_is_ended(fleet: Fleet) -> None:
