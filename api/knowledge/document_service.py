@@ -133,7 +133,11 @@ class DocumentService:
             raise TooManyDocuments(f"The tenant has {self.limits.documents} documents, as many as it may.")
         if proposal.verdict != "unchanged":
             await self._carried_out(draft.id)
-        return Added(await self.find(draft.id), _outcome(proposal))
+        stored = await self._documents.find(draft.id)
+        if stored is None:
+            detail = f"Document {draft.id} was deleted while it was stored, or Redis has lost its data. Store it again."
+            raise ServiceUnavailable(detail, retry_after=1)
+        return Added(stored, _outcome(proposal))
 
     async def find(self, document: str, tenant: str | None = None) -> Document:
         """Raises `NotFound`."""

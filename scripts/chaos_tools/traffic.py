@@ -26,8 +26,10 @@ EXACT: Final = "Tell me the code of shelf {n} in {tenant}."
 FIRST_EXACT: Final = 100
 """Shelves from this number on are asked for in these words only."""
 VERSION: Final = "Which version does the handbook have?"
-STATUSES: Final = frozenset({200, 201, 202, 404, 429, 502, 503, 504})
-"""What a request may get while faults last. 404: a document that is lost while it is stored, when Redis is emptied."""
+STATUSES: Final = frozenset({200, 201, 202, 429, 502, 503, 504})
+"""What a request may get while faults last."""
+LOST: Final = 404
+"""What a document gets that was stored before Redis was emptied."""
 PAUSE: Final = 0.1
 """Seconds between two requests of a client."""
 
@@ -87,11 +89,11 @@ def _headers(tenant: str) -> dict[str, str]:
 _ADMIN: Final = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
-def _ended(end: dict[str, Any], response: httpx.Response) -> bool:
-    """Notes the status. Returns whether the request succeeded."""
+def _ended(end: dict[str, Any], response: httpx.Response, *also: int) -> bool:
+    """Notes the status. Returns whether the request succeeded. `also`: further statuses that it may get."""
     end["outcome"] = "ok" if response.is_success else "refused"
     end["detail"] = "" if response.is_success else f"{response.status_code}"
-    if response.status_code not in STATUSES:
+    if response.status_code not in {*STATUSES, *also}:
         end |= {"outcome": "lost", "detail": f"{response.status_code} {response.text[:300]}"}
     return response.is_success
 
@@ -259,7 +261,7 @@ async def _is_ready(traffic: Traffic, client: httpx.AsyncClient, document: Mappi
         await asyncio.sleep(0.1)
         async with traffic.noted("GET /documents/{document}") as end:
             response = await client.get(f"/documents/{document['id']}", headers=_headers(tenant))
-            if not _ended(end, response):
+            if not _ended(end, response, LOST):
                 return False
             document = response.json()
         if end["outcome"] != "ok":

@@ -16,6 +16,7 @@ from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 from api.knowledge.chunking import Chunker, estimated_tokens
 from api.knowledge.document_service import CONCURRENCY
 from api.knowledge.ingestion import ATTEMPTS
+from api.ports.document_store import Listing
 from api.redis_store.stores.documents.document_records import owner_of
 from tests.support.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
 from tests.support.replies import text
@@ -171,6 +172,25 @@ async def test_what_redis_forgets_in_the_middle_is_not_brought_back_by_halves(
     await other.store("rules", NEW)
     await late.go_on()
     assert faults(stored, cut(rules=NEW)) == []
+
+
+@pytest.mark.parametrize("lost", ["all data", "the document"])
+async def test_who_uploads_what_is_lost_in_the_middle_is_to_store_it_again(
+    redis: Redis, redis_url: str, fleet: list[Worker], lost: str
+) -> None:
+    async with worker(redis_url, "third", GatedEmbedder("e"), ingest_wait=20.0) as third:
+        third.embedder.stop_after(0)
+        uploading = third.give("rules", OLD)
+        await third.embedder.stopped()
+        if lost == "all data":
+            await redis.flushall()
+        else:
+            (found,) = (await fleet[0].knowledge.documents.page("default", Listing())).documents
+            await fleet[0].knowledge.documents.delete(found.id)
+        third.embedder.go_on()
+        with pytest.raises(ServiceUnavailable, match="Store it again") as refused:
+            await asyncio.wait_for(uploading, 10)
+    assert refused.value.headers["Retry-After"]
 
 
 async def test_redis_killed_in_the_middle_costs_nothing_that_was_taken(tmp_path: Any) -> None:

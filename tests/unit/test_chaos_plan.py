@@ -23,6 +23,7 @@ from scripts.chaos_tools.traffic import (
     asks_exactly,
     reads_breaker,
     streams,
+    writes_documents,
 )
 from scripts.chaos_tools.watch import Sample, Watch
 
@@ -124,6 +125,21 @@ async def test_a_stream_without_an_end_is_lost_and_an_unknown_status_too() -> No
         await streams(traffic, service)
         await streams(traffic, service)
     assert [request.outcome for request in traffic.requests] == ["lost", "lost"]
+
+
+@pytest.mark.parametrize("lost_at", ["POST", "GET"])
+async def test_only_what_was_stored_may_be_not_found(lost_at: str) -> None:
+    """404 to an upload would say that the path is wrong."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == lost_at:
+            return httpx.Response(404)
+        return httpx.Response(202, json={"id": "1", "revision": 1, "status": "processing"})
+
+    traffic = Traffic(1)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://fleet") as service:
+        await writes_documents(traffic, service)
+    assert traffic.requests[-1].outcome == {"POST": "lost", "GET": "refused"}[lost_at]
 
 
 def test_a_connection_may_be_cut_only_by_a_fault_that_kills() -> None:
