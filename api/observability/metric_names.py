@@ -60,6 +60,9 @@ EVENT_LOOP_LAG = MetricSpec(
     "Delay of a worker's event loop, sampled every 100 ms.",
     buckets=LAG_BUCKETS,
 )
+EVENT_LOOP_TASKS = MetricSpec(
+    "ragherd_event_loop_tasks", "gauge", "Tasks of the workers' event loops that have not ended, sampled every 5 s."
+)
 
 CONNECTIONS = MetricSpec(
     "ragherd_connections", "gauge", "Client connections by state (idle, reading, answering).", ("state",)

@@ -118,6 +118,10 @@ class Metrics:
         self._lag.observe(seconds)
         self._in_flight.set(self.running)
 
+    def tasks_are(self, count: int) -> None:
+        """Sets how many tasks of the event loop have not ended."""
+        self._families[names.EVENT_LOOP_TASKS][()].set(count)
+
     def connections_are(self, counts: Mapping[str, int]) -> None:
         """Sets this worker's connections by state. Called periodically rather than at every change."""
         for state, count in counts.items():

@@ -6,6 +6,7 @@ The fleet gets them at each heartbeat, Prometheus every second, and operators on
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -236,6 +237,9 @@ class BackendFacts:
 TICK: Final = 0.1
 """Seconds between two samples. A block of T seconds is measured as T - 0.1 to T; shorter ones are sampled."""
 
+TICKS_PER_COUNT: Final = 50
+"""Samples of the lag for each count of the tasks, which takes longer the more there are."""
+
 BUSY: Final = 0.05
 """Seconds of delay from which a worker is busy: twenty times that of an idle one."""
 
@@ -253,9 +257,11 @@ class LoopLag:
         return self._late >= BUSY
 
     async def keep_measuring(self) -> None:
-        """Observes the lag until cancelled, as a background task."""
+        """Observes the lag, and from time to time how many tasks there are, until cancelled, as a background task."""
         loop = asyncio.get_running_loop()
-        while True:
+        for tick in itertools.count():
+            if not tick % TICKS_PER_COUNT:
+                self._metrics.tasks_are(len(asyncio.all_tasks(loop)))
             due = loop.time() + TICK
             await asyncio.sleep(TICK)
             late = max(0.0, loop.time() - due)

@@ -33,6 +33,7 @@ def slopes(samples: Sequence[Sample]) -> list[Slope]:
     series = {
         "resident memory of all workers (MiB)": [one.memory / MIB for one in kept],
         "descriptors of all workers": [float(one.descriptors) for one in kept],
+        "tasks of all workers": [float(one.tasks) for one in kept],
         "Redis memory (MiB)": [one.redis_memory / MIB for one in kept],
         "keys in Redis": [float(one.keys) for one in kept],
     }

@@ -18,6 +18,7 @@ from scripts.chaos_tools.inject import descriptors
 from tests.integration.test_redis_keys import Listed, listed
 from tests.support.gunicorn_process import Gunicorn
 
+_TASKS: Final = re.compile(r"^ragherd_event_loop_tasks (\S+)$", re.MULTILINE)
 _COUNTER: Final = re.compile(r"^(\w+_(?:total|count)(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
 
 
@@ -30,6 +31,7 @@ class Sample:
     descriptors: int
     redis_memory: int
     keys: int
+    tasks: int
 
 
 @dataclass
@@ -44,27 +46,27 @@ class Watch:
 
     def look(self) -> None:
         """Takes one sample. Leaves out what does not answer at this moment."""
-        for replica in list(self.fleet.replicas):
-            self._check_counters(replica)
+        tasks = sum(self._check_counters(replica) for replica in list(self.fleet.replicas))
         with suppress(redis.RedisError), self.fleet.client() as client:
             memory, keys = int(client.info("memory")["used_memory"]), int(client.dbsize())
             self._check_lifetimes(client)
             workers = [pid for replica in list(self.fleet.replicas) for pid in replica.workers()]
             used = [_resources(pid) for pid in workers]
             resident, open_files = sum(one[0] for one in used), sum(one[1] for one in used)
-            self.samples.append(Sample(time.monotonic(), resident, open_files, memory, keys))
+            self.samples.append(Sample(time.monotonic(), resident, open_files, memory, keys, tasks))
 
-    def _check_counters(self, replica: Gunicorn) -> None:
-        """Compares a replica's counters with those before."""
+    def _check_counters(self, replica: Gunicorn) -> int:
+        """Compares a replica's counters with those before. Returns how many tasks it has."""
         try:
             text = replica.metrics()
         except (httpx.HTTPError, RuntimeError):
-            return
+            return 0
         now = {name: float(value) for name, value in _COUNTER.findall(text)}
         before = self._counters.get(replica.pid, {})
         fallen = [name for name, value in before.items() if name in now and now[name] < value]
         self.wrong += [f"{name} fell from {before[name]:g} to {now[name]:g}" for name in fallen]
         self._counters[replica.pid] = {**before, **now}
+        return sum(int(float(count)) for count in _TASKS.findall(text))
 
     def _check_lifetimes(self, client: redis.Redis) -> None:
         for key in client.scan_iter(count=1000):

@@ -330,6 +330,16 @@ async def test_event_loop_lag_is_measured(registry: CollectorRegistry, metrics: 
     assert (registry.get_sample_value("ragherd_event_loop_lag_seconds_sum") or 0.0) >= 0.3
 
 
+async def test_the_tasks_of_the_event_loop_are_counted(registry: CollectorRegistry, metrics: Metrics) -> None:
+    others = [asyncio.create_task(asyncio.Event().wait()) for _ in range(3)]
+    before = len(asyncio.all_tasks())
+    measuring = asyncio.create_task(LoopLag(metrics).keep_measuring())
+    await asyncio.sleep(0)
+    assert registry.get_sample_value("ragherd_event_loop_tasks") == before + 1
+    for task in (*others, measuring):
+        task.cancel()
+
+
 async def _resolved(value: object) -> object:
     return value
 
