@@ -67,6 +67,15 @@ async def test_a_label_comes_back_as_it_was_written_with_redis_s_time(store: Lab
         )
 
 
+async def test_labels_share_what_is_equal(store: LabelStore) -> None:
+    """Each worker holds many thousands of them."""
+    for _ in range(2):
+        await store.append(SCOPE, "acme", LABEL)
+    (one, other), _ = await store.pooled("", 10)
+    assert one.scope is other.scope
+    assert one.label.versions is other.label.versions
+
+
 @pytest.mark.parametrize("votes", [None, -2, 0, 1])
 async def test_a_label_keeps_its_votes(store: LabelStore, votes: int | None) -> None:
     await store.append(SCOPE, "acme", replace(LABEL, votes=votes))

@@ -6,7 +6,8 @@ A backup does not contain them: they are learned again from the traffic.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from sys import intern
 from typing import Any, Final
 
 from api.ports.answer_quality import (
@@ -175,9 +176,15 @@ def _read(reply: Any) -> PooledLabel | None:
     """Returns None for a label of a later release that cannot be read."""
     try:
         at, fields = _named(reply)
-        return PooledLabel(fields["scope"], fields["tenant"], _label(at, fields), at)
+        return PooledLabel(intern(fields["scope"]), intern(fields["tenant"]), _label(at, fields), at)
     except (KeyError, ValueError, AttributeError):
         return None
+
+
+@lru_cache(64)
+def _versions(embedder: str, verifier: str, comparator: str) -> Versions:
+    """Labels share equal texts and versions: a worker holds many thousands."""
+    return Versions(embedder, verifier, comparator)
 
 
 def _label(at: str, fields: Mapping[str, str]) -> Label:
@@ -187,15 +194,15 @@ def _label(at: str, fields: Mapping[str, str]) -> Label:
             float(fields["other"]),
             float(fields["same"]),
             float(fields["others"]),
-            fields["guard"],
+            intern(fields["guard"]),
             float(fields["verifier"]) if fields["verifier"] else None,
         ),
         Verdict(fields["verdict"]),
         SOURCES[fields["source"]],
         fields["served"] == "1",
-        fields["kind"],
+        intern(fields["kind"]),
         PolicyName(fields["policy"]),
-        Versions(fields["embedder"], fields["verifier_digest"], fields["comparator"]),
+        _versions(fields["embedder"], fields["verifier_digest"], fields["comparator"]),
         float(fields["probability"]),
         int(at.partition("-")[0]),
         fields.get("entry", ""),
