@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from scripts.chaos_tools.fleet import DEFECTS
 from scripts.chaos_tools.plan import KINDS, Fault, as_json, from_json, made, minimized
 from scripts.chaos_tools.report import as_document, as_markdown, slopes
 from scripts.chaos_tools.run import Verdict, run
@@ -24,8 +25,8 @@ from scripts.chaos_tools.run import Verdict, run
 OUT: Final = Path(__file__).parents[2] / ".data" / "chaos"
 
 
-def main() -> None:
-    options = _options()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     seeds = range(options.first, options.first + (1 if options.soak or options.plan else options.seeds))
     kinds = options.kinds.split(",") if options.kinds else KINDS
@@ -34,14 +35,14 @@ def main() -> None:
         plan = [] if options.soak else made(seed, options.seconds, kinds)
         if options.plan is not None:
             plan = from_json(json.loads(options.plan.read_text()))
-        verdict = run(seed, plan, options.seconds, _say)
+        verdict = run(seed, plan, options.seconds, _say, options.defect)
         verdicts.append(verdict)
         _say(f"seed {seed}: {dict(verdict.outcomes)}, {'FAILED' if verdict.failed else 'no fault found'}")
         report = _reported(verdicts, options.out, soak=options.soak)
     print(report)
     failed = [one for one in verdicts if one.failed]
     if failed and failed[0].injected:
-        _minimize(failed[0], options.seconds, options.out / "plan.json", shorten=not options.no_minimize)
+        _minimize(failed[0], options)
     sys.exit(bool(failed))
 
 
@@ -57,7 +58,7 @@ def _reported(verdicts: Sequence[Verdict], folder: Path, *, soak: bool) -> str:
     return report
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,21 +70,24 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--soak", action="store_true", help="inject nothing, and show how resources grow")
     parser.add_argument("--no-minimize", action="store_true", help="keep the plan of a failed seed as it is")
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of the reports")
-    return parser.parse_args()
+    parser.add_argument("--defect", choices=list(DEFECTS), help="a defect that the fleet has and the run must find")
+    return parser.parse_args(arguments)
 
 
-def _minimize(verdict: Verdict, seconds: float, file: Path, *, shorten: bool) -> None:
+def _minimize(verdict: Verdict, options: argparse.Namespace) -> None:
     """Writes the faults of a failed run, without those that the failure does not need."""
 
     def fails(plan: Sequence[Fault]) -> bool:
-        failed = run(verdict.seed, plan, seconds).failed
+        failed = run(verdict.seed, plan, options.seconds, defect=options.defect).failed
         _say(f"seed {verdict.seed} with {len(plan)} faults: {'fails' if failed else 'does not fail'}")
         return failed
 
     plan = [injected.fault for injected in verdict.injected]
-    plan = minimized(plan, fails) if shorten else plan
+    plan = plan if options.no_minimize else minimized(plan, fails)
+    file = options.out / "plan.json"
     file.write_text(json.dumps(as_json(plan), indent=1) + "\n")
-    _say(f"Replay the failure with scripts/chaos --plan {file} --first {verdict.seed} --seconds {seconds:g}")
+    replay = f"scripts/chaos --plan {file} --first {verdict.seed} --seconds {options.seconds:g}"
+    _say(f"Replay the failure with {replay}" + (f" --defect '{options.defect}'" if options.defect else ""))
 
 
 def _say(line: str) -> None:

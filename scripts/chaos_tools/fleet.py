@@ -18,7 +18,7 @@ from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from tests.stub_ollama import StubProcess, stub_process
 from tests.support.balancer import Balancer, running_balancer
 from tests.support.gunicorn_process import MODULE, Gunicorn, all_are_gone, children, free_port
-from tests.support.rollout_fleet import ROOT, Release, release
+from tests.support.rollout_fleet import ROOT, Patch, Release, release
 from tests.support.waiting import wait_until
 
 TENANTS: Final = {"birch": "key-birch", "cedar": "key-cedar"}
@@ -45,6 +45,14 @@ SETTINGS: Final = {
     "DRAIN_DELAY": "1",
     "GRACEFUL_TIMEOUT": "10",
 }
+DEFECTS: Final[dict[str, Patch]] = {
+    "probe too many": (
+        "api/redis_store/stores/breaker.lua",
+        "redis.call('ZCARD', KEYS[3]) < permits",
+        "redis.call('ZCARD', KEYS[3]) <= permits",
+    ),
+}
+"""Defects that the fleet's copy of the source can have, to show that they are found."""
 DEADLINE: Final = 14.0
 """Seconds in which every request must end: Ollama's total timeout, embedding, the cache's budget, a busy machine."""
 
@@ -117,7 +125,7 @@ def _is_ready(replica: Gunicorn) -> bool:
 
 
 @contextmanager
-def running_fleet(folder: Path) -> Iterator[Fleet]:
+def running_fleet(folder: Path, defect: str | None = None) -> Iterator[Fleet]:
     """Starts the fleet and returns when every worker is ready. Ends all of it afterwards."""
     with ExitStack() as stack:
         server = stack.enter_context(
@@ -125,7 +133,9 @@ def running_fleet(folder: Path) -> Iterator[Fleet]:
         )
         ollama = stack.enter_context(stub_process())
         balancer = stack.enter_context(running_balancer())
-        releases = [Release("", ROOT), release(folder / "next", "9.9.9")]
+        patches = [DEFECTS[defect]] if defect else []
+        current = release(folder / "current", "9.9.8", patches) if defect else Release("", ROOT)
+        releases = [current, release(folder / "next", "9.9.9", patches)]
         fleet = Fleet(folder, balancer, ollama, server, releases)
         stack.callback(_ended, fleet)
         ollama.behaviour(numbered=True)

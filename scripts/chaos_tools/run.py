@@ -66,9 +66,11 @@ class Verdict:
         return Counter(request.outcome for request in self.requests)
 
 
-def run(seed: int, plan: Sequence[Fault], seconds: float, say: Report = lambda line: None) -> Verdict:
+def run(
+    seed: int, plan: Sequence[Fault], seconds: float, say: Report = lambda line: None, defect: str | None = None
+) -> Verdict:
     """Runs a plan on a new fleet. Only the main thread may do that: Redis is started again in it."""
-    with tempfile.TemporaryDirectory(prefix="ragherd-chaos-") as folder, running_fleet(Path(folder)) as fleet:
+    with tempfile.TemporaryDirectory(prefix="ragherd-chaos-") as folder, running_fleet(Path(folder), defect) as fleet:
         return _driven(fleet, seed, plan, seconds, say)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import pytest
 
+from scripts.chaos_tools import __main__ as command
+from scripts.chaos_tools.fleet import DEFECTS
 from scripts.chaos_tools.inject import CUTS, INJECTIONS
 from scripts.chaos_tools.linearizability import NEVER, Operation, cache, is_linearizable
 from scripts.chaos_tools.plan import CALM, FIRST, KINDS, Fault, as_json, from_json, made, minimized
 from scripts.chaos_tools.report import slopes
-from scripts.chaos_tools.run import Injected, judged, recoveries, with_unseen_stores
+from scripts.chaos_tools.run import Injected, Verdict, judged, recoveries, with_unseen_stores
 from scripts.chaos_tools.traffic import (
     Client,
     Request,
@@ -26,6 +29,7 @@ from scripts.chaos_tools.traffic import (
     writes_documents,
 )
 from scripts.chaos_tools.watch import Sample, Watch
+from tests.support.rollout_fleet import ROOT
 
 
 def test_a_seed_gives_the_same_plan_each_time_and_another_seed_another() -> None:
@@ -150,3 +154,38 @@ def test_a_connection_may_be_cut_only_by_a_fault_that_kills() -> None:
     verdict = judged(1, 30.0, [killed, emptied], traffic, Watch(cast(Any, None)))
     assert verdict.failed
     assert verdict.lost == ["/query: cut "]
+
+
+def _verdict(seed: int, plan: Sequence[Fault], wrong: list[str]) -> Verdict:
+    injected = [Injected(fault, fault.at, fault.at + fault.seconds) for fault in plan]
+    return Verdict(seed, 30.0, injected, [], wrong, [], [], {}, {}, [])
+
+
+def test_a_failing_seed_is_minimized_and_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fleet is not real here: docs/chaos.md has a run of the command on a real one with a defect."""
+    runs: list[list[str]] = []
+
+    def run(seed: int, plan: Sequence[Fault], seconds: float, say: Any = None, defect: str | None = None) -> Verdict:
+        runs.append([fault.kind for fault in plan])
+        is_found = defect is not None and {"ollama hangs", "redis slow"} <= set(runs[-1])
+        return _verdict(seed, plan, ["3 probes at a time; 2 are permitted"] if is_found else [])
+
+    def ended(*options: str) -> object:
+        with pytest.raises(SystemExit) as end:
+            command.main(["--seconds", "120", "--out", str(tmp_path), *options])
+        return end.value.code
+
+    monkeypatch.setattr(command, "run", run)
+    assert ended("--seeds", "1", "--defect", "probe too many")
+    replay = ("--plan", str(tmp_path / "plan.json"))
+    assert ended(*replay, "--no-minimize", "--defect", "probe too many")
+    assert sorted(runs[-1]) == ["ollama hangs", "redis slow"]
+    assert "3 probes at a time" in (tmp_path / "report.md").read_text()
+    assert not ended(*replay)
+    assert runs[-1] == runs[-2]
+
+
+def test_defects_are_in_the_source() -> None:
+    for file, old, new in DEFECTS.values():
+        assert (ROOT / file).read_text().count(old) == 1
+        assert new != old
