@@ -1,7 +1,8 @@
 """HTTP/1.1 connections that report their phase to the guard, and the sockets of the master.
 
-`PlainProtocol` corrects two behaviors of uvicorn: it drops the body of a request that offers another protocol, as
-Java's client does at first (`Upgrade: h2c`), and it buffers an endless head without limit.
+`PlainProtocol` corrects three behaviors of uvicorn: it drops the body of a request that offers another protocol, as
+Java's client does at first (`Upgrade: h2c`), it buffers an endless head without limit, and it takes the fields behind a
+body in chunks for part of the head, though the head has been checked already (RFC 9110, section 6.5.1).
 
 `TimedProtocol` reports its phase, so that the guard can close connections that keep a worker waiting, and a draining
 worker can close quiet ones. uvicorn would close every connection without a request at once. A request may be in transit
@@ -69,6 +70,7 @@ class PlainProtocol(HttpToolsProtocol):
 
     _unfinished = 0
     """Bytes received since the last complete element."""
+    _in_head = False
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -82,8 +84,17 @@ class PlainProtocol(HttpToolsProtocol):
             if self._unfinished > MAX_HEAD_BYTES:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request head is too large.")
 
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._unfinished = 0
+        self._in_head = False
         if not self._is_upgrade_offer():
             super().on_headers_complete()
 

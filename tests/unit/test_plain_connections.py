@@ -22,7 +22,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     while more:
         message = await receive()
         body, more = body + message.get("body", b""), message.get("more_body", False)
-    said = f"{scope['method']} {scope['path']} {body.decode()};".encode()
+    names = [name.decode() for name, _ in scope["headers"] if name.startswith(b"x-")]
+    said = f"{scope['method']} {scope['path']} {' '.join([body.decode(), *names])};".encode()
     headers = [(b"content-length", str(len(said)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": said})
@@ -86,6 +87,16 @@ async def test_malformed_requests_get_a_problem_document(parts: tuple[str, ...],
     assert (first, problem["status"]) == (f"HTTP/1.1 {status}", int(status[:3]))
     assert headers["content-type"] == "application/problem+json"
     assert (headers["x-request-id"], headers["x-worker"]) == (problem["request_id"], "w-1")
+
+
+@pytest.mark.parametrize("cut", [0, 12, 20])
+async def test_fields_behind_the_body_are_not_part_of_the_head(cut: int) -> None:
+    head = "POST /query HTTP/1.1\r\nHost: x\r\nX-Before: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    rest = "5\r\nhello\r\n0\r\nX-Api-Key: a-key\r\n\r\n"
+    parts = (head, rest[:cut], rest[cut:]) if cut else (head + rest,)
+    came = await answered(*parts, LAST.replace("Host", "X-Next: 1\r\nHost"))
+    assert "POST /query hello x-before;" in came
+    assert came.endswith("GET /last  x-next;")
 
 
 async def test_a_body_may_be_longer_than_a_head() -> None:
