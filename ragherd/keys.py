@@ -58,6 +58,10 @@ def keys(
     tokens_per_day: Annotated[
         int | None, typer.Option(min=1, help="For create: generated tokens. Default: no limit.")
     ] = None,
+    tokens_per_month: Annotated[
+        int | None, typer.Option(min=1, help="For create: generated tokens. Default: no limit.")
+    ] = None,
+    concurrent_streams: Annotated[int | None, typer.Option(min=1, help="For create. Default: no limit.")] = None,
     overlap: Annotated[
         int, typer.Option(min=0, max=2_592_000, help="For rotate: seconds that the former secret works on.")
     ] = 0,
@@ -79,6 +83,8 @@ def keys(
                 "requests_per_minute": requests_per_minute,
                 "tokens_per_minute": tokens_per_minute,
                 "tokens_per_day": tokens_per_day,
+                "tokens_per_month": tokens_per_month,
+                "concurrent_streams": concurrent_streams,
             }
             found = service.send(
                 "POST", PATH, field="secret", json=_body(tenant, role, name, days, model) | _given(limits)

@@ -17,7 +17,7 @@ from api.endpoints.known_keys import KnownKeys, WrongKeys
 from api.errors import KeysUnavailable, NotAuthenticated, NotAuthorized, StoreUnavailable
 from api.loopback import is_loopback_address, is_loopback_host
 from api.ports.access import MARK, RANKS, Caller, TokenVerifier, is_token
-from api.ports.limits import TENANT, Charge, Limits
+from api.ports.limits import UNLIMITED, Charge, Limits, plan_of
 from api.values import Priority
 
 DEFAULT_TENANT: Final = "default"
@@ -44,7 +44,7 @@ class Access:
         wrong: WrongKeys | None = None,
         tokens: TokenVerifier | None = None,
         required: bool = False,
-        limits: Limits | None = None,
+        limits: Limits = UNLIMITED,
         counts_hits: bool = True,
     ) -> None:
         users = {_digest(key.encode()): Caller(tenant, "user") for key, tenant in tenants.items()}
@@ -56,7 +56,7 @@ class Access:
         self._wrong = wrong
         self._tokens = tokens
         self._required = required
-        self._limits = limits or None
+        self._limits = limits
         self._counts_hits = counts_hits
         self._keyed = bool(tenants) or required or tokens is not None
 
@@ -116,13 +116,14 @@ class Access:
     def charge(self, request: Request) -> Charge | None:
         """Returns what a question is charged, or None without limits. The tenant of the request must be known."""
         caller = self._caller(request) if self._keyed else None
-        own = caller.limits if caller is not None else None
-        if not own and self._limits is None:
+        own = caller.limits if caller is not None else UNLIMITED
+        if caller is not None and own:
+            plan = plan_of(request.state.tenant, caller.id, own, self._limits)
+        elif self._limits:
+            plan = plan_of(request.state.tenant, "", UNLIMITED, self._limits)
+        else:
             return None
-        subjects = [(caller.id, own)] if caller is not None and own else []
-        if self._limits is not None:
-            subjects.append((TENANT, self._limits))
-        charge = request.state.charge = Charge(request.state.tenant, subjects, counts_hits=self._counts_hits)
+        charge = request.state.charge = Charge(plan, counts_hits=self._counts_hits)
         return charge
 
     def priority(self, request: Request, requested: Priority | None) -> Priority:

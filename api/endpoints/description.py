@@ -167,6 +167,8 @@ _ACCESS_KEY: Final[dict[str, Any]] = {
     "requests_per_minute": 60,
     "tokens_per_minute": None,
     "tokens_per_day": 100_000,
+    "tokens_per_month": None,
+    "concurrent_streams": 4,
     "created_at": "2026-11-29T12:00:03.512Z",
     "expires_at": None,
     "rotated_at": None,

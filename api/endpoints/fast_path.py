@@ -358,7 +358,7 @@ class FastPathMiddleware:
         await self._app(scope, _replayed(messages, receive) if messages else receive, send)
         repeatable: Repeatable | None = state.get("repeatable")
         charge: Charge | None = state.get("charge")
-        if repeatable is not None and (charge is None or not charge.counts_hits):
+        if repeatable is not None and (charge is None or not charge.charges_hits):
             repeatable.caller = state.get("caller")
             fast.known.add(head, repeatable, state["answered"], _whole_of(scope))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -16,7 +16,7 @@ from api.endpoints.query import Name
 from api.endpoints.validation import IsInteger, StrictBody, refused, rfc3339
 from api.errors import KeyLimitReached, NotFound
 from api.ports.access import KEY_ID, KeyRecord, KeyRole, KeySpec, digest_of, new_id, new_secret, prefix_of
-from api.ports.limits import MOST_REQUESTS, MOST_TOKENS, Limits
+from api.ports.limits import MOST_REQUESTS, MOST_STREAMS, MOST_TOKENS, Limits
 
 PATH: Final = "/api/keys"
 MOST_OVERLAP: Final = 30 * 24 * 3600
@@ -26,6 +26,7 @@ router = APIRouter(tags=["keys"], route_class=CheckedRoute)
 create_router = APIRouter(tags=["keys"], route_class=JsonRoute)
 RequestLimit = Annotated[int, Field(ge=1, le=MOST_REQUESTS), IsInteger] | None
 TokenLimit = Annotated[int, Field(ge=1, le=MOST_TOKENS), IsInteger] | None
+StreamLimit = Annotated[int, Field(ge=1, le=MOST_STREAMS), IsInteger] | None
 KeyId = Annotated[str, Path(pattern=KEY_ID)]
 
 
@@ -44,12 +45,14 @@ class KeyIn(StrictBody):
     requests_per_minute: RequestLimit = None
     tokens_per_minute: TokenLimit = None
     tokens_per_day: TokenLimit = Field(None, description="Generated tokens of a day, in UTC.")
+    tokens_per_month: TokenLimit = Field(None, description="Generated tokens of a calendar month, in UTC.")
+    concurrent_streams: StreamLimit = Field(None, description="Streams at the same time.")
 
     def spec(self) -> KeySpec:
         """Raises `InvalidRequest` for a time that is over."""
         if self.expires_at is not None and self.expires_at <= time.time() * 1000:
             raise refused("expires_at", "is not in the future")
-        limits = Limits(self.requests_per_minute or 0, self.tokens_per_minute or 0, self.tokens_per_day or 0)
+        limits = Limits(**{one.name: getattr(self, one.name) or 0 for one in fields(Limits)})
         models = tuple(self.models or ())
         return KeySpec(self.tenant, self.role, self.name or "", self.expires_at or 0, models, limits)
 
@@ -66,6 +69,8 @@ class KeyOut(BaseModel):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     tokens_per_day: int | None
+    tokens_per_month: int | None
+    concurrent_streams: int | None
     created_at: str
     expires_at: str | None
     rotated_at: str | None

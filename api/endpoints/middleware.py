@@ -164,8 +164,7 @@ class RequestContext:
                 headers["X-Request-ID"] = request_id
                 headers["X-Worker"] = self._worker
                 if (charge := scope["state"].get("charge")) is not None:
-                    for name, value in charge.headers:
-                        headers[name] = value
+                    headers.raw.extend(charge.headers)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

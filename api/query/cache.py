@@ -267,7 +267,7 @@ class SemanticCache:
         """Looks in the exact tier. It sets `now_ms` even if the caller wants no cached answer; storing needs it."""
         search = self._similar_questions.find(key) if query.cache_control.reads else None
         asked = (key.scope, key.digest, query.tenant)
-        charge = query.charge if query.charge is not None and query.charge.counts_hits else None
+        charge = query.charge if query.charge is not None and query.charge.charges_hits else None
         finding = cache.find_exact(*asked, documents=query.wants_passages, search=search, charge=charge)
         found = await self._budget.within(timings, finding)
         if charge is not None:

@@ -7,20 +7,26 @@ counts for itself and grants its share of the limits.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Final, Literal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, Literal
 
 from api.cancellation import log_failure
 from api.errors import RateLimited, StoreUnavailable
-from api.ports.limits import Charge, Decision, Left, LimitStore, LocalCounts
+from api.ports.limits import TENANT, Charge, LimitPlan, LimitStore, LocalCounts
 from api.values import Usage
 
 MOST: Final = 10_000
 """Keys and tenants that a worker counts for while Redis is away."""
 SECONDS: Final = 1.0
 """Time that a charge may take."""
+RENEW_SECONDS: Final = 4.0
+"""How often the leases of open streams are renewed."""
+STREAM_WAIT: Final = 1.0
+"""Seconds after which a stream that was refused may be tried again."""
 LimitOutcome = Literal["refused", "warned"]
 
 
@@ -37,11 +43,15 @@ class Limiter:
         self._live_workers = live_workers
         self._noted = noted
         self._local: OrderedDict[tuple[str, str], LocalCounts] = OrderedDict()
-        self._spending: set[asyncio.Task[None]] = set()
+        self._streams: dict[tuple[str, str], set[str]] = {}
+        """The open streams of this worker, by owner and subject."""
+        self._leasing = asyncio.Lock()
+        """Keeps a renewal from overtaking the return of a lease."""
+        self._running: set[asyncio.Task[None]] = set()
 
     async def settle(self, charge: Charge, *, is_hit: bool = False) -> None:
         """Charges a request that was not charged yet. Raises `RateLimited`. A hit may be free."""
-        if charge.decision is None and (charge.counts_hits or not is_hit):
+        if charge.decision is None and charge.plan.has_rates and (charge.counts_hits or not is_hit):
             await self._decide(charge)
         for name in charge.warned:
             self._noted(name, "warned")
@@ -61,22 +71,21 @@ class Limiter:
                 pass
             else:
                 return
-        charge.decision = self._local_decision(charge)
+        self._decide_here(charge)
 
-    def _local_decision(self, charge: Charge) -> Decision:
-        now, workers = time.time(), max(1, self._live_workers())
-        shares = [(self._counts(charge, name), limits.share(workers)) for name, limits in charge.subjects]
+    def _decide_here(self, charge: Charge) -> None:
+        now, workers, plan = time.time(), max(1, self._live_workers()), charge.plan
+        shares = [(self._counts(plan, name), limits.share(workers)) for name, limits in plan.subjects]
         looks = [counts.look(limits, now) for counts, limits in shares]
         wait = max(one for one, _ in looks)
-        left: tuple[Left, ...] = tuple(one for _, some in looks for one in some)
         if wait == 0:
             for counts, limits in shares:
                 counts.take(limits, now)
-        return Decision(wait == 0, wait, left)
+        charge.decide(wait, [one for _, some in looks for one in some])
 
-    def _counts(self, charge: Charge, name: str) -> LocalCounts:
-        counts = self._local.setdefault((charge.owner, name), LocalCounts())
-        self._local.move_to_end((charge.owner, name))
+    def _counts(self, plan: LimitPlan, name: str) -> LocalCounts:
+        counts = self._local.setdefault((plan.owner, name), LocalCounts())
+        self._local.move_to_end((plan.owner, name))
         if len(self._local) > MOST:
             self._local.popitem(last=False)
         return counts
@@ -86,22 +95,86 @@ class Limiter:
     def spend(self, charge: Charge, usage: Usage) -> None:
         """Charges the tokens of an answer, in the background: the answer need not wait."""
         generated, tokens = usage.completion_tokens, usage.prompt_tokens + usage.completion_tokens
-        if not tokens or not any(one.tokens_per_minute or one.tokens_per_day for _, one in charge.subjects):
-            return
-        task = asyncio.create_task(self._spend(charge, tokens, generated))
-        self._spending.add(task)
-        task.add_done_callback(self._spending.discard)
-        log_failure(task)
+        if tokens and charge.plan.has_tokens:
+            self._start(self._spend(charge.plan, tokens, generated))
 
-    async def _spend(self, charge: Charge, tokens: int, generated: int) -> None:
+    async def _spend(self, plan: LimitPlan, tokens: int, generated: int) -> None:
         try:
-            await self._store.spend(charge, tokens, generated)
+            await self._store.spend(plan, tokens, generated)
         except StoreUnavailable:
             now, workers = time.time(), max(1, self._live_workers())
-            for name, limits in charge.subjects:
-                self._counts(charge, name).spend(limits.share(workers), now, tokens, generated)
+            for name, limits in plan.subjects:
+                self._counts(plan, name).spend(limits.share(workers), now, tokens, generated)
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def stream(self, charge: Charge | None) -> AsyncIterator[None]:
+        """Counts an open stream while inside. Raises `RateLimited`."""
+        if charge is None or not charge.plan.streams:
+            yield
+            return
+        plan, stream = charge.plan, secrets.token_hex(8)
+        try:
+            full = await self._full(plan, stream)
+        except asyncio.CancelledError:  # it may have got its lease
+            self._start(self._close(plan, stream))
+            raise
+        if full is not None:
+            name = f"{'tenant' if full == TENANT else 'key'}-streams"
+            self._noted(name, "refused")
+            raise RateLimited(name, STREAM_WAIT)
+        places = [(plan.owner, subject) for subject, _ in plan.streams]
+        for place in places:
+            self._streams.setdefault(place, set()).add(stream)
+        try:
+            yield
+        finally:
+            for place in places:
+                self._streams[place].discard(stream)
+                if not self._streams[place]:
+                    del self._streams[place]
+            self._start(self._close(plan, stream))
+
+    async def _full(self, plan: LimitPlan, stream: str) -> str | None:
+        """Asks for a lease. Returns the subject that has too many streams, or None."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                return await self._store.open_stream(plan, stream)
+        except (StoreUnavailable, TimeoutError):
+            workers = max(1, self._live_workers())
+            for subject, most in plan.streams:
+                if len(self._streams.get((plan.owner, subject), ())) >= max(1, most // workers):
+                    return subject
+            return None
+
+    async def _close(self, plan: LimitPlan, stream: str) -> None:
+        with suppress(StoreUnavailable):  # the lease ends by itself
+            async with self._leasing:
+                await self._store.close_stream(plan, stream)
+
+    async def keep_renewing(self) -> None:
+        """Renews the leases of open streams, also of those that began without Redis. Runs as a task of the worker."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Renews the leases of all open streams."""
+        for (owner, subject), streams in list(self._streams.items()):
+            with suppress(StoreUnavailable):
+                async with self._leasing:
+                    await self._store.renew_streams(owner, subject, sorted(streams))
+
+    # -- in the background ---------------------------------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        log_failure(task)
 
     async def aclose(self) -> None:
         """Waits for the charges of the last answers."""
-        if self._spending:
-            await asyncio.wait(self._spending, timeout=SECONDS)
+        if self._running:
+            await asyncio.wait(self._running, timeout=SECONDS)

@@ -171,7 +171,7 @@ class QueryService:
         try:
             async with request.limit():
                 await self._look_up(request)
-            async with AsyncExitStack() as stack:
+            async with self._open_stream(request), AsyncExitStack() as stack:
                 begun = None if request.lookup.match is not None else await self._begin(request, stack)
                 while begun is not None and isinstance(begun[1], Queued):
                     yield AnswerQueued(begun[1], _status(request), request.variant)
@@ -227,6 +227,13 @@ class QueryService:
             request.lookup = await self._shared.look_up(request.query, request.timings)
         if charge is not None and self._limiter is not None:
             await self._limiter.settle(charge, is_hit=request.lookup.match is not None)
+
+    def _open_stream(self, request: _Request) -> AbstractAsyncContextManager[None]:
+        """Counts a stream whose answer the cache does not have. Raises `RateLimited`."""
+        charge = request.asked.charge
+        if charge is None or self._limiter is None or request.buffered or request.lookup.match is not None:
+            return nullcontext()
+        return self._limiter.stream(charge)
 
     def _cached(self, request: _Request) -> AnswerFinished:
         """Serves a cached answer; an expired one is refreshed in the background."""

@@ -98,15 +98,17 @@ class LagTolerantConnection(AbstractConnection):
             raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Command:
-    arguments: tuple[Any, ...]
+    """One command, or several of one caller, a search last: then `reply` gets a list."""
+
+    names: Sequence[str]
     options: dict[str, Any]
-    packed: Sequence[bytes]
+    packed: list[bytes]
     reply: asyncio.Future[Any]
 
     def is_search(self) -> bool:
-        return str(self.arguments[0]).startswith(SEARCH)
+        return str(self.names[-1]).startswith(SEARCH)
 
     def fail(self, error: BaseException) -> None:
         """Raises `error` at the caller, unless it has left."""
@@ -138,14 +140,25 @@ class BatchingRedis(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Runs the command with the next batch."""
+        return await self._queued(args[:1], options, [*_pack(*args)])
+
+    async def execute_together(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Runs two or more commands with the next batch.
+
+        Replies are as Redis sends them. A refused command has its error as the reply.
+        """
+        packed = [part for one in commands for part in _pack(*one)]
+        replies: list[Any] = await self._queued([one[0] for one in commands], {}, packed)
+        return replies
+
+    def _queued(self, names: Sequence[str], options: dict[str, Any], packed: list[bytes]) -> asyncio.Future[Any]:
         reply = asyncio.get_running_loop().create_future()
-        command = _Command(args, options, _pack(*args), reply)
         if not self._queue:
             task = asyncio.create_task(self._send_queue(), name="redis-batch")
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
-        self._queue.append(command)
-        return await reply
+        self._queue.append(_Command(names, options, packed, reply))
+        return reply
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Ends the batches in progress, and closes the connections."""
@@ -175,19 +188,26 @@ class BatchingRedis(Redis):
         try:
             await connection.send_packed_command([b"".join([part for one in batch for part in one.packed])])
             for one in batch:
-                try:
-                    received = await connection.read_response()
-                except ResponseError as error:
-                    received = error
-                await self._answer(one, cast(Connection, _Received(received)))
+                received = [await self._received(connection) for _ in one.names]
+                if len(received) == 1:
+                    await self._answer(one, cast(Connection, _Received(received[0])))
+                elif not one.reply.done():
+                    one.reply.set_result(received)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
 
+    async def _received(self, connection: Connection) -> Any:
+        """Returns the next reply, or the refusal."""
+        try:
+            return await connection.read_response()
+        except ResponseError as error:
+            return error
+
     async def _answer(self, one: _Command, received: Connection) -> None:
         """Parses a reply. If that fails, the command fails alone: the connection is in order."""
         try:
-            reply = await self.parse_response(received, one.arguments[0], **one.options)
+            reply = await self.parse_response(received, one.names[0], **one.options)
         except Exception as error:  # noqa: BLE001 - a refusal, or a reply that is not what it should be
             one.fail(error)
         else:

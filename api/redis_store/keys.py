@@ -328,6 +328,10 @@ class Keys:
         """What a key or a tenant has used of its limits. The braces keep those of a tenant on one shard."""
         return f"{self.prefix}limit:{{{owner}}}:{subject}"
 
+    def limit_streams(self, owner: str, subject: str) -> str:
+        """The leases of the open streams of a key or a tenant."""
+        return f"{self.limit(owner, subject)}:streams"
+
     @property
     def access_keys_channel(self) -> str:
         """The channel that tells all workers of a new epoch."""

@@ -41,6 +41,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 RequestLimit = Annotated[int, Field(ge=1, le=1_000_000)] | None
+StreamLimit = Annotated[int, Field(ge=1, le=10_000)] | None
 TokenLimit = Annotated[int, Field(ge=1, le=1_000_000_000, title="tokens")] | None
 
 
@@ -70,6 +71,10 @@ class AccessSettings(SettingsGroup):
     """Tokens of a tenant in a minute. Default: no limit."""
     token_budget_per_day: TokenLimit = None
     """Generated tokens of a tenant in a day. Default: no limit."""
+    token_budget_per_month: TokenLimit = None
+    """Generated tokens of a tenant in a month. Default: no limit."""
+    concurrent_streams: StreamLimit = None
+    """Streams of a tenant at the same time. Default: no limit."""
     rate_limit_free_hits: bool = False
     """Answers from the cache are free of charge."""
     oidc_issuer: Annotated[str, Field(title="URL", pattern=r"^https?://\S+$")] | None = None

@@ -307,6 +307,7 @@ async def open_cache(
             await cache.follower.follow()  # the first question, too, has its variant
         stack.callback(cache.count_left)
         stack.push_async_callback(cache.limiter.aclose)
+        (await stack.enter_async_context(Background())).start(cache.limiter.keep_renewing)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # On its own stack: a question interrupted by a closed pool would count as failed.

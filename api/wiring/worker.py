@@ -382,7 +382,8 @@ class _Worker:
 
 def _tenant_limits(access: AccessSettings) -> Limits:
     per_minute = access.rate_limit_requests_per_minute or 0, access.rate_limit_tokens_per_minute or 0
-    return Limits(*per_minute, access.token_budget_per_day or 0)
+    budgets = access.token_budget_per_day or 0, access.token_budget_per_month or 0
+    return Limits(*per_minute, *budgets, access.concurrent_streams or 0)
 
 
 def _reachability(redis: WorkerRedis, backends: WorkerBackends) -> Reachability:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, date, datetime
 from typing import Any
 
 import httpx
@@ -12,10 +15,14 @@ import pytest
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis
-from api.ports.limits import Charge, Limits, LocalCounts
+from api.errors import RateLimited
+from api.ports.limits import TENANT, Charge, LimitPlan, Limits, LocalCounts
+from api.query.limits import Limiter
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
+from api.redis_store.scripts import lua
 from api.redis_store.stores.limits import RedisLimits
+from tests.stub_ollama import StubOllama
 from tests.support.round_trips import round_trips
 from tests.support.service import Service
 from tests.support.waiting import wait_until_async
@@ -103,13 +110,17 @@ async def test_other_apis_are_limited_in_their_form(
         assert responses[1].json()["error"]["type"] == "rate_limit_error"
 
 
-async def test_tokens_of_a_minute_and_of_a_day_are_charged_after_the_answer(serve: Service) -> None:
+async def test_tokens_are_charged_after_the_answer(serve: Service) -> None:
     one, other = await serve(access=ACCESS), await serve(access=ACCESS)
-    for limit in ("tokens_per_minute", "tokens_per_day"):
+    cases = [
+        ("tokens_per_minute", "key-tokens", "Who wrote Faust?"),
+        ("tokens_per_day", "key-day", "How tall is Mont Blanc?"),
+        ("tokens_per_month", "key-month", "When do the trains to Avignon leave?"),
+    ]
+    for limit, name, question in cases:
         limits: dict[str, Any] = {limit: 5}
         key = await new_key(one, **limits)
-        name = f"key-{'day' if limit == 'tokens_per_day' else 'tokens'}"
-        first = await ask(one, key, f"What of {limit}?")
+        first = await ask(one, key, question)
         assert (first.status_code, left(first)[name][0]) == (200, 5)
 
         async def is_spent(key: dict[str, str] = key) -> bool:
@@ -159,26 +170,116 @@ async def test_the_charge_costs_no_round_trip(serve: Service) -> None:
     with round_trips() as written:
         assert (await ask(client, None, "What?")).json()["cache"]["kind"] == "exact"
     asked = [one for one in written if "answers.find" in one or "limits.admit" in one]
-    assert asked == ["answers.find + limits.admit"]
+    assert len(asked) == 1
+    assert "answers.find + limits.admit" in asked[0], "with what else is sent at this moment"
 
 
 async def test_the_script_counts_as_a_worker_without_redis_does(redis: Redis) -> None:
     store = RedisLimits(await gate(redis), Keys())
-    limits = Limits(requests_per_minute=7, tokens_per_minute=100, tokens_per_day=150)
+    limits = Limits(7, 100, 150, 1000)
     counts = LocalCounts()
     for number in range(9):
-        charge = Charge("acme", [("k", limits)], counts_hits=True)
+        charge = Charge(LimitPlan("acme", ("k", limits)), counts_hits=True)
         await store.admit(charge)
         wait, _ = counts.look(limits, 1_000_000.0)
         assert charge.decision is not None
-        assert charge.decision.allowed == (wait == 0), number
+        assert (charge.decision.wait == 0) == (wait == 0), number
         if wait == 0:
             counts.take(limits, 1_000_000.0)
         if number == 3:
-            await store.spend(charge, 90, 60)
+            await store.spend(charge.plan, 90, 60)
             counts.spend(limits, 1_000_000.0, 90, 60)
-    ttl = await redis.pttl(Keys().limit(charge.owner, "k"))
-    assert 0 < ttl <= 86_400_000
+    ttl = await redis.pttl(Keys().limit(charge.plan.owner, "k"))
+    assert 0 < ttl <= 32 * 86_400_000
+
+
+async def test_the_script_knows_the_months(redis: Redis) -> None:
+    store = RedisLimits(await gate(redis), Keys())
+    first_day = lua("stores/limits", "admit").partition("-- name: admit")[0]
+    script = f"{first_day} return first_day(tonumber(ARGV[1]))"
+    for year in (1970, 2000, 2024, 2026, 2099, 2100, 2101):
+        for month in range(12):
+            days = await redis.eval(script, 0, year * 12 + month)
+            assert days == (date(year, month + 1, 1) - date(1970, 1, 1)).days
+    plan = LimitPlan("acme", ("k", Limits(tokens_per_month=10)))
+    await store.spend(plan, 4, 3)
+    charge = Charge(plan, counts_hits=True)
+    await store.admit(charge)
+    seconds, _ = await redis.time()
+    now = datetime.fromtimestamp(seconds, UTC)
+    following = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+    assert charge.decision is not None
+    remaining, reset = charge.decision.left
+    assert (remaining, abs((following - now).total_seconds() - reset) <= 2) == (7, True)
+    counts = LocalCounts()
+    counts.spend(Limits(tokens_per_month=10), now.timestamp(), 4, 3)
+    _, left = counts.look(Limits(tokens_per_month=10), now.timestamp())
+    assert abs(left[1] - reset) <= 2
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def streaming(client: httpx.AsyncClient, headers: dict[str, str] | None, question: str) -> AsyncIterator[int]:
+    """Opens a stream, and yields its status once it has begun."""
+    body = {"question": question, "stream": True}
+    async with client.stream("POST", "/query", json=body, headers=headers) as response:
+        yield response.status_code
+
+
+async def test_streams_are_counted_over_all_workers(serve: Service, stub: StubOllama) -> None:
+    workers = [await serve(access={**ACCESS, "concurrent_streams": 3}) for _ in range(2)]
+    key, colleague = await new_key(workers[0], concurrent_streams=2), await new_key(workers[0])
+    stub.behaviour("hang_between", path="/api/chat")
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(streaming(workers[n % 2], key, f"What is {n}?")) for n in range(3)]
+        others = [await stack.enter_async_context(streaming(workers[n], colleague, f"Who is {n}?")) for n in range(2)]
+        assert (opened, others) == ([200, 200, 429], [200, 429])
+        refused = await ask(workers[1], key, "What else?", stream=True)
+        assert (refused.json()["limit"], refused.headers["Retry-After"]) == ("key-streams", "1")
+    stub.behaviour("ok")
+    assert 'limit="tenant-streams",outcome="refused"' in (await workers[1].get("/metrics", headers=ROOT)).text
+
+    async def is_open() -> bool:
+        return (await ask(workers[0], key, "And now?", stream=True)).status_code == 200
+
+    await wait_until_async(is_open)
+
+
+async def test_streams_of_a_killed_worker_stop_counting(redis: Redis) -> None:
+    store, plan = RedisLimits(await gate(redis), Keys()), LimitPlan("acme", ("k", Limits(concurrent_streams=1)))
+    key = Keys().limit_streams(plan.owner, "k")
+    assert await store.open_stream(plan, "of-the-dead") is None
+    assert await store.open_stream(plan, "b") == "k"
+    assert 0 < await redis.pttl(key) <= 15_000
+    await redis.zadd(key, {"of-the-dead": 1})  # its lease has ended
+    assert await store.open_stream(plan, "b") is None
+    assert await redis.zrange(key, 0, -1) == [b"b"]
+
+
+async def test_an_open_stream_keeps_its_lease(redis: Redis) -> None:
+    limiter = Limiter(RedisLimits(await gate(redis), Keys()), lambda: 1)
+    charge = Charge(LimitPlan("acme", ("k", Limits(concurrent_streams=1))), counts_hits=True)
+    key = Keys().limit_streams(charge.plan.owner, "k")
+    async with limiter.stream(charge):
+        await redis.flushall()  # as after a failover to an empty replica
+        await limiter.renew()
+        assert await redis.zcard(key) == 1
+        with pytest.raises(RateLimited):
+            await limiter.stream(charge).__aenter__()
+    await limiter.aclose()
+    assert await redis.zcard(key) == 0
+
+
+async def test_without_redis_each_worker_grants_its_share_of_streams(redis: Redis) -> None:
+    limiter = Limiter(RedisLimits(HealthGatedRedis(redis, 8), Keys()), lambda: 2)
+    charge = Charge(LimitPlan("acme", (TENANT, Limits(concurrent_streams=5))), counts_hits=True)
+    async with limiter.stream(charge), limiter.stream(charge):
+        with pytest.raises(RateLimited, match="tenant-streams"):
+            await limiter.stream(charge).__aenter__()
+    async with limiter.stream(charge):
+        await limiter.aclose()
 
 
 async def gate(redis: Redis) -> Any:

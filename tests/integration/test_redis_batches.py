@@ -41,6 +41,17 @@ async def test_commands_of_one_round_are_one_write(client: Redis) -> None:
     assert written == ["SET + INCRBY + GET + HGETALL"]
 
 
+async def test_commands_of_one_caller_leave_together(client: Redis) -> None:
+    assert isinstance(client, BatchingRedis)
+    await client.set("text", "x")
+    sent = client.execute_together([("GET", "text"), ("INCR", "text"), ("GET", "none")])
+    with round_trips() as written:
+        (before, refused, after), other = await asyncio.gather(sent, client.get("text"))
+    assert (before, after, other) == (b"x", None, b"x")
+    assert isinstance(refused, ResponseError)
+    assert written == ["GET + INCR + GET + GET"]
+
+
 async def test_a_refused_command_fails_alone(client: Redis) -> None:
     await client.set("text", "x")
     before, refused, after = await asyncio.gather(

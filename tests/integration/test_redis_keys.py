@@ -142,7 +142,14 @@ async def drive(client: httpx.AsyncClient, other: httpx.AsyncClient, stub: StubO
     assert (await client.post("/api/experiments", json={"name": "trial", "variants": variants})).status_code == 201
     key = (await client.post("/api/keys", json={"tenant": "acme"})).json()
     assert (await client.post(f"/api/keys/{key['id']}/rotate")).status_code == 200
-    judged = await ask(client, "Who may judge this?")
+    judged: Any = None
+
+    async def is_stored() -> bool:
+        nonlocal judged
+        judged = await ask(client, "Who may judge this?")
+        return judged["cache"]["entry"] is not None
+
+    await wait_until_async(is_stored)  # an answer from an index that is still being filled is not
     assert (await client.post("/feedback", json={"request_id": judged["request_id"], "verdict": "bad"})).is_success
     for path in ("/health", "/metrics", "/api/workers", "/api/semantic-cache/metrics", "/api/connection-pool/metrics"):
         assert (await client.get(path)).status_code == 200
@@ -180,7 +187,7 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
     seen = {pattern.pattern for pattern in await assert_as_listed(redis, rows)}
     unseen = {row.pattern.pattern for row in rows} - seen
     passing = (":draft", ":work", "corpus:work", "upload:[^:{}]+", "embedding:[^:{}]+")
-    transient = (*passing, ":permits", "bulkhead:\\{[^:{}]+\\}", ":queue", ":waiting", "warm:jobs")
+    transient = (*passing, ":permits", ":streams", "bulkhead:\\{[^:{}]+\\}", ":queue", ":waiting", "warm:jobs")
     elsewhere = (
         "rag:erasures",
         "rag:history:\\d{4}",

@@ -10,6 +10,7 @@ import numpy as np
 from redis.asyncio import Redis
 
 from api.ports.answer_cache import NearestSearch, NewAnswer
+from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.answers import RedisAnswerCache
@@ -116,8 +117,13 @@ async def test_a_question_with_an_answer_of_its_own_is_an_exact_hit_again(serve:
     assert searched == [["answers.find + FT.SEARCH"], ["answers.find"]]
 
 
-async def test_a_search_that_is_sent_along_finds_nothing_that_has_expired(redis: Redis) -> None:
-    gate, keys, model = HealthGatedRedis(redis, 8), Keys(), EmbedderIdentity("model", 2, "a" * 10)
+async def test_a_search_that_is_sent_along_finds_nothing_that_has_expired(redis: Redis, redis_url: str) -> None:
+    async with short_commands(RedisAddress(redis_url, timeout=5.0, connect_timeout=5.0, max_connections=4)) as client:
+        await finds_nothing_that_has_expired(redis, HealthGatedRedis(client, 8))
+
+
+async def finds_nothing_that_has_expired(redis: Redis, gate: HealthGatedRedis) -> None:
+    keys, model = Keys(), EmbedderIdentity("model", 2, "a" * 10)
     assert await gate.check()
     indexes, scope = SemanticIndexes(gate, keys), f"{model.fingerprint}-{'b' * 24}"
     counters = CacheCounters(gate, keys, "w")
@@ -151,7 +157,11 @@ async def test_a_search_that_is_sent_along_finds_nothing_that_has_expired(redis:
 async def test_a_miss_from_documents_learns_their_languages_with_the_look_up(serve: Service) -> None:
     client = await serve()
     await add(client, "Trains", "The trains to Avignon leave at seven in the morning.")
-    await ask(client, "When do the trains to Avignon leave?")
+
+    async def is_stored() -> bool:
+        return bool((await ask(client, "When do the trains to Avignon leave?"))["cache"]["status"] == "hit")
+
+    await wait_until_async(is_stored)  # an answer from an index that is still being filled is not
     with round_trips() as written:
         answered = await ask(client, "At what time do trains leave for Avignon?")
     assert answered["sources"]

@@ -212,6 +212,7 @@ def key_patterns() -> set[str]:
         *(keys.quality, keys.quality_of("<scope>"), keys.quality_lease),
         *(keys.verifier, keys.verifier_model("<version>")),
         *(keys.access_keys, keys.access_key("<key>"), keys.limit("<owner>", "<subject>")),
+        keys.limit_streams("<owner>", "<subject>"),
         keys.embedding_lease("<embedder>"),
         keys.upload("<token>"),
     }
@@ -269,7 +270,7 @@ def test_key_patterns_covers_every_key_method() -> None:
         *("labels", "labels_of", "labelled_pairs", "shadow_calls", "labelled_scopes", "retracted_labels"),
         *("quality", "quality_of", "quality_lease", "quality_channel"),
         *("verifier", "verifier_model"),
-        *("access_keys", "access_key", "access_keys_channel", "limit"),
+        *("access_keys", "access_key", "access_keys_channel", "limit", "limit_streams"),
         *("worker", "workers", "embedder"),
         *("history_hour", "history_minute", "history_lease"),
         *("experiments", "experiment", "experiments_channel"),

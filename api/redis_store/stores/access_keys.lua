@@ -1,7 +1,8 @@
 -- API keys. Workers keep copies of the keys that they have seen, and follow the epoch, which grows when one changes.
 --   hash  rag:keys      epoch; id:<id> -> when the key was made (ms)
 --   hash  rag:key:<id>  tenant, role, name, models (JSON), digest, created_ms, expires_ms, rotated_ms, last_used_ms,
---                       old_digest, old_until_ms, requests_per_minute, tokens_per_minute, tokens_per_day
+--                       old_digest, old_until_ms, requests_per_minute, tokens_per_minute, tokens_per_day,
+--                       tokens_per_month, concurrent_streams
 
 -- name: read
 -- KEYS[1] hash all keys   KEYS[2] hash the key

@@ -1,14 +1,18 @@
-"""Counts requests and tokens of keys and tenants for the whole fleet, by Redis's clock."""
+"""Counts requests, tokens and streams of keys and tenants for the whole fleet, by Redis's clock."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from api.ports.limits import Charge, Decision, Left
+from api.ports.limits import Charge, LimitPlan
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
+
+LEASE_US: Final = 15_000_000
+"""How long a stream counts after its worker has died."""
 
 
 class RedisLimits:
@@ -17,8 +21,9 @@ class RedisLimits:
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
-        self._admit = script(redis.client, "stores/limits", "admit")
-        self._spend = script(redis.client, "stores/limits", "spend")
+        made = partial(script, redis.client, "stores/limits")
+        self._admit, self._spend = made("admit"), made("spend")
+        self._open, self._renew = made("open_stream"), made("renew_streams")
 
     def command(self, charge: Charge) -> tuple[Any, ...] | None:
         """Returns the command that charges a request, to send it along with another one.
@@ -27,35 +32,44 @@ class RedisLimits:
         """
         if self._keys.cluster:
             return None
-        keys = self._of(charge)
-        return ("EVALSHA", self._admit.sha, len(keys), *keys, *_limits(charge))
+        keys = self._of(charge.plan)
+        return ("EVALSHA", self._admit.sha, len(keys), *keys, *charge.plan.rates)
 
     async def admit(self, charge: Charge) -> None:
         """Charges a request, and sets the decision."""
-        keys = self._of(charge)
-        reply = await self._redis.of(keys[0]).run("limit", partial(self._admit, keys, _limits(charge)))
+        keys = self._of(charge.plan)
+        reply = await self._redis.of(keys[0]).run("limit", partial(self._admit, keys, charge.plan.rates))
         decide(charge, reply)
 
-    async def spend(self, charge: Charge, tokens: int, generated: int) -> None:
+    async def spend(self, plan: LimitPlan, tokens: int, generated: int) -> None:
         """Charges the tokens of an answer: all of them, and those that were generated."""
-        keys = self._of(charge)
-        each = [part for _, limits in charge.subjects for part in (limits.tokens_per_minute, limits.tokens_per_day)]
-        await self._redis.of(keys[0]).run("limit", partial(self._spend, keys, [tokens, generated, *each]))
+        keys = self._of(plan)
+        await self._redis.of(keys[0]).run("limit", partial(self._spend, keys, [tokens, generated, *plan.rates]))
 
-    def _of(self, charge: Charge) -> list[str]:
-        return [self._keys.limit(charge.owner, name) for name, _ in charge.subjects]
+    async def open_stream(self, plan: LimitPlan, stream: str) -> str | None:
+        """Gives a stream a lease. Returns the name of the subject that has too many streams, or None."""
+        keys, most = self._streams_of(plan), [most for _, most in plan.streams]
+        opening = partial(self._open, keys, [stream, LEASE_US, *most])
+        full: Any = await self._redis.of(keys[0]).run("limit", opening)
+        return plan.streams[int(full) - 1][0] if full else None
 
+    async def renew_streams(self, owner: str, subject: str, streams: Sequence[str]) -> None:
+        """Renews the leases of streams."""
+        key = self._keys.limit_streams(owner, subject)
+        await self._redis.of(key).run("limit", partial(self._renew, [key], [LEASE_US, *streams]))
 
-def _limits(charge: Charge) -> list[int]:
-    return [
-        part
-        for _, limits in charge.subjects
-        for part in (limits.requests_per_minute, limits.tokens_per_minute, limits.tokens_per_day)
-    ]
+    async def close_stream(self, plan: LimitPlan, stream: str) -> None:
+        """Returns the lease of a stream."""
+        for key in self._streams_of(plan):
+            await self._redis.of(key).run("limit", lambda client, key=key: client.zrem(key, stream))  # type: ignore[misc]
+
+    def _of(self, plan: LimitPlan) -> list[str]:
+        return [self._keys.limit(plan.owner, name) for name, _ in plan.subjects]
+
+    def _streams_of(self, plan: LimitPlan) -> list[str]:
+        return [self._keys.limit_streams(plan.owner, name) for name, _ in plan.streams]
 
 
 def decide(charge: Charge, reply: Any) -> None:
     """Sets the decision that a reply of the script contains."""
-    wait_us, *numbers = map(int, reply)
-    left = tuple(Left(remaining, reset) for remaining, reset in zip(numbers[::2], numbers[1::2], strict=True))
-    charge.decision = Decision(wait_us == 0, wait_us / 1_000_000, left)
+    charge.decide(reply[0] / 1_000_000, reply[1:])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import orjson
 from redis.asyncio import Redis
@@ -26,6 +26,7 @@ from api.ports.answer_cache import (
 )
 from api.ports.document_store import DocumentFilter
 from api.ports.limits import Charge
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
@@ -195,8 +196,8 @@ class RedisAnswerCache:
         if also is None and charging is None:
             reply = await redis.run("exact_lookup", partial(self._find, keys, arguments))
         else:
-            along = [also, charging]
-            reply, nearest, charged = await redis.run("exact_lookup", partial(self._find_along, keys, arguments, along))
+            along = [charging, also]  # the search last: it takes longest
+            reply, charged, nearest = await redis.run("exact_lookup", partial(self._find_along, keys, arguments, along))
             if charge is not None and charging is not None:
                 charge.is_sent = charged is not None
                 if charged is not None:
@@ -241,20 +242,16 @@ class RedisAnswerCache:
 
         Without the index, the search is left to `find_similar`.
         """
-        async with client.pipeline(transaction=False) as pipe:
-            # As a command: redis-py would first ask Redis whether it has the script.
-            pipe.execute_command("EVALSHA", self._find.sha, len(keys), *keys, *arguments)
-            for other in others:
-                if other is not None:
-                    pipe.execute_command(*other)
-            reply, *rest = await pipe.execute(raise_on_error=False)
+        # As a command: redis-py would first ask Redis whether it has the script.
+        find = ("EVALSHA", self._find.sha, len(keys), *keys, *arguments)
+        along = [one for one in others if one is not None]
+        reply, *rest = await cast(BatchingRedis, client).execute_together([find, *along])
         if isinstance(reply, NoScriptError):
             reply = await self._find(keys, arguments, client)
         elif isinstance(reply, RedisError):
             raise reply
-        replies = iter(rest)
-        sent = (next(replies) if other is not None else None for other in others)
-        return [reply, *(None if isinstance(one, RedisError) else one for one in sent)]
+        replies = iter([None if isinstance(one, RedisError) else one for one in rest])
+        return [reply, *(next(replies) if one is not None else None for one in others)]
 
     def _matches(self, reply: Mapping[bytes, Any], now_ms: int, stale_ms: int) -> Sequence[CacheMatch]:
         """The entries that a search has found, without those that expired before the look-up."""
