@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from scripts.chaos_tools.fleet import DEFECTS
-from scripts.chaos_tools.plan import KINDS, Fault, as_json, from_json, made, minimized
+from scripts.chaos_tools.fleet import DEFECTS, is_isolated
+from scripts.chaos_tools.plan import ISOLATED, KINDS, Fault, Kind, as_json, from_json, made, minimized
 from scripts.chaos_tools.report import as_document, as_markdown, slopes
 from scripts.chaos_tools.run import Verdict, run
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     seeds = range(options.first, options.first + (1 if options.soak or options.plan else options.seeds))
-    kinds = options.kinds.split(",") if options.kinds else KINDS
+    kinds = possible(options.kinds.split(",") if options.kinds else KINDS)
     verdicts: list[Verdict] = []
     for seed in seeds:
         plan = [] if options.soak else made(seed, options.seconds, kinds)
@@ -44,6 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if failed and failed[0].injected:
         _minimize(failed[0], options)
     sys.exit(bool(failed))
+
+
+def possible(kinds: Sequence[Kind]) -> Sequence[Kind]:
+    """Returns the kinds of faults that this process may inject."""
+    if is_isolated() or not ISOLATED.intersection(kinds):
+        return kinds
+    _say(f"Not injected, since this needs root: {', '.join(sorted(ISOLATED))}")
+    return [kind for kind in kinds if kind not in ISOLATED]
 
 
 def _reported(verdicts: Sequence[Verdict], folder: Path, *, soak: bool) -> str:

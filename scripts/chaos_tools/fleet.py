@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -46,10 +47,10 @@ SETTINGS: Final = {
     "GRACEFUL_TIMEOUT": "10",
 }
 DEFECTS: Final[dict[str, Patch]] = {
-    "probe too many": (
-        "api/redis_store/stores/breaker.lua",
-        "redis.call('ZCARD', KEYS[3]) < permits",
-        "redis.call('ZCARD', KEYS[3]) <= permits",
+    "flights without a lifetime": (
+        "api/redis_store/stores/flights.lua",
+        "redis.call('HDEL', flight, FOLLOWER .. worker)\nredis.call('PEXPIRE', flight, lease)",
+        "redis.call('HDEL', flight, FOLLOWER .. worker)",
     ),
 }
 """Defects that the fleet's copy of the source can have, to show that they are found."""
@@ -145,6 +146,11 @@ def running_fleet(folder: Path, defect: str | None = None) -> Iterator[Fleet]:
         fleet.balance()
         stack.enter_context(_checked_health(fleet))
         yield fleet
+
+
+def is_isolated() -> bool:
+    """Returns whether this process has its own network, as `scripts/chaos` gives it to root."""
+    return os.environ.get("CHAOS_NETWORK") == "own"
 
 
 @contextmanager

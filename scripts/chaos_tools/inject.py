@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import redis
 
-from scripts.chaos_tools.fleet import Fleet, pause
+from scripts.chaos_tools.fleet import Fleet, is_isolated, pause
 from scripts.chaos_tools.plan import Fault
 from tests.support.gunicorn_process import Gunicorn
 from tests.support.waiting import wait_until
@@ -120,6 +121,23 @@ def _cut_redis(fleet: Fleet, fault: Fault) -> None:
                 client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
 
 
+def _drop_packets(fleet: Fleet, fault: Fault) -> None:
+    """Drops all packets from and to Redis: connections stay open at both ends, and new ones hang."""
+    if not is_isolated():
+        raise RuntimeError("redis half-open needs a network that nobody else uses: run scripts/chaos as root")
+    rules = [("INPUT", "--protocol", "tcp", side, str(fleet.redis.port), "--jump", "DROP") for side in _SIDES]
+    for rule in rules:
+        subprocess.run(["iptables", "--wait", "--append", *rule], check=True)
+    try:
+        pause(fault.seconds)
+    finally:
+        for rule in rules:
+            subprocess.run(["iptables", "--wait", "--delete", *rule], check=True)
+
+
+_SIDES: Final = ("--sport", "--dport")
+
+
 def _behaving(fleet: Fleet, fault: Fault, **behaviour: Any) -> None:
     fleet.ollama.behaviour(**behaviour, numbered=True)
     try:
@@ -151,6 +169,7 @@ INJECTIONS: Final[Mapping[str, Injection]] = MappingProxyType(
         "redis read-only": partial(_configured, "min-replicas-to-write", 1),
         "redis full": partial(_configured, "maxmemory", 1),
         "redis connections cut": _cut_redis,
+        "redis half-open": _drop_packets,
         "ollama refuses": _ollama("refuse"),
         "ollama hangs": _ollama("hang"),
         "ollama trickles": _ollama("ok", pace=0.5),

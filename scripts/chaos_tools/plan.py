@@ -22,6 +22,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     "redis read-only",
     "redis full",
     "redis connections cut",
+    "redis half-open",
     "ollama refuses",
     "ollama hangs",
     "ollama trickles",
@@ -35,13 +36,15 @@ KINDS: Final[tuple[Kind, ...]] = (
 )
 SKIPPED: Final = {
     "redis failover": "tests/integration/test_sentinel_failover.py and tests/k8s: needs sentinels and replicas",
-    "half-open connections, hosts cut off": "tests/chaos/test_cut_off.py: needs network namespaces",
-    "clock jumps": "needs libfaketime; all shared times come from Redis, and workers measure with monotonic clocks",
+    "hosts cut off": "tests/chaos/test_cut_off.py",
     "disk full": "needs a file system of its own for the append-only file",
+    "clock jumps": "needs libfaketime; all shared times come from Redis, and workers measure with monotonic clocks",
     "worker at its memory limit": "tests/unit/test_worker_memory.py and tests/integration/test_worker_replacement.py",
 }
 """Faults that this command does not inject, and where they are tested instead."""
 
+ISOLATED: Final = frozenset({"redis half-open"})
+"""Faults that need a network that nobody else uses: only root can have one."""
 FIRST: Final = 2.0
 """Seconds of load before the first fault."""
 CALM: Final = 4.0

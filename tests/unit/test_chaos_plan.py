@@ -14,7 +14,7 @@ from scripts.chaos_tools import __main__ as command
 from scripts.chaos_tools.fleet import DEFECTS
 from scripts.chaos_tools.inject import CUTS, INJECTIONS
 from scripts.chaos_tools.linearizability import NEVER, Operation, cache, is_linearizable
-from scripts.chaos_tools.plan import CALM, FIRST, KINDS, Fault, as_json, from_json, made, minimized
+from scripts.chaos_tools.plan import CALM, FIRST, ISOLATED, KINDS, Fault, as_json, from_json, made, minimized
 from scripts.chaos_tools.report import slopes
 from scripts.chaos_tools.run import Injected, Verdict, judged, recoveries, with_unseen_stores
 from scripts.chaos_tools.traffic import (
@@ -48,7 +48,8 @@ def test_a_plan_fits_its_time_and_uses_every_kind() -> None:
 
 def test_every_kind_can_be_injected() -> None:
     assert set(INJECTIONS) == set(KINDS)
-    assert set(KINDS) > CUTS
+    assert set(KINDS) > CUTS | ISOLATED
+    assert set(KINDS) - set(command.possible(KINDS)) <= ISOLATED
 
 
 def test_a_plan_is_minimized_to_the_faults_that_it_needs() -> None:
@@ -176,9 +177,9 @@ def test_a_failing_seed_is_minimized_and_replayed(tmp_path: Path, monkeypatch: p
         return end.value.code
 
     monkeypatch.setattr(command, "run", run)
-    assert ended("--seeds", "1", "--defect", "probe too many")
+    assert ended("--seeds", "1", "--defect", "flights without a lifetime")
     replay = ("--plan", str(tmp_path / "plan.json"))
-    assert ended(*replay, "--no-minimize", "--defect", "probe too many")
+    assert ended(*replay, "--no-minimize", "--defect", "flights without a lifetime")
     assert sorted(runs[-1]) == ["ollama hangs", "redis slow"]
     assert "3 probes at a time" in (tmp_path / "report.md").read_text()
     assert not ended(*replay)
