@@ -96,6 +96,12 @@ def raise_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
+def is_own_cancellation() -> bool:
+    """Whether the current task was cancelled. If not, a `CancelledError` comes from what it waits for: a failure."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class CancelScope:
     """A block (`with`) that `cancel` ends early.
 

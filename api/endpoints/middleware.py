@@ -33,6 +33,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.cancellation import is_own_cancellation
 from api.endpoints.access import Role
 from api.endpoints.ollama_wire import BLOBS
 from api.endpoints.problems import ClientDisconnected, problem
@@ -170,7 +171,10 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, labelled)
-            except Exception:  # unhandled: the client gets a problem document, the log the traceback
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
+                    raise
+                # Unhandled: the client gets a problem document, the log the traceback.
                 self._log.exception("unhandled_error", route=route_template(scope))
                 if started:
                     raise

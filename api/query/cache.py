@@ -71,7 +71,7 @@ class CacheBudget:
         self._late: set[asyncio.Task[Any]] = set()
 
     async def within(self, timings: Timings, command: Coroutine[Any, Any, T]) -> T:
-        """Returns the result of `command`. Raises its errors, and `BudgetSpent`.
+        """Returns the result of `command`. Raises its errors, `BudgetSpent`, and `StoreUnavailable` for a cancellation.
 
         A late command is not cancelled: cancelling would cost its connection, and slow down a slow store even more.
         It also lets an answer that is being stored reach the cache.
@@ -88,6 +88,8 @@ class CacheBudget:
         if not task.done():
             self._let_go(task)
             raise BudgetSpent(self._seconds, task)
+        if task.cancelled():
+            raise StoreUnavailable("the command was cancelled")
         return task.result()
 
     def _let_go(self, task: asyncio.Task[Any]) -> None:

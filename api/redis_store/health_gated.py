@@ -26,6 +26,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from api.cancellation import is_own_cancellation
 from api.errors import StoreUnavailable
 from api.redis_store.keys import Keys
 
@@ -184,6 +185,11 @@ class HealthGatedRedis:
                 await self._close(operation, error)
             self._events.failed(operation, error)
             raise StoreUnavailable(str(error) or type(error).__name__) from error
+        except asyncio.CancelledError as error:
+            if is_own_cancellation():
+                raise
+            self._events.failed(operation, error)
+            raise StoreUnavailable("a library cancelled the command") from error
 
     async def _close(self, operation: str, error: BaseException) -> None:
         self.is_up = False

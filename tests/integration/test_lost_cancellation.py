@@ -1,5 +1,5 @@
-"""A cancellation that `asyncio.wait_for` of Python 3.11 loses while a connection to Redis opens: the work still ends,
-and Ollama is not called for a caller that is gone or out of time.
+"""A cancellation that a library loses, as `asyncio.wait_for` of Python 3.11 can: the work still ends, and Ollama is not
+called for a caller that is gone or out of time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.redis_store.client import RedisAddress, TcpConnection, short_commands
+from api.redis_store.client import RedisAddress, short_commands
+from api.redis_store.connections import BatchingRedis
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service
 from tests.support.waiting import wait_until_async
@@ -23,16 +24,16 @@ NO_STORE = {"Cache-Control": "no-store"}
 """Such a question asks Redis for passages only, in the request's own task."""
 
 
-class DeafConnecting:
-    """Keeps the next connecting of a request waiting until it is cancelled, and loses that cancellation."""
+class DeafCommand:
+    """Keeps the next command of a request waiting until it is cancelled, and loses that cancellation."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.armed = False
         self.waiting = asyncio.Event()
         self.lost = 0
-        connect = TcpConnection.connect_check_health
+        execute = BatchingRedis.execute_command
 
-        async def deaf(connection: TcpConnection, *of: Any, **named: Any) -> None:
+        async def deaf(client: BatchingRedis, *of: Any, **named: Any) -> Any:
             if self.armed and _is_a_request():
                 self.armed = False
                 self.waiting.set()
@@ -40,9 +41,9 @@ class DeafConnecting:
                     await asyncio.Event().wait()
                 except asyncio.CancelledError:
                     self.lost += 1
-            await connect(connection, *of, **named)
+            return await execute(client, *of, **named)
 
-        monkeypatch.setattr(TcpConnection, "connect_check_health", deaf)
+        monkeypatch.setattr(BatchingRedis, "execute_command", deaf)
 
 
 def _is_a_request() -> bool:
@@ -66,16 +67,16 @@ async def test_who_has_left_starts_no_call_though_the_cancellation_is_lost(
     serve: Service, stub: StubOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await serve()
-    connecting = DeafConnecting(monkeypatch)
-    connecting.armed = True
+    command = DeafCommand(monkeypatch)
+    command.armed = True
     async with sent(client):
-        await asyncio.wait_for(connecting.waiting.wait(), 10)
+        await asyncio.wait_for(command.waiting.wait(), 10)
 
     async def left() -> bool:
         return 'ragherd_queries_total{kind="none",status="left"} 1.0' in (await client.get("/metrics")).text
 
     await wait_until_async(left)
-    assert connecting.lost == 1
+    assert command.lost == 1
     assert "/api/chat" not in stub.stats["requests"]
     bulkheads = (await client.get("/api/bulkhead/metrics")).json()["bulkheads"]
     assert {bulkhead["in_use"] for bulkhead in bulkheads.values()} == {0}
@@ -85,11 +86,11 @@ async def test_who_is_late_starts_no_call_though_the_cancellation_is_lost(
     serve: Service, stub: StubOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await serve()
-    connecting = DeafConnecting(monkeypatch)
-    connecting.armed = True
+    command = DeafCommand(monkeypatch)
+    command.armed = True
     headers = {**NO_STORE, "X-Request-Timeout": "0.1"}
     response = await client.post("/query", json={"question": "Who is late?"}, headers=headers)
-    assert (response.status_code, connecting.lost) == (504, 1)
+    assert (response.status_code, command.lost) == (504, 1)
     assert "/api/chat" not in stub.stats["requests"]
 
 
