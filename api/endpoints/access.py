@@ -16,7 +16,7 @@ from starlette.requests import Request
 from api.endpoints.known_keys import KnownKeys, WrongKeys
 from api.errors import KeysUnavailable, NotAuthenticated, NotAuthorized, StoreUnavailable
 from api.loopback import is_loopback_address, is_loopback_host
-from api.ports.access import MARK, RANKS, Caller, TokenVerifier, is_token
+from api.ports.access import MARK, RANKS, Caller, Lease, TokenVerifier, is_token
 from api.ports.limits import UNLIMITED, Charge, Limits, plan_of
 from api.values import Priority
 
@@ -47,9 +47,8 @@ class Access:
         limits: Limits = UNLIMITED,
         counts_hits: bool = True,
     ) -> None:
-        users = {_digest(key.encode()): Caller(tenant, "user") for key, tenant in tenants.items()}
-        self._fixed = users | {_digest(key.encode()): Caller(DEFAULT_TENANT, "admin") for key in admins}
-        self._has_admin_keys = bool(admins)
+        self._lease = Lease()
+        self.adopt(tenants, admins)
         self._batch = frozenset(_digest(key.encode()) for key in batch)
         self.has_batch_keys = bool(self._batch)
         self._known = known
@@ -59,6 +58,15 @@ class Access:
         self._limits = limits
         self._counts_hits = counts_hits
         self._keyed = bool(tenants) or required or tokens is not None
+
+    def adopt(self, tenants: Mapping[str, str], admins: Sequence[str]) -> None:
+        """Takes other keys of the settings. Whatever remembers a caller by one of the former keys looks again."""
+        self._lease.until = 0.0
+        lease = self._lease = Lease()
+        users = {_digest(key.encode()): Caller(tenant, "user", lease=lease) for key, tenant in tenants.items()}
+        others = {_digest(key.encode()): Caller(DEFAULT_TENANT, "admin", lease=lease) for key in admins}
+        self._fixed = users | others
+        self._has_admin_keys = bool(admins)
 
     async def admit(self, request: Request, role: Role) -> None:
         """Raises `NotAuthenticated`, `NotAuthorized` or `KeysUnavailable` if the caller lacks `role`.
@@ -74,6 +82,8 @@ class Access:
                 request.state.caller = await finder.find(key)
             except StoreUnavailable:
                 request.state.caller = _UNKNOWN
+        if key and getattr(request.state, "caller", None) is None:
+            request.state.caller = self._fixed.get(_digest(key.encode()))
         try:
             self.check(request, role)
         except NotAuthenticated:

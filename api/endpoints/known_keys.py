@@ -9,9 +9,10 @@ Redis, known keys work until that time is over, and unknown ones get 503, not 40
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_network
 from typing import Final
@@ -135,6 +136,69 @@ class KnownKeys:
             self._written_at = now
         for caller in used:
             caller.is_used = False
+
+
+# -- keys in files -----------------------------------------------------------------------------------------------------
+
+FILE_SECONDS: Final = 1.0
+"""How often files are looked at."""
+Stamp = tuple[int, int, int, int] | None
+
+
+class KeyFiles:
+    """Follows the files with keys of the settings. A broken file changes nothing.
+
+    `read` returns the keys, and raises `ValueError` with a message that has none. `noted`: whether a change was read.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        read: Callable[[], tuple[Mapping[str, str], Sequence[str]]],
+        adopt: Callable[[Mapping[str, str], Sequence[str]], None],
+        noted: Callable[[bool], None] = lambda was_read: None,
+    ) -> None:
+        self._paths = paths
+        self._read = read
+        self._adopt = adopt
+        self._noted = noted
+        self._stamps: list[Stamp] = []
+        self._log = structlog.get_logger("ragherd.access")
+
+    async def keep_following(self) -> None:
+        """Looks at the files for ever. Runs as a task of the worker."""
+        while True:
+            await asyncio.sleep(FILE_SECONDS)
+            await self.follow()
+
+    async def follow(self) -> None:
+        """Adopts the keys if a file has changed."""
+        try:
+            found = await asyncio.to_thread(self._changed)
+        except ValueError as error:
+            self._noted(False)
+            self._log.error("key_file_broken", message=f"{error}. The keys from before still work.")
+            return
+        if found is not None:
+            self._adopt(*found)
+            self._noted(True)
+            self._log.info("key_file_read", users=len(found[0]), admins=len(found[1]))
+
+    def _changed(self) -> tuple[Mapping[str, str], Sequence[str]] | None:
+        """Reads the files if one has changed. Blocks."""
+        stamps = [_stamp(path) for path in self._paths]
+        if stamps == self._stamps:
+            return None
+        self._stamps = stamps  # of before the file is read: a later change is seen again
+        return self._read()
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - follows the links of a mounted Secret
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 # -- wrong keys --------------------------------------------------------------------------------------------------------

@@ -499,6 +499,9 @@ RATE_LIMITED = MetricSpec(
     "Questions that a limit refused or nearly did.",
     ("limit", "outcome"),
 )
+KEY_FILES = MetricSpec(
+    "ragherd_key_file_changes_total", "counter", "Changes of a file with keys: `read`, or `broken`.", ("outcome",)
+)
 REJECTED_KEYS = MetricSpec("ragherd_rejected_keys_total", "counter", "Requests with a wrong API key.")
 
 HISTORY_MINUTES = MetricSpec(

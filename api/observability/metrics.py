@@ -461,6 +461,10 @@ class Metrics:
         """Counts a wrong API key."""
         self._families[names.REJECTED_KEYS][()].inc()
 
+    def key_file_changed(self, was_read: bool) -> None:
+        """Counts a change of a file with keys."""
+        self._families[names.KEY_FILES][("read" if was_read else "broken",)].inc()
+
     def redis_failed(self, operation: str) -> None:
         """Counts a failed operation on Redis. `operation` is one of a few names, never a key."""
         self._families[names.REDIS_ERRORS][(operation,)].inc()

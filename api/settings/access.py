@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
@@ -58,6 +59,13 @@ class AccessSettings(SettingsGroup):
 
     They may also ask, as any tenant.
     """
+    api_keys_file: Annotated[str, Field(title="path", min_length=1)] | None = None
+    """File with more `API_KEYS`, also one in each line. Changes take effect at once.
+
+    For example a mounted Secret of Kubernetes. Lines that begin with `#` are comments.
+    """
+    admin_keys_file: Annotated[str, Field(title="path", min_length=1)] | None = None
+    """The same for `ADMIN_KEYS`."""
     batch_keys: Annotated[str, NoDecode, Field(title="list")] = ""
     """Keys of `API_KEYS` that are limited to batch priority."""
     require_keys: bool = False
@@ -102,15 +110,28 @@ class AccessSettings(SettingsGroup):
 
     def tenants_by_key(self) -> dict[str, str]:
         """The tenant of each API key. Raises `ValueError`, whose message has no key."""
-        pairs = [_pair(number, entry) for number, entry in enumerate(entries(self.api_keys), start=1)]
+        listed = [*entries(self.api_keys), *_of_file("API_KEYS_FILE", self.api_keys_file)]
+        pairs = [_pair(number, entry) for number, entry in enumerate(listed, start=1)]
         check_keys([key for _, key in pairs])
         return {key: tenant for tenant, key in pairs}
 
     def admins(self) -> tuple[str, ...]:
         """The admin keys. Raises `ValueError`, whose message has no key."""
-        keys = entries(self.admin_keys)
+        keys = (*entries(self.admin_keys), *_of_file("ADMIN_KEYS_FILE", self.admin_keys_file))
         check_keys(keys)
         return keys
+
+    def users_and_admins(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        """The tenants by key, and the admin keys. Raises `ValueError`, whose message has no key."""
+        tenants, admins = self.tenants_by_key(), self.admins()
+        if set(tenants) & set(admins):
+            raise ValueError("a key is also in API_KEYS")
+        return tenants, admins
+
+    @property
+    def key_files(self) -> list[str]:
+        """The files with keys."""
+        return [path for path in (self.api_keys_file, self.admin_keys_file) if path is not None]
 
     def batch(self) -> tuple[str, ...]:
         """The API keys that are limited to batch priority. Raises `ValueError`, whose message has no key."""
@@ -125,7 +146,7 @@ class AccessSettings(SettingsGroup):
     @property
     def is_keyed(self) -> bool:
         """Whether a question needs a key."""
-        return bool(self.api_keys) or self.require_keys or self.oidc_issuer is not None
+        return bool(self.api_keys or self.api_keys_file) or self.require_keys or self.oidc_issuer is not None
 
     def hosts(self) -> tuple[str, ...]:
         """The accepted host names, in lower case. Empty if any is accepted."""
@@ -137,6 +158,22 @@ def entries(value: str) -> tuple[str, ...]:
     """Split a list of keys. Empty entries stay, because they are errors; a comma at the end adds none."""
     found = [part.strip() for part in value.split(",")] if value else []
     return tuple(found[:-1] if len(found) > 1 and not found[-1] else found)
+
+
+def _of_file(variable: str, path: str | None) -> list[str]:
+    """Read the entries of a file. An empty one is an error: it may be half written."""
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{variable} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{variable} is not UTF-8") from None
+    found = [entry for line in lines if not line.lstrip().startswith("#") for entry in entries(line.strip())]
+    if not found:
+        raise ValueError(f"{variable} has no key")
+    return found
 
 
 def check_keys(keys: Sequence[str]) -> None:

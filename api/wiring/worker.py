@@ -24,7 +24,7 @@ from api.embedders.onnx import open_onnx
 from api.endpoints.access import Access
 from api.endpoints.dashboard import LiveFeed, read_figures
 from api.endpoints.health import AppState, Reachability
-from api.endpoints.known_keys import KnownKeys, WrongKeys
+from api.endpoints.known_keys import KeyFiles, KnownKeys, WrongKeys
 from api.endpoints.mcp_api import McpServer
 from api.endpoints.streaming import Streaming
 from api.errors import SettingsError
@@ -153,6 +153,9 @@ class _Worker:
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
         access = self._access(known_keys, await self._open_tokens())
+        if files := self._settings.access.key_files:
+            read = self._settings.access.users_and_admins
+            background.start(KeyFiles(files, read, access.adopt, self._metrics.key_file_changed).keep_following)
         return self._state(
             redis, backends, parts, knowledge, cache, facts, registry, history, erasure, access, key_store
         )

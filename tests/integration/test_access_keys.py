@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ from api.embedded.redis_server import EmbeddedRedis
 from api.endpoints.known_keys import KnownKeys
 from api.ports.access import FoundKey, KeyRecord, KeySpec, digest_of, new_id, new_secret
 from api.redis_store.stores import access_keys
+from api.settings import AccessSettings
 from tests.support.replies import texts
 from tests.support.service import Service
 from tests.support.waiting import wait_until_async
@@ -312,3 +315,50 @@ async def test_a_copy_is_not_trusted_for_ever_without_news() -> None:
 async def _is_over(known: KnownKeys, secret: str, store: StoredKeys) -> bool:
     await known.find(secret)
     return store.reads > 1
+
+
+# -- keys in files -----------------------------------------------------------------------------------------------------
+
+
+async def test_keys_in_files_are_read_again_when_they_change(serve: Service, tmp_path: Path) -> None:
+    users, admins = tmp_path / "users", tmp_path / "admins"
+    users.write_text("# our keys\nacme=first-key-of-acme, globex=key-of-globex\n")
+    admins.write_text("key-of-the-admin\n")
+    client = await serve(access={"api_keys_file": str(users), "admin_keys_file": str(admins)})
+
+    async def status(key: str) -> int:
+        headers = {"Authorization": f"Bearer {key}"}
+        return (await client.post("/query", json={"question": "What?"}, headers=headers)).status_code
+
+    async def shows(text: str) -> bool:
+        return text in (await client.get("/metrics")).text
+
+    for _ in range(3):  # the last ones by the fast path
+        assert [await status(key) for key in ("first-key-of-acme", "key-of-globex", "another")] == [200, 200, 401]
+    replacement = tmp_path / "new"
+    replacement.write_text("acme=second-key-of-acme\nglobex=key-of-globex\n")
+    replacement.replace(users)
+
+    async def is_adopted() -> bool:
+        return await status("second-key-of-acme") == 200
+
+    await wait_until_async(is_adopted)
+    assert [await status(key) for key in ("first-key-of-acme", "key-of-globex")] == [401, 200]
+    users.write_text("acme")
+    await wait_until_async(partial(shows, 'ragherd_key_file_changes_total{outcome="broken"} 1.0'))
+    users.unlink()
+    await wait_until_async(partial(shows, 'ragherd_key_file_changes_total{outcome="broken"} 2.0'))
+    assert await status("second-key-of-acme") == 200, "the last good keys"
+    assert (await client.get("/api/keys", headers={"Authorization": "Bearer key-of-the-admin"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "cannot be read"), ("", "has no key"), ("# none\n", "has no key"), ("acme", "not of the form tenant=key")],
+)
+def test_a_worker_does_not_start_with_a_broken_file(tmp_path: Path, content: str | None, why: str) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=why):
+        AccessSettings(_env_file=None, api_keys_file=str(file)).users_and_admins()
