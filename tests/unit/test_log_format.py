@@ -64,10 +64,10 @@ def test_the_standard_library_writes_the_same_kind_of_line(name: str) -> None:
 def test_an_exception_is_one_line_without_local_variables() -> None:
     [structured, standard] = _lines(
         "def fail(question):\n"
-        "    raise ValueError('broken')\n"
+        "    raise ValueError(question)\n"
         "for log in (structlog.get_logger('a').exception, logging.getLogger('b').exception):\n"
         "    try:\n"
-        "        fail('a' + ' secret')\n"
+        "        fail('a sec' 'ret')\n"
         "    except ValueError:\n"
         "        log('It failed')"
     )
@@ -75,16 +75,19 @@ def test_an_exception_is_one_line_without_local_variables() -> None:
     for line in (structured, standard):
         assert line["level"] == "error"
         assert line["exception"].startswith("Traceback (most recent call last):\n")
-        assert line["exception"].endswith("in fail\nValueError"), "its message may quote a text"
+        assert line["exception"].splitlines()[-1] == "ValueError", "its message may quote a text"
+        assert ", in fail" in line["exception"]
         assert "secret" not in json.dumps(line)
 
 
+# Newer Pythons show the lines of the program, too, so no line has the text as it is logged.
 FAILING = """
 def fail():
+    text = 'a sec' 'ret'
     try:
-        {}['a secret']
+        {}[text]
     except KeyError as error:
-        raise ExceptionGroup('secrets', [ValueError('a secret'), AttributeError('no attribute x')]) from error
+        raise ExceptionGroup(text, [ValueError(text), AttributeError('no attribute x')]) from error
 try:
     fail()
 except Exception:
@@ -116,7 +119,7 @@ def test_a_task_that_nobody_waited_for_is_logged_without_its_error() -> None:
     program = """
 import asyncio, gc
 async def fail():
-    raise ValueError('a secret')
+    raise ValueError('a sec' 'ret')
 async def main():
     task = asyncio.create_task(fail())
     await asyncio.sleep(0)
