@@ -74,13 +74,15 @@ def index_schema(keys: CacheKeys, embedder: EmbedderIdentity, algorithm: Algorit
 T = TypeVar("T")
 
 
-async def created(creating: Awaitable[Any]) -> None:
-    """Creates an index unless it exists. Many workers may do so at once. Raises Redis's own errors."""
+async def created(creating: Awaitable[Any]) -> bool:
+    """Creates an index unless it exists: then False. Many workers may do so at once. Raises Redis's own errors."""
     try:
         await unwrapped(creating)
     except ResponseError as error:
         if "already exists" not in str(error).lower():
             raise
+        return False
+    return True
 
 
 async def unwrapped(called: Awaitable[T]) -> T:

@@ -68,17 +68,19 @@ async def test_two_embedders_at_once_each_hit_their_own_and_both_find_the_docume
     old = await embedder_of(before, redis, set())
     document = await add(before, "Holiday", HOLIDAY)
     first = await ask(before, QUESTION)
+
+    async def keeps_its_answers(client: httpx.AsyncClient) -> bool:
+        """Not before it has embedded all documents and Redis has built its index."""
+        return (await ask(client, QUESTION))["cache"]["entry"] is not None
+
+    await wait_until_async(lambda: keeps_its_answers(before))
     after = await serve(embedder=ONNX, retrieval=LOW)
     new = await embedder_of(after, redis, {old})
     crossing = await ask(after, QUESTION)
     assert crossing["cache"]["status"] == "miss", "an answer found by another embedding is not this one's"
     assert [source["document_id"] for source in crossing["sources"]] == [document["id"]], "found before its turn came"
 
-    async def keeps_its_answers() -> bool:
-        """Not before it has embedded all documents."""
-        return (await ask(after, QUESTION))["cache"]["entry"] is not None
-
-    await wait_until_async(keeps_its_answers)
+    await wait_until_async(lambda: keeps_its_answers(after))
     for client, answered, embedder in ((before, first, old), (after, crossing, new)):
         hit = await ask(client, QUESTION)
         assert hit["cache"]["kind"] == "exact"

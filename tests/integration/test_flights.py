@@ -227,7 +227,13 @@ async def test_nothing_is_published_while_nobody_follows(fleet: Fleet, redis: Re
     one = await fleet("one")
     one.model.may_end.set()
     await one.ask()
-    assert [key async for key in redis.scan_iter("rag:flight:*")] == []
+
+    async def has_landed() -> bool:
+        keys = [key async for key in redis.scan_iter("rag:flight:*")]
+        assert set(keys) <= {b"rag:flight:{0123456789-scope:digest}"}, "the lease, and nothing for followers"
+        return not keys
+
+    await wait_until_async(has_landed)
 
 
 async def test_the_leaders_failure_is_everybodys(fleet: Fleet, redis: Redis) -> None:

@@ -6,6 +6,7 @@ too, without stemmers. `RedisUnusedEmbeddings` drops it when none of those worke
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,9 @@ from api.redis_store.stores.documents.passage_search import (
 from api.values import EmbedderIdentity, Vector
 
 KNOWN_SECONDS: Final = 2.0
+INCOMPLETE_SECONDS: Final = 0.02
+"""A small index is built within milliseconds, and answers from documents are not stored before."""
+BUILDING_SECONDS: Final = 1.0
 _Commands = list[tuple[str, tuple[Any, ...]]]
 """Commands by what they find: `state`, `meaning`, `words`, `counted`, or a term."""
 _FACTS: Final = ("tenant", "title", "source", "version", "revision")
@@ -60,9 +64,18 @@ class RedisPassageIndex:
         self._redis.on_recovery(self._forget)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
-        """Creates the index for chunks of `embedder`, unless it exists. Several workers may call it at once."""
+        """Creates the index for chunks of `embedder`, unless it exists. Several workers may call it at once.
+
+        Waits until Redis has built it, but not for long: then an answer from the first document can be stored.
+        """
+        if await self._ensure(embedder):
+            give_up = time.monotonic() + BUILDING_SECONDS
+            while not await self.is_complete(embedder) and time.monotonic() < give_up:  # noqa: ASYNC110
+                await asyncio.sleep(INCOMPLETE_SECONDS)  # Redis does not say when it is done
+
+    async def _ensure(self, embedder: EmbedderIdentity) -> bool:
         await self._embeddings.use(embedder)  # first, so that new chunks are not removed
-        await self._redis.run("index_create", lambda client: self._create(client, embedder))
+        return await self._redis.run("index_create", lambda client: self._create(client, embedder))
 
     async def corpus(self, tenant: str) -> Corpus:
         """Returns the state of a tenant's documents: how many, the epoch, the last change (ms), the languages."""
@@ -93,7 +106,7 @@ class RedisPassageIndex:
         replies = await self._replies(self._searches(fingerprint, *asked))
         if any(says_missing(reply) for some in replies.values() for reply in some):
             # FLUSHALL deletes indexes too, and a new embedder has none yet.
-            await self.ensure(embedder)
+            await self._ensure(embedder)
             self._complete.pop(fingerprint, None)
             self._earlier.discard(fingerprint)
             replies = await self._replies(self._searches(fingerprint, *asked))
@@ -180,7 +193,7 @@ class RedisPassageIndex:
         return best(replies, embedder, count)
 
     async def is_complete(self, embedder: EmbedderIdentity) -> bool:
-        """Returns whether Redis has finished building the index. The answer is cached for `KNOWN_SECONDS`."""
+        """Returns whether Redis has finished building the index. The answer is cached: yes for longer than no."""
         now, fingerprint = time.monotonic(), embedder.fingerprint
         known = self._complete.get(fingerprint)
         if known is not None and now < known[0]:
@@ -190,12 +203,13 @@ class RedisPassageIndex:
         infos: list[Any] = await self._redis.run("passages", lambda client: _execute(client, asked))
         built, built_before = map(_is_built, infos)
         if built_before and says_missing(infos[0]):  # this worker is the first of its release
-            await self.ensure(embedder)
+            await self._ensure(embedder)
         (self._earlier.add if built_before and not built else self._earlier.discard)(fingerprint)
         for name, info in zip(names, infos, strict=True):
             self._chunks[name] = int(info[b"num_docs"]) if _is_built(info) else 0
-        self._complete[fingerprint] = (now + KNOWN_SECONDS, built or built_before)
-        return built or built_before
+        complete = built or built_before
+        self._complete[fingerprint] = (now + (KNOWN_SECONDS if complete else INCOMPLETE_SECONDS), complete)
+        return complete
 
     async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]:
         """Returns the facts and revision of documents whose current revision the embedder has embedded."""
@@ -237,12 +251,12 @@ class RedisPassageIndex:
         """A restarted Redis rebuilds its indexes."""
         self._complete.clear()
 
-    async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
+    async def _create(self, client: Redis, embedder: EmbedderIdentity) -> bool:
         schema = passage_schema(self._keys, embedder)
         prefix = f"{schema.index.prefix}"
         definition = IndexDefinition([prefix], index_type=IndexType.HASH, language_field=STEMMER)  # type: ignore[no-untyped-call]
         # A union that begins with a stop word crashes the search module (2.10).
-        await created(
+        return await created(
             client.ft(schema.index.name).create_index(schema.redis_fields, definition=definition, stopwords=[])
         )
 
