@@ -40,7 +40,8 @@ ERRORS: Final[tuple[Patch, ...]] = (
 """Half of the questions that a worker sees for the first time get 500. Repeated ones take the short way."""
 CACHE: Final = "api/redis_store/stores/cache/answers.py"
 BROKEN_CACHE: Final[tuple[Patch, ...]] = (
-    (CACHE, "        if values[0] is None:\n", "        if True:\n"),
+    (CACHE, "        if values[0] is None:\n            return None\n", "        if True:\n            return None\n"),
+    (CACHE, "        answer = self._decoded(key, values)\n", "        answer = None\n"),
     (CACHE, "        return [CacheMatch(answer, ", "        return [] and [CacheMatch(answer, "),
     (CACHE, '"answer": answer.answer,', '"answer": answer.answer[::-1],'),
 )
