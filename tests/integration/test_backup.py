@@ -106,6 +106,13 @@ async def test_a_round_trip_into_another_prefix(
     assert await ok(ragherd, "restore", file, prefix=NEW) == "documents: restored 2\nanswers: restored 2\n"
     asked = stub.stats["requests"]["/api/chat"]
     restored = await new_fleet(serve)
+    only_cached = {"Cache-Control": "only-if-cached"}
+
+    async def is_indexed() -> bool:
+        """Redis indexes what was restored in the background."""
+        return (await restored.post("/query", json={"question": NEAR}, headers=only_cached)).is_success
+
+    await wait_until_async(is_indexed)
     for question, kind in ((QUESTION, "exact"), (NEAR, "semantic")):
         hit = await ask(restored, question)
         assert (hit["cache"]["kind"], hit["answer"]) == (kind, first["answer"])
