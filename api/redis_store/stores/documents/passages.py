@@ -72,6 +72,7 @@ class RedisPassageIndex:
             give_up = time.monotonic() + BUILDING_SECONDS
             while not await self.is_complete(embedder) and time.monotonic() < give_up:  # noqa: ASYNC110
                 await asyncio.sleep(INCOMPLETE_SECONDS)  # Redis does not say when it is done
+            self._complete.pop(embedder.fingerprint, None)  # the next search also counts the passages
 
     async def _ensure(self, embedder: EmbedderIdentity) -> bool:
         await self._embeddings.use(embedder)  # first, so that new chunks are not removed
