@@ -364,7 +364,7 @@ class FastPathMiddleware:
 
 
 def _whole_of(scope: Scope) -> bytes:
-    """All bytes of a request, unless each repeat has an id of its own."""
+    """All bytes of a request. Empty if it has an id, which differs in each repeat."""
     whole: bytes = scope["state"].get(WHOLE, b"")
     return b"" if whole and given_id(scope["headers"]) else whole
 

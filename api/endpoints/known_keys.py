@@ -93,11 +93,11 @@ class KnownKeys:
             return kept
         self._known[digest] = caller
         if len(self._known) > MOST:
-            self._known.popitem(last=False)[1].expires_at = 0.0  # whoever holds it asks again
+            self._known.popitem(last=False)[1].expires_at = 0.0  # its holders ask again
         return caller
 
     def _adopt(self, epoch: int) -> None:
-        """Forgets all copies if the epoch is another one. Their lease ends for whoever holds one."""
+        """Forgets all copies if the epoch has changed. Requests that hold one ask again."""
         if epoch == self._epoch:
             return
         self._epoch, self._adopted_at = epoch, time.monotonic()

@@ -208,7 +208,7 @@ def lifetime(match: CacheMatch, control: CacheControl, stale_seconds: float = 0.
 class SimilarQuestions:
     """The questions that this worker last answered by meaning, and the searches that found the answers.
 
-    Such a question has no entry of its own, so it is searched for without waiting for the exact tier. A question that
+    Such a question has no exact entry, so it is searched for without waiting for the exact tier. A question that
     was generated has an entry by now, and would waste the search.
     """
 

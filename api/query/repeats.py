@@ -3,7 +3,7 @@
 The first answer shows which entry it came from. While this entry is unchanged, and nothing else that the decision
 depended on has changed, a repeat needs only that entry:
 
-- The question's own entry answers it, whoever stored it: from this worker's copies, else from Redis.
+- The question's exact entry answers it: from this worker's copies, else from Redis. Any worker may have stored it.
 - A similar question's entry answers it if the guards agreed to it before. Each repeat reads it again, together with the
   own entry: an entry that was deleted, replaced or has expired, or an answer to the question itself, ends the reliance.
   So does a new epoch of what the fleet has learned.

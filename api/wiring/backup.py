@@ -137,7 +137,7 @@ async def _opened(settings: Settings, *, writes: bool) -> AsyncIterator[tuple[An
 
 
 async def _audited(client: AnyHealthGated, keys: Keys, worker: str, action: str) -> None:
-    """Records what a command is about to change. It needs no key: whoever runs it can reach Redis."""
+    """Records what a command is about to change. It needs no key: who runs it can reach Redis anyway."""
     await RedisAuditLog(client, keys).append(AuditRecord(action, "command-line", "admin", "", worker, {}))
 
 

@@ -37,7 +37,7 @@ KINDS: Final[tuple[Kind, ...]] = (
 SKIPPED: Final = {
     "redis failover": "tests/integration/test_sentinel_failover.py and tests/k8s: needs sentinels and replicas",
     "hosts cut off": "tests/chaos/test_cut_off.py",
-    "disk full": "needs a file system of its own for the append-only file",
+    "disk full": "needs a separate file system for the append-only file",
     "clock jumps": "needs libfaketime; all shared times come from Redis, and workers measure with monotonic clocks",
     "worker at its memory limit": "tests/unit/test_worker_memory.py and tests/integration/test_worker_replacement.py",
 }

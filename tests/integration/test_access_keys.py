@@ -270,7 +270,7 @@ async def test_a_known_key_is_read_once_and_a_change_makes_it_unknown() -> None:
     assert store.reads == 1
     store.record, store.now_epoch = None, 2
     await known.follow()
-    assert not caller.is_valid, "whoever holds it notices"
+    assert not caller.is_valid, "its holders notice"
     assert [await known.find(secret) for _ in range(2)] == [None, None]
     assert store.reads == 2, "it is known to be wrong"
 

@@ -165,7 +165,7 @@ ON_THE_WIRE: Mapping[str, tuple[list[int], bytes]] = {
     "the tenant's bytes with another case of the key": ([401], OF_THEIRS.replace(b"a-key", b"A-key")),
     "two keys": ([400], wire(MINE_TOO, f"Authorization: {THEIRS}")),
     "two hosts": ([400], wire("Host: acme", MINE_TOO)),
-    "a key of its own kind in each header": ([200], wire(MINE_TOO, "X-Api-Key: a-key")),
+    "a different key in each header": ([200], wire(MINE_TOO, "X-Api-Key: a-key")),
     "a key in the trailer": ([401], wire(head=CHUNKED, body=IN_CHUNKS + b"Authorization: Bearer a-key\r\n\r\n")),
     "a key in a folded line": ([400], wire("X: 1\r\n Authorization: Bearer a-key")),
     "a length and chunks": ([400], wire(MINE_TOO, head=LENGTH + CHUNKED, body=IN_CHUNKS + b"\r\n")),
@@ -175,7 +175,7 @@ ON_THE_WIRE: Mapping[str, tuple[list[int], bytes]] = {
         [422],
         wire(MINE_TOO, head=b"Content-Length: %d\r\n" % len(OF_THEIRS), body=OF_THEIRS),
     ),
-    "behind a request of its own": ([200, 401], wire(MINE_TOO) + KEYLESS),
+    "behind its own request": ([200, 401], wire(MINE_TOO) + KEYLESS),
     "in front of one": ([401, 200], KEYLESS + wire(MINE_TOO)),
 }
 """Bytes on a connection over which the tenant's request has just been answered, as a proxy may share it."""
