@@ -278,8 +278,12 @@ class FastPath:
 
     def near(self, asked: Repetition) -> Reply | None:
         """The response from this worker's copies, without I/O."""
-        answered = asked.state["worker"].queries.near(asked.found.repeat, asked.request_id)
-        return self._reply(asked, answered) if answered is not None else None
+        try:
+            answered = asked.state["worker"].queries.near(asked.found.repeat, asked.request_id)
+            return self._reply(asked, answered) if answered is not None else None
+        except Exception:  # noqa: BLE001 - a bug, which the full path need not have
+            structlog.get_logger("ragherd").exception("fast_path_failed", path=asked.found.path)
+            return None
 
     async def again(self, asked: Repetition) -> Reply | None:
         """The response from the cache, or None: the full path must answer, and the request is forgotten."""

@@ -22,6 +22,7 @@ from api.endpoints.fast_path import (
     Head,
     Repeatable,
     Repeatables,
+    Repetition,
     estimated,
     head_of,
 )
@@ -296,3 +297,12 @@ async def test_the_parts_of_a_body_are_not_kept_while_its_request_runs() -> None
 
     await middleware(full, known)(scope(state=state_of(Queries())), receive, sent)
     assert seen == [None, None]
+
+
+def test_a_bug_in_the_short_way_leaves_the_request_to_the_full_path() -> None:
+    def near(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    found: Any = SimpleNamespace(path="/query", repeat=None)
+    state = {"worker": SimpleNamespace(queries=SimpleNamespace(near=near))}
+    assert FastPath("worker-1", Metrics(), None).near(Repetition(found, "id", state)) is None
