@@ -69,9 +69,10 @@ def run(plan: Plan, *, rivals: bool) -> dict[str, Any]:
         service = place.service()
         cases = hits.cases(place, service, place.service(SEMANTIC_CACHE_NEAR_BYTES="0"), rivals=rivals)
         document["cases"] = hits.in_turns(place, cases, plan.rounds, plan.seconds, say)
-        exact = cases[figures.EXACT], document["cases"][figures.EXACT]
         say("hits at half the load")
-        document["half_load"] = hits.half_load(place, *exact, plan.rounds, plan.seconds)
+        exact = cases[figures.EXACT]
+        halved = {name: cases[name] for name in (figures.BARE, figures.EXACT)}
+        document["half_load"] = hits.half_load(place, halved, document["cases"], plan.rounds, plan.seconds)
         document["by_client"] = hits.by_client(cases, plan.rounds)
         say("embedding")
         document["embedded"] = hits.embedded(place, service, plan.rounds, plan.tenants, plan.wordings)
@@ -82,7 +83,7 @@ def run(plan: Plan, *, rivals: bool) -> dict[str, Any]:
         document["streams"] = misses.streams(place, service, plan.rounds, plan.tokens)
         say("profiles")
         unknown = misses.new_questions(plan.profiled)
-        document["profiles"] = profiles.profiles(place, exact[0].server, exact[0].load, unknown, plan.sampled)
+        document["profiles"] = profiles.profiles(place, exact.server, exact.load, unknown, plan.sampled)
         say("memory and start")
         document["processes"] = resources.processes(place, plan.starts, plan.memory)
     say(f"{plan.entries[1]:,} entries")

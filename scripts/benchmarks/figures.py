@@ -125,7 +125,7 @@ def _of_hits(document: Document) -> dict[str, float]:
     for key, (name, base) in PAIRS.items():
         if name in cases and base in cases:
             found[key] = median_of(ratio("rate"), cases[name], cases[base])
-    found["tail"] = statistics.median([row["p99_ms"] / row["p50_ms"] for row in document["half_load"]])
+    found["tail"] = statistics.median([row["p99_ms"] / row["p50_ms"] for row in document["half_load"][EXACT]])
     embedded = document["embedded"]
     found["embedder"] = median_of(ratio("cpu_us"), embedded["hit"], embedded["alone"])
     return found

@@ -6,7 +6,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -89,11 +89,19 @@ def in_turns(
 
 
 def half_load(
-    place: Place, case: Case, rows: Sequence[dict[str, float]], rounds: int, seconds: float
-) -> list[dict[str, float]]:
-    """Measures a case at half of the requests a second that it reached, at fixed times."""
-    rate = statistics.median([row["rate"] for row in rows]) / 2
-    return [place.measured(case.server, replace(case.load, seconds=seconds, rate=rate)) for _ in range(rounds)]
+    place: Place,
+    cases: dict[str, Case],
+    rows: Mapping[str, Sequence[dict[str, float]]],
+    rounds: int,
+    seconds: float,
+) -> dict[str, list[dict[str, float]]]:
+    """Measures each case in turns at half of the requests a second that it reached, at fixed times."""
+    rates = {name: statistics.median([row["rate"] for row in rows[name]]) / 2 for name in cases}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            found[name].append(place.measured(case.server, replace(case.load, seconds=seconds, rate=rates[name])))
+    return found
 
 
 # -- By the openai client ----------------------------------------------------------------------------------------------

@@ -75,6 +75,8 @@ def _cases(document: Document) -> str:
 
 def _paths(document: Document) -> str:
     rows = [[f"{pair}, requests per second of CPU time", number(value)] for pair, value in by_cpu(document).items()]
+    for name, halved in document["half_load"].items():
+        rows.append([f"{name}, at half its maximum load: p50, p99", _times(medians(halved))])
     for clients, row in document["misses"].items():
         direct, miss = medians(row["direct"]), medians(row["miss"])
         plural = "client" if clients == "1" else "clients"
