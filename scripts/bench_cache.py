@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from redis.asyncio import Redis
 
 from api.embedded.redis_server import embedded_redis
 from api.ports.answer_cache import NewAnswer
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import Algorithm, algorithm_for
@@ -65,7 +65,7 @@ def questions(count: int, source: np.random.Generator) -> np.ndarray:
 class Bench:
     """One size with one kind of index, on an empty Redis."""
 
-    def __init__(self, redis: Redis, size: int, algorithm: Algorithm) -> None:
+    def __init__(self, redis: BatchingRedis, size: int, algorithm: Algorithm) -> None:
         keys, self.gate = Keys(), HealthGatedRedis(redis, CONCURRENCY)
         self.redis = redis
         self.size = size
@@ -153,7 +153,7 @@ async def measured(work: Work, calls: int) -> Figures:
 
 
 async def run(url: str, size: int, algorithm: Algorithm) -> None:
-    async with Redis.from_url(url, max_connections=2 * CONCURRENCY) as redis:
+    async with BatchingRedis.from_url(url, max_connections=2 * CONCURRENCY) as redis:
         await redis.flushall()
         bench = Bench(redis, size, algorithm)
         used, index = await bench.fill()

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from redis.asyncio import Redis
 
 from api.backends.embedder import RememberedEmbedder
 from api.embedded.redis_server import embedded_redis
@@ -34,6 +33,7 @@ from api.quality.keeper import QualityView
 from api.quality.policies import QualitySettings
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
@@ -128,7 +128,7 @@ async def opened(stack: AsyncExitStack, given: float | None) -> SemanticCache:
     """Opens a cache without entries. Without a threshold it finds follow-ups only in the same words."""
     threshold = given or 0.92
     server = stack.enter_context(embedded_redis(persistent=False))
-    client = await stack.enter_async_context(Redis.from_url(server.url))
+    client = await stack.enter_async_context(BatchingRedis.from_url(server.url))
     embedder = RememberedEmbedder(await stack.enter_async_context(OnnxEmbedder.open(None, 600.0)), max_entries=5_000)
     gate = HealthGatedRedis(client, 8)
     await gate.check()

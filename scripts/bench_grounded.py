@@ -38,6 +38,7 @@ from api.knowledge.chunking import Chunker, estimated_tokens, in_context
 from api.knowledge.retrieval import PassageQuery, RetrievalPolicy, Retriever
 from api.ports.document_store import CurrentDocument, DocumentFacts
 from api.query.grounding import objection
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.document_records import owner_of
@@ -162,7 +163,7 @@ async def prepare(pages: Sequence[Page], asked: Sequence[Asked], chunk_tokens: i
     """Stores the pages, embeds the questions, and searches for each. Returns the seconds of each search."""
     async with AsyncExitStack() as stack:
         server = stack.enter_context(embedded_redis(persistent=False))
-        client = await stack.enter_async_context(Redis.from_url(server.url))
+        client = await stack.enter_async_context(BatchingRedis.from_url(server.url))
         onnx = await stack.enter_async_context(OnnxEmbedder.open(None, 600.0))
         gate = HealthGatedRedis(client, 8)
         await gate.check()

@@ -35,6 +35,7 @@ from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
 from api.quality.comparator import Comparator
 from api.quality.evidence import NEIGHBOURS
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
 from api.redis_store.stores.feedback import RedisFeedback, ServedAnswers
@@ -80,7 +81,7 @@ async def compared(redis: Redis, cases: Mapping[str, tuple[Work, int, int]]) -> 
 async def neighbours(url: str) -> None:
     print("Redis, microseconds of a search      5 neighbors    10 neighbors    ratio")
     for size in SIZES:
-        async with Redis.from_url(url) as redis:
+        async with BatchingRedis.from_url(url) as redis:
             await redis.flushall()
             bench = Bench(redis, size, algorithm_for(size))
             await bench.fill()
@@ -98,7 +99,7 @@ async def neighbours(url: str) -> None:
 
 
 async def feedback(url: str) -> None:
-    async with Redis.from_url(url) as redis:
+    async with BatchingRedis.from_url(url) as redis:
         await redis.flushall()
         bench = Bench(redis, 1_000, "hnsw")
         await bench.fill()

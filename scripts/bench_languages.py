@@ -37,6 +37,7 @@ from api.knowledge.retrieval import PassageQuery, RetrievalPolicy, Retriever
 from api.languages.documents import language_of_document
 from api.ports.document_store import DocumentFilter
 from api.ports.inference import CurrentIdentity, Embedder
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.document_records import owner_of, stemmer_of
@@ -89,7 +90,7 @@ def inflection(among: Annotated[int, typer.Option(help="Answers of the FAQ.")] =
 async def opened(embedder: Embedder) -> AsyncIterator[tuple[Redis, RedisPassageIndex]]:
     """An embedded Redis with an empty index."""
     with embedded_redis(persistent=False) as server:
-        async with Redis.from_url(server.url) as client:
+        async with BatchingRedis.from_url(server.url) as client:
             gate = HealthGatedRedis(client, 8)
             await gate.check()
             index = RedisPassageIndex(gate, Keys())

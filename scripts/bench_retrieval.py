@@ -34,6 +34,7 @@ from api.knowledge.diversity import diverse
 from api.knowledge.ranking import leading, mixed, searched_terms
 from api.ports.document_store import DocumentFilter, Hit
 from api.ports.inference import Embedder
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.document_records import owner_of
@@ -121,7 +122,7 @@ def main(
 async def run(rounds: int, seed: int, rerank: str | None) -> None:
     async with AsyncExitStack() as stack:
         server = stack.enter_context(embedded_redis(persistent=False))
-        client = await stack.enter_async_context(Redis.from_url(server.url))
+        client = await stack.enter_async_context(BatchingRedis.from_url(server.url))
         onnx = await stack.enter_async_context(OnnxEmbedder.open(None, 600.0))
         reranker = await stack.enter_async_context(OnnxReranker.open(rerank, 600.0)) if rerank else None
         gate = HealthGatedRedis(client, 8)

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.redis_store.acl import acl_line
+from api.redis_store.connections import BatchingRedis
 from tests.stub_ollama import StubOllama, running_stub
 from tests.support.redis_cluster import Cluster, running_cluster
 from tests.support.service import Service, make_settings, running_service
@@ -71,9 +72,9 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """Returns a client of the session's Redis without keys and indexes. Replies are bytes."""
-    async with Redis.from_url(redis_url) as client:
+async def redis(redis_url: str) -> AsyncIterator[BatchingRedis]:
+    """Returns a worker's kind of client, of the session's Redis without keys and indexes. Replies are bytes."""
+    async with BatchingRedis.from_url(redis_url) as client:
         await client.flushall()
         yield client
 

@@ -12,7 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import ConnectionPool, Redis, Sentinel
@@ -188,12 +188,19 @@ def tls_options(address: RedisAddress) -> dict[str, Any]:
     return {"tls": address.tls} if urlsplit(address.url).scheme.startswith("rediss") else {}
 
 
+Kind = TypeVar("Kind", bound=Redis)
+
+
+def _of_pool(kind: type[Kind], **options: Any) -> Kind:
+    return cast(Kind, kind.from_pool(ConnectionPool(**options)))  # redis-py's annotation says a plain `Redis`
+
+
 @asynccontextmanager
-async def _opened(address: RedisAddress, kind: type[Redis] = Redis, **options: Any) -> AsyncIterator[Redis]:
+async def _opened(address: RedisAddress, kind: type[Kind], **options: Any) -> AsyncIterator[Kind]:
     """A client for the server, or for the current primary according to the Sentinels."""
     options |= connection_options(address)
     if urlsplit(address.url).scheme not in SENTINEL:
-        async with kind.from_pool(ConnectionPool(**{**parse_url(address.url), **options})) as client:
+        async with _of_pool(kind, **{**parse_url(address.url), **options}) as client:
             yield client
         return
     async with _sentinels(address) as sentinels, _primary(address, sentinels, kind, options) as client:
@@ -204,7 +211,7 @@ def _sentinels(address: RedisAddress) -> Sentinels:
     return Sentinels([_watcher(address, host) for host in urlsplit(address.url).netloc.rpartition("@")[2].split(",")])
 
 
-def _primary(address: RedisAddress, sentinels: Sentinel, kind: type[Redis], options: dict[str, Any]) -> Redis:
+def _primary(address: RedisAddress, sentinels: Sentinel, kind: type[Kind], options: dict[str, Any]) -> Kind:
     """Parses `redis+sentinel://[user:password@]host:port,host:port/name`. The credentials are for the primary.
 
     With `rediss+sentinel`, connections to both the Sentinels and the servers use TLS.
@@ -212,7 +219,7 @@ def _primary(address: RedisAddress, sentinels: Sentinel, kind: type[Redis], opti
     parts = urlsplit(address.url)
     credentials = {"username": parts.username, "password": parts.password}
     options |= {name: unquote(value) for name, value in credentials.items() if value}
-    client: Redis = sentinels.master_for(parts.path.strip("/"), redis_class=kind, **options)
+    client: Kind = sentinels.master_for(parts.path.strip("/"), redis_class=kind, **options)
     return client
 
 
@@ -226,7 +233,7 @@ def _watcher(address: RedisAddress, sentinel: str) -> Redis:
 
 
 @asynccontextmanager
-async def short_commands(address: RedisAddress) -> AsyncIterator[Redis]:
+async def short_commands(address: RedisAddress) -> AsyncIterator[BatchingRedis]:
     """A client for commands that Redis answers at once, in batches. Replies are bytes, since vectors are not text."""
     # The health-gated client limits concurrency. The pool's own limit would raise instead of waiting.
     bound = address.max_connections * 2
@@ -245,10 +252,10 @@ async def blocking_reader(address: RedisAddress, block_seconds: float, key: str 
     timeout = block_seconds + address.timeout + 1.0
     options: dict[str, Any] = {"socket_timeout": timeout, "decode_responses": True, "encoding_errors": "replace"}
     if is_cluster(address):
-        async with node_client(address, await _reachable(address, key), **options) as client:
+        async with node_client(address, await _reachable(address, key), Redis, **options) as client:
             yield client
         return
-    async with _opened(address, **options) as client:
+    async with _opened(address, Redis, **options) as client:
         yield client
 
 
@@ -271,14 +278,14 @@ def seeds(address: RedisAddress) -> list[Node]:
     return [Node(host.strip("[]"), int(port)) for host, _, port in hosts]
 
 
-def node_client(address: RedisAddress, node: Node, kind: type[Redis] = Redis, **options: Any) -> Redis:
+def node_client(address: RedisAddress, node: Node, kind: type[Kind], **options: Any) -> Kind:
     """A client for one node of a cluster, without I/O."""
     parts = urlsplit(address.url)
     credentials = {"username": parts.username, "password": parts.password}
     given = {name: unquote(value) for name, value in credentials.items() if value}
     fixed = {"socket_timeout": address.timeout, "max_connections": address.max_connections * 2}
     where = {"host": node.host, "port": node.port}
-    return kind.from_pool(ConnectionPool(**{**connection_options(address), **fixed, **where, **given, **options}))
+    return _of_pool(kind, **{**connection_options(address), **fixed, **where, **given, **options})
 
 
 async def _reachable(address: RedisAddress, key: str) -> Node:
@@ -290,7 +297,7 @@ async def _reachable(address: RedisAddress, key: str) -> Node:
             raise StoreUnavailable("No shard of the Redis Cluster has the key.")
         return owner
     for node in random.sample(sorted(slots.nodes), len(slots.nodes)):
-        async with node_client(address, node) as client:
+        async with node_client(address, node, Redis) as client:
             if await _answers(client):
                 return node
     raise StoreUnavailable("No shard of the Redis Cluster answers.")
@@ -299,7 +306,7 @@ async def _reachable(address: RedisAddress, key: str) -> Node:
 async def _slots(address: RedisAddress) -> SlotMap:
     """The layout that the first answering seed reports."""
     for node in seeds(address):
-        async with node_client(address, node) as client:
+        async with node_client(address, node, Redis) as client:
             try:
                 reply: Any = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
             except (RedisError, OSError, TimeoutError):

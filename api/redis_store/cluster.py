@@ -20,6 +20,7 @@ from redis.crc import key_slot
 from redis.exceptions import ClusterDownError, RedisError
 
 from api.errors import StoreUnavailable
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import WATCH_SECONDS, HealthGatedRedis, RedisHealthEvents, SlotMoved
 
 SLOTS: Final = 16384
@@ -124,7 +125,7 @@ class HealthGatedSlot:
         """Runs `action` each time the shard is up again and accepts commands."""
         self._cluster.recovered(self._slot, action)
 
-    async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
+    async def run(self, operation: str, command: Callable[[BatchingRedis], Awaitable[T]]) -> T:
         """Runs `command`; retries it on another shard if the slot has moved. A shard without the slot runs nothing.
 
         While a slot is being migrated (ASK, TRYAGAIN) it is unavailable: a script finds its keys on neither shard.
@@ -154,7 +155,7 @@ class HealthGatedCluster:
 
     def __init__(
         self,
-        opened: Callable[[Node], Redis],
+        opened: Callable[[Node], BatchingRedis],
         seeds: Sequence[Node],
         max_concurrency: int,
         events: Callable[[str], RedisHealthEvents] = lambda shard: RedisHealthEvents(),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, Connection
@@ -137,6 +137,17 @@ class BatchingRedis(Redis):
         super().__init__(*arguments, **options)
         self._queue: list[_Command] = []
         self._sending: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        single_connection_client: bool = False,
+        auto_close_connection_pool: bool | None = None,
+        **options: Any,
+    ) -> Self:
+        """As redis-py does, whose annotation says that the client is a plain one."""
+        return cast(Self, super().from_url(url, single_connection_client, auto_close_connection_pool, **options))
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Runs the command with the next batch."""

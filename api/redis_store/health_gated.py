@@ -28,6 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.cancellation import is_own_cancellation
 from api.errors import StoreUnavailable
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.keys import Keys
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class HealthGated(Protocol):
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
         """Runs `action` each time Redis is up again and accepts commands."""
 
-    async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
+    async def run(self, operation: str, command: Callable[[BatchingRedis], Awaitable[T]]) -> T:
         """Runs `command`. Raises `StoreUnavailable` for every Redis error.
 
         `operation` is the label of the command in metrics.
@@ -107,12 +108,12 @@ class HealthGatedRedis:
 
     def __init__(
         self,
-        client: Redis,
+        client: BatchingRedis,
         max_concurrency: int,
         events: RedisHealthEvents | None = None,
         *,
         probe: str = Keys().probe,
-        ask: Callable[[Redis], Awaitable[None]] | None = None,
+        ask: Callable[[BatchingRedis], Awaitable[None]] | None = None,
         lost: asyncio.Event | None = None,
     ) -> None:
         self.client = client
@@ -165,7 +166,7 @@ class HealthGatedRedis:
         """Runs `action` each time Redis is up again and accepts commands."""
         self._after_recovery.append(action)
 
-    async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
+    async def run(self, operation: str, command: Callable[[BatchingRedis], Awaitable[T]]) -> T:
         """Runs `command`. Raises `StoreUnavailable` for every Redis error, and at once while Redis is down."""
         if not self.is_up:
             raise StoreUnavailable("Redis is down")
@@ -174,7 +175,7 @@ class HealthGatedRedis:
                 raise StoreUnavailable("Redis is down")
             return await self._run(operation, command)
 
-    async def _run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
+    async def _run(self, operation: str, command: Callable[[BatchingRedis], Awaitable[T]]) -> T:
         epoch = self._epoch
         try:
             return await command(self.client)

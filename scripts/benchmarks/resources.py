@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from api.embedded.redis_server import embedded_redis
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.search_index import algorithm_for
 from scripts.bench_cache import CONCURRENCY, Bench, measured
 from scripts.benchmarks.load import Load
@@ -29,8 +28,8 @@ def sizes(small: int, large: int, rounds: int, calls: int) -> dict[str, Any]:
 async def _sizes(wanted: dict[str, tuple[str, int]], rounds: int, calls: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     async with (
-        Redis.from_url(wanted["small"][0], max_connections=2 * CONCURRENCY) as one,
-        Redis.from_url(wanted["large"][0], max_connections=2 * CONCURRENCY) as other,
+        BatchingRedis.from_url(wanted["small"][0], max_connections=2 * CONCURRENCY) as one,
+        BatchingRedis.from_url(wanted["large"][0], max_connections=2 * CONCURRENCY) as other,
     ):
         benches = {}
         for (name, (_, size)), redis in zip(wanted.items(), (one, other), strict=True):

@@ -15,6 +15,7 @@ from api.knowledge.retrieval import PassageQuery, RetrievalPolicy, Retriever
 from api.ports.document_store import Chunk, DocumentFacts
 from api.ports.document_work import EmbeddedChunk, Work
 from api.ports.inference import CurrentIdentity
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
@@ -37,7 +38,7 @@ async def of_entries(url: str, server: Server, sizes: Sequence[int]) -> list[dic
 
 
 async def _entries(url: str, server: Server, size: int) -> dict[str, Any]:
-    async with Redis.from_url(url, max_connections=64) as redis:
+    async with BatchingRedis.from_url(url, max_connections=64) as redis:
         await redis.flushall()
         bench, number = Bench(redis, size, algorithm_for(size)), count()
         used, _ = await bench.fill()
@@ -72,7 +73,7 @@ async def of_chunks(url: str, server: Server, sizes: Sequence[int]) -> list[dict
 
 
 async def _chunks(url: str, server: Server, size: int) -> dict[str, Any]:
-    async with Redis.from_url(url, max_connections=64) as redis:
+    async with BatchingRedis.from_url(url, max_connections=64) as redis:
         await redis.flushall()
         gate = HealthGatedRedis(redis, 32)
         await gate.check()

@@ -25,6 +25,7 @@ from api.backup.archive import CHUNKS_PER_LINE
 from api.errors import StoreUnavailable
 from api.ports.answer_cache import CacheSweep, Selection, Swept
 from api.ports.document_store import DocumentFacts, Draft
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.backup.target import RedisBackupTarget
@@ -255,7 +256,7 @@ async def test_a_large_text_and_unusual_ones_come_back_letter_by_letter(
 
 
 async def test_a_file_that_a_worker_had_begun_with_does_not_become_the_text(
-    serve: Service, redis: Redis, ragherd: Command, file: str
+    serve: Service, redis: BatchingRedis, ragherd: Command, file: str
 ) -> None:
     client = await serve(embedder=ONNX)
     await add(client, "Holiday", HOLIDAY)

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.commands.core import AsyncScript
 
 from api.breaker import breaker_rules as rules
 from api.breaker.state import BreakerPolicy, BreakerReading, BreakerState, CallOutcome, State
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import lua
@@ -63,9 +64,9 @@ class SideBySide(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        client: Any = Redis.from_url(self.url) if self.url else fakeredis.FakeAsyncRedis()
-        self.client = client
-        gate = HealthGatedRedis(client, 4)
+        faked = ConnectionPool(connection_class=fakeredis.FakeAsyncRedisConnection, server=fakeredis.FakeServer())
+        self.client = BatchingRedis.from_url(self.url) if self.url else BatchingRedis(connection_pool=faked)
+        gate = HealthGatedRedis(self.client, 4)
         gate.is_up = True
         self.store = ClockedStore(gate, no_reader, Keys("test:"), "b", POLICY, "w")
         self.now = 1_000_000

@@ -16,6 +16,7 @@ from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerListener, BreakerPolicy, CallOutcome, State, Transition
 from api.errors import StoreUnavailable
 from api.redis_store.client import RedisAddress, blocking_reader
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
@@ -44,7 +45,7 @@ class Raising(BreakerListener):
 
 
 @pytest.fixture
-async def store(redis: Redis, redis_url: str) -> RedisBreakerStore:
+async def store(redis: BatchingRedis, redis_url: str) -> RedisBreakerStore:
     gate = HealthGatedRedis(redis, 4)
     await gate.check()
     address = RedisAddress(redis_url, timeout=1.0, connect_timeout=1.0, max_connections=4)
@@ -225,7 +226,7 @@ async def test_the_outcome_of_a_probe_arrives_also_when_its_caller_leaves(redis:
     await breaker.aclose()
 
 
-async def test_a_flush_of_counters_that_is_cancelled_loses_nothing(redis: Redis) -> None:
+async def test_a_flush_of_counters_that_is_cancelled_loses_nothing(redis: BatchingRedis) -> None:
     gate = HealthGatedRedis(redis, 1)
     await gate.check()
     counters, busy, free = CacheCounters(gate, Keys(), "w"), asyncio.Event(), asyncio.Event()
@@ -246,7 +247,7 @@ async def test_a_flush_of_counters_that_is_cancelled_loses_nothing(redis: Redis)
     assert (await counters.totals())["hits"] == 3
 
 
-async def test_counters_whose_reply_was_lost_are_added_once(redis: Redis) -> None:
+async def test_counters_whose_reply_was_lost_are_added_once(redis: BatchingRedis) -> None:
     gate = HealthGatedRedis(redis, 4)
     await gate.check()
     lossy = LosesReplies(gate)

@@ -20,6 +20,7 @@ from api.bulkhead.bulkhead_rules import (
     asked_us,
     local_ticket,
 )
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
@@ -38,7 +39,7 @@ def no_reader(_: float) -> AbstractAsyncContextManager[Any]:
     raise AssertionError("nobody follows here")
 
 
-async def store_of(redis: Redis, policy: BulkheadPolicy) -> RedisBulkheadStore:
+async def store_of(redis: BatchingRedis, policy: BulkheadPolicy) -> RedisBulkheadStore:
     gate = HealthGatedRedis(redis, 4)
     await gate.check()
     return RedisBulkheadStore(gate, no_reader, Keys(), "ollama", policy, "w")
@@ -95,7 +96,7 @@ class Both:
 
 
 @pytest.mark.parametrize("seed", range(9))
-async def test_the_same_story_ends_the_same(redis: Redis, seed: int) -> None:
+async def test_the_same_story_ends_the_same(redis: BatchingRedis, seed: int) -> None:
     chance = random.Random(seed)
     reserve = RESERVES[seed % len(RESERVES)]
     batch_after = AFTER[seed // len(RESERVES)]

@@ -19,6 +19,7 @@ from api.embedded.redis_server import embedded_redis
 from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import NewAnswer
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.answers import RedisAnswerCache
@@ -40,7 +41,9 @@ WORTH, ENDS, USES, TENANT, TENANTS = PART.eviction_keys
 class Worker:
     """One worker's cache, without the service around it."""
 
-    def __init__(self, redis: Redis, *, max_size: int = 3, ttl_ms: int = HOUR_MS, tenant_share: float = 0.1) -> None:
+    def __init__(
+        self, redis: BatchingRedis, *, max_size: int = 3, ttl_ms: int = HOUR_MS, tenant_share: float = 0.1
+    ) -> None:
         self.gate = HealthGatedRedis(redis, 8)
         self.metrics = Metrics(CollectorRegistry())
         self.counters = CacheCounters(self.gate, KEYS, "w")
@@ -92,7 +95,7 @@ class Worker:
 
 
 @asynccontextmanager
-async def one_worker(redis: Redis, **limits: Any) -> AsyncIterator[Worker]:
+async def one_worker(redis: BatchingRedis, **limits: Any) -> AsyncIterator[Worker]:
     worker = Worker(redis, **limits)
     assert await worker.gate.check()
     yield worker
@@ -101,7 +104,7 @@ async def one_worker(redis: Redis, **limits: Any) -> AsyncIterator[Worker]:
 # -- by value ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_least_recently_used_goes_first(redis: Redis) -> None:
+async def test_the_least_recently_used_goes_first(redis: BatchingRedis) -> None:
     async with one_worker(redis) as worker:
         first, *_ = [await worker.store(name) for name in "abc"]
         await worker.use(first)
@@ -109,7 +112,7 @@ async def test_the_least_recently_used_goes_first(redis: Redis) -> None:
         assert await worker.kept() == {"a", "c", "d"}
 
 
-async def test_what_was_used_often_or_took_many_tokens_outlives_what_is_newer(redis: Redis) -> None:
+async def test_what_was_used_often_or_took_many_tokens_outlives_what_is_newer(redis: BatchingRedis) -> None:
     async with one_worker(redis, max_size=4) as worker:
         often, seldom = await worker.store("often"), await worker.store("seldom")
         await worker.store("long", tokens=2_000)
@@ -122,7 +125,7 @@ async def test_what_was_used_often_or_took_many_tokens_outlives_what_is_newer(re
         assert await worker.kept() == {"new", "seldom", "often", "long"}
 
 
-async def test_uses_over_workers_add_up_and_outlast_a_refresh(redis: Redis) -> None:
+async def test_uses_over_workers_add_up_and_outlast_a_refresh(redis: BatchingRedis) -> None:
     async with one_worker(redis) as one, one_worker(redis) as other:
         answer = await one.store("a")
         await asyncio.gather(one.use(answer, 3), other.use(answer, 4))
@@ -138,7 +141,7 @@ def milliseconds(time: tuple[int, int]) -> int:
     return time[0] * 1000 + time[1] // 1000
 
 
-async def test_what_nobody_uses_any_more_goes_however_much_it_was_worth(redis: Redis) -> None:
+async def test_what_nobody_uses_any_more_goes_however_much_it_was_worth(redis: BatchingRedis) -> None:
     async with one_worker(redis) as worker:
         await worker.use(await worker.store("old", tokens=100_000), 5_000)
         for number in range(100):
@@ -146,7 +149,7 @@ async def test_what_nobody_uses_any_more_goes_however_much_it_was_worth(redis: R
         assert "old" not in await worker.kept()
 
 
-async def test_an_answer_just_stored_is_never_the_one_to_go(redis: Redis) -> None:
+async def test_an_answer_just_stored_is_never_the_one_to_go(redis: BatchingRedis) -> None:
     async with one_worker(redis) as worker:
         for name in "abc":
             await worker.use(await worker.store(name, tokens=5_000), 50)
@@ -179,7 +182,7 @@ async def evictions(client: httpx.AsyncClient) -> int:
     return round(sum(float(line.split()[-1]) for line in lines if line.startswith("ragherd_cache_evictions_total ")))
 
 
-async def test_entries_that_have_expired_push_no_living_one_out(redis: Redis) -> None:
+async def test_entries_that_have_expired_push_no_living_one_out(redis: BatchingRedis) -> None:
     async with one_worker(redis, max_size=3) as worker, one_worker(redis, max_size=3, ttl_ms=20) as brief:
         await worker.store("lives")
         for name in "ab":
@@ -195,7 +198,7 @@ async def nothing_of(redis: Redis, *names: str) -> bool:
     return not await redis.exists(*(KEYS.cache_entry(SCOPE, name) for name in names))
 
 
-async def test_entries_gone_otherwise_are_not_counted_as_evicted(redis: Redis) -> None:
+async def test_entries_gone_otherwise_are_not_counted_as_evicted(redis: BatchingRedis) -> None:
     async with one_worker(redis) as worker:
         gone = [await worker.store(name, tokens=9_000) for name in "ab"]
         await redis.unlink(*(answer.entry for answer in gone))
@@ -205,7 +208,7 @@ async def test_entries_gone_otherwise_are_not_counted_as_evicted(redis: Redis) -
         assert (await worker.counters.totals()).get("evictions", 0) == 0
 
 
-async def test_a_corrupt_entry_is_left_alone_until_it_expires_or_is_evicted(redis: Redis) -> None:
+async def test_a_corrupt_entry_is_left_alone_until_it_expires_or_is_evicted(redis: BatchingRedis) -> None:
     async with one_worker(redis) as worker:
         corrupt = await worker.store("a")
         await redis.hset(corrupt.entry, "sources", "{")
@@ -217,7 +220,7 @@ async def test_a_corrupt_entry_is_left_alone_until_it_expires_or_is_evicted(redi
         assert await worker.kept() == {"b", "c", "d"}
 
 
-async def test_books_that_redis_evicted_are_kept_again_with_each_use(redis: Redis) -> None:
+async def test_books_that_redis_evicted_are_kept_again_with_each_use(redis: BatchingRedis) -> None:
     async with one_worker(redis) as worker:
         answer = await worker.store("a")
         ends = await redis.zscore(ENDS, answer.entry)
@@ -228,7 +231,7 @@ async def test_books_that_redis_evicted_are_kept_again_with_each_use(redis: Redi
         assert [await redis.pttl(book) > 0 for book in PART.eviction_keys] == [True] * 5
 
 
-async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) -> None:
+async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: BatchingRedis) -> None:
     async with one_worker(redis) as worker:
         gone = await worker.store("a")
         await redis.unlink(gone.entry)
@@ -239,7 +242,7 @@ async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) 
         assert await redis.exists(*PART.eviction_keys) == 0
 
 
-async def test_a_book_that_comes_back_with_an_entry_that_goes_has_a_lifetime(redis: Redis) -> None:
+async def test_a_book_that_comes_back_with_an_entry_that_goes_has_a_lifetime(redis: BatchingRedis) -> None:
     async with one_worker(redis) as worker:
         gone = await worker.store("a")
         await worker.store("b")
@@ -249,7 +252,7 @@ async def test_a_book_that_comes_back_with_an_entry_that_goes_has_a_lifetime(red
         assert await redis.pttl(TENANTS) > 0
 
 
-async def test_nothing_is_kept_of_a_tenant_without_entries(redis: Redis) -> None:
+async def test_nothing_is_kept_of_a_tenant_without_entries(redis: BatchingRedis) -> None:
     async with one_worker(redis, max_size=2) as worker:
         answers = [await worker.store(name, tenant="gone") for name in "abc"]
         assert await redis.hexists(USES, "last_evicted:gone")
@@ -264,7 +267,7 @@ async def test_nothing_is_kept_of_a_tenant_without_entries(redis: Redis) -> None
 # -- by tenant ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_tenant_that_floods_the_cache_evicts_only_its_own_answers(redis: Redis) -> None:
+async def test_a_tenant_that_floods_the_cache_evicts_only_its_own_answers(redis: BatchingRedis) -> None:
     async with one_worker(redis, max_size=100) as worker:
         mine = {(await worker.store(f"mine-{number}", tenant="quiet")).question for number in range(40)}
         for number in range(300):
@@ -275,7 +278,7 @@ async def test_a_tenant_that_floods_the_cache_evicts_only_its_own_answers(redis:
         assert "flood-299" in kept, "the newest of the tenant that is over its share"
 
 
-async def test_several_tenants_that_flood_leave_a_small_one_alone(redis: Redis) -> None:
+async def test_several_tenants_that_flood_leave_a_small_one_alone(redis: BatchingRedis) -> None:
     async with one_worker(redis, max_size=100) as worker:
         mine = {(await worker.store(f"mine-{number}", tenant="quiet")).question for number in range(10)}
         for number in range(300):
@@ -283,7 +286,7 @@ async def test_several_tenants_that_flood_leave_a_small_one_alone(redis: Redis) 
         assert mine <= await worker.kept()
 
 
-async def test_below_the_share_the_least_valuable_goes_whoever_has_it(redis: Redis) -> None:
+async def test_below_the_share_the_least_valuable_goes_whoever_has_it(redis: BatchingRedis) -> None:
     async with one_worker(redis, max_size=4, tenant_share=0.5) as worker:
         await worker.store("old", tenant="a")
         for name, tenant in (("b", "b"), ("c", "c"), ("d", "d"), ("e", "e")):
@@ -291,7 +294,7 @@ async def test_below_the_share_the_least_valuable_goes_whoever_has_it(redis: Red
         assert await worker.kept() == {"b", "c", "d", "e"}
 
 
-async def test_a_share_of_all_tells_no_tenants_apart(redis: Redis) -> None:
+async def test_a_share_of_all_tells_no_tenants_apart(redis: BatchingRedis) -> None:
     async with one_worker(redis, max_size=10, tenant_share=1.0) as worker:
         for number in range(4):
             await worker.store(f"mine-{number}", tenant="quiet")
@@ -300,7 +303,7 @@ async def test_a_share_of_all_tells_no_tenants_apart(redis: Redis) -> None:
         assert not any(name.startswith("mine") for name in await worker.kept())
 
 
-async def test_tenants_that_redis_evicted_or_an_older_release_left_out_are_counted_again(redis: Redis) -> None:
+async def test_tenants_that_redis_evicted_or_an_older_release_left_out_are_counted_again(redis: BatchingRedis) -> None:
     async with one_worker(redis, max_size=5, tenant_share=0.2) as worker:
         quiet = await worker.store("mine", tenant="quiet")
         for number in range(3):
@@ -373,7 +376,7 @@ async def test_a_full_redis_that_evicts_nothing_costs_the_cache_and_no_answer(
 
 
 async def test_an_answer_that_finds_memory_full_leaves_the_older_one_whole(small_redis: str) -> None:
-    async with Redis.from_url(small_redis) as redis, one_worker(redis) as worker:
+    async with BatchingRedis.from_url(small_redis) as redis, one_worker(redis) as worker:
         before = await worker.store("a", tokens=5)
         await redis.config_set("maxmemory", 2**20)
         with pytest.raises(StoreUnavailable):

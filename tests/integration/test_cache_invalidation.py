@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from api import __version__
 from api.ports.answer_cache import Selection
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
@@ -66,7 +67,7 @@ async def fill(redis: Redis, count: int, tenant: str) -> None:
 
 
 @pytest.fixture
-async def sweep(redis: Redis) -> RedisCacheSweep:
+async def sweep(redis: BatchingRedis) -> RedisCacheSweep:
     gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     return RedisCacheSweep(gate, Keys())

@@ -25,6 +25,7 @@ from api.query.condense import Condenser
 from api.query.generate import FreshAnswers
 from api.query.grounding import PassageRetriever, PromptBuilder
 from api.query.prompt import load_template
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.answers import RedisAnswerCache
@@ -110,7 +111,7 @@ class Side:
 
 
 @pytest.fixture
-async def sides(redis: Redis) -> list[Side]:
+async def sides(redis: BatchingRedis) -> list[Side]:
     """Two embedders of the same dimension, side by side on one Redis."""
     gate = HealthGatedRedis(redis, CONCURRENCY)
     await gate.check()

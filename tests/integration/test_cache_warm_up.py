@@ -15,6 +15,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from api.query.warm_up import WarmQuestion
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.warm_up_jobs import RedisWarmUpJobs
@@ -193,7 +194,9 @@ async def test_a_worker_that_leaves_hands_it_on(redis: Redis, redis_url: str, st
     assert progress["generated"] + progress["skipped"] == 6
 
 
-async def test_what_a_dead_worker_left_is_resumed_once_its_lease_has_ended(serve: Service, redis: Redis) -> None:
+async def test_what_a_dead_worker_left_is_resumed_once_its_lease_has_ended(
+    serve: Service, redis: BatchingRedis
+) -> None:
     gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     dead, late = (RedisWarmUpJobs(gate, Keys(), worker) for worker in ("dead", "late"))
@@ -214,7 +217,7 @@ async def test_what_a_dead_worker_left_is_resumed_once_its_lease_has_ended(serve
     assert await redis.exists("rag:warm:jobs") == 0
 
 
-async def test_a_question_counts_once_whoever_settles_it(redis: Redis) -> None:
+async def test_a_question_counts_once_whoever_settles_it(redis: BatchingRedis) -> None:
     gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     one, other = (RedisWarmUpJobs(gate, Keys(), worker) for worker in ("one", "other"))

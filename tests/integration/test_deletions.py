@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from redis.asyncio import Redis
 
 from api.ports.answer_cache import Neighbourhood, Selection
 from api.ports.document_work import ranges_of, tags_about, tags_of
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDeletions
@@ -16,7 +16,7 @@ KEYS = Keys()
 NEAR = Neighbourhood(EmbedderIdentity("m", 4, "a" * 10), b"\0" * 16, 0.9)
 
 
-async def deletions(redis: Redis) -> RedisDeletions:
+async def deletions(redis: BatchingRedis) -> RedisDeletions:
     gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     return RedisDeletions(gate, KEYS)
@@ -45,7 +45,7 @@ def test_a_deletion_by_time_is_remembered_as_a_range() -> None:
     assert ranges_of({"since:5": 9, "since:7": 8, "all": 3, "since:soon": 4}) == [(5, 9), (7, 8)]
 
 
-async def test_of_two_deletions_the_later_holds_and_none_is_of_the_future(redis: Redis) -> None:
+async def test_of_two_deletions_the_later_holds_and_none_is_of_the_future(redis: BatchingRedis) -> None:
     kept = await deletions(redis)
     await kept.note(["question:a"])
     at = (await kept.noted())["question:a"]
@@ -56,7 +56,7 @@ async def test_of_two_deletions_the_later_holds_and_none_is_of_the_future(redis:
     assert 0 < await redis.pttl(KEYS.cache_deleted) <= LIFETIME_MS
 
 
-async def test_what_is_older_than_any_answer_that_is_restored_is_forgotten(redis: Redis) -> None:
+async def test_what_is_older_than_any_answer_that_is_restored_is_forgotten(redis: BatchingRedis) -> None:
     kept = await deletions(redis)
     await kept.note(["question:a"])
     await redis.zincrby(KEYS.cache_deleted, -LIFETIME_MS - 1, "question:a")
@@ -64,7 +64,7 @@ async def test_what_is_older_than_any_answer_that_is_restored_is_forgotten(redis
     assert list(await kept.noted()) == ["question:b"]
 
 
-async def test_too_many_stand_for_all_before_them(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_stand_for_all_before_them(redis: BatchingRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.redis_store.stores.documents.work.MOST", 3)
     kept = await deletions(redis)
     await kept.note(["question:now"])

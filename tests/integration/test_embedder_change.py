@@ -15,6 +15,7 @@ from api.knowledge.ingestion_worker import StaleEmbeddings
 from api.ports.inference import CurrentIdentity
 from api.ports.telemetry import Telemetry
 from api.query.prompt import PACKAGED
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisUnusedEmbeddings
@@ -168,7 +169,7 @@ async def test_two_templates_at_once_each_hit_their_own_and_rolling_back_finds_t
 class Fleet:
     """Embedders of a fleet over time, as the workers note them; `opened` on an emptied Redis."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: BatchingRedis) -> None:
         self.redis = redis
         self.gate = HealthGatedRedis(redis, 8)
         self.embeddings = RedisUnusedEmbeddings(self.gate, KEYS)
@@ -194,7 +195,9 @@ async def changed(serve: Service, redis: Redis) -> tuple[str, str, str]:
     return old, new, document
 
 
-async def test_chunks_that_nobody_uses_go_after_a_safe_time_and_nothing_else(serve: Service, redis: Redis) -> None:
+async def test_chunks_that_nobody_uses_go_after_a_safe_time_and_nothing_else(
+    serve: Service, redis: BatchingRedis
+) -> None:
     old, new, document = await changed(serve, redis)
     fleet = Fleet(redis)
     assert await fleet.removed() == 0
@@ -211,7 +214,7 @@ async def test_chunks_that_nobody_uses_go_after_a_safe_time_and_nothing_else(ser
     assert [name.partition(":")[0] for name in counted] == [new]
 
 
-async def test_rolled_back_to_after_all_it_is_embedded_anew(serve: Service, redis: Redis) -> None:
+async def test_rolled_back_to_after_all_it_is_embedded_anew(serve: Service, redis: BatchingRedis) -> None:
     old, _, document = await changed(serve, redis)
     fleet = Fleet(redis)
     await fleet.weeks_pass(old)
@@ -222,7 +225,7 @@ async def test_rolled_back_to_after_all_it_is_embedded_anew(serve: Service, redi
     assert [source["document_id"] for source in found["sources"]] == [document]
 
 
-async def test_used_again_in_the_middle_of_the_removal_nothing_that_serves_goes(redis: Redis) -> None:
+async def test_used_again_in_the_middle_of_the_removal_nothing_that_serves_goes(redis: BatchingRedis) -> None:
     fleet = Fleet(redis)
     assert await fleet.gate.check()
     old = EmbedderIdentity("old", 4, "a" * 10)
@@ -247,7 +250,7 @@ async def test_used_again_in_the_middle_of_the_removal_nothing_that_serves_goes(
         assert await redis.exists(*names) == (2 if whole else 0)
 
 
-async def test_an_embedder_of_which_nothing_is_known_counts_as_used_now(serve: Service, redis: Redis) -> None:
+async def test_an_embedder_of_which_nothing_is_known_counts_as_used_now(serve: Service, redis: BatchingRedis) -> None:
     old, _, _ = await changed(serve, redis)
     await redis.zrem(KEYS.corpus_embedders, old)  # as after an upgrade from a release that did not note it
     assert await Fleet(redis).removed() == 0
@@ -266,7 +269,7 @@ class Present:
         return [Embedding(b"\0" * 16) for _ in texts]
 
 
-async def test_nothing_goes_before_the_present_embedder_has_embedded_all_itself(redis: Redis) -> None:
+async def test_nothing_goes_before_the_present_embedder_has_embedded_all_itself(redis: BatchingRedis) -> None:
     fleet, told = Fleet(redis), Telemetry()
     assert await fleet.gate.check()
     lease, reembedding = RedisLeaderLease(fleet.gate, KEYS.janitor, "w"), RedisReembedding(fleet.gate, KEYS, "w")

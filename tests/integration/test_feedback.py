@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.ports.question import AnswerFinished, Query, Timings
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.feedback import Noted, ServedAnswers
@@ -80,7 +81,7 @@ def noted(request_id: str) -> Noted:
     return request_id, Query(QUESTION, "t", "m"), done, FlightKey("scope", "digest")
 
 
-async def test_a_vote_waits_for_no_answers_but_its_own(redis: Redis) -> None:
+async def test_a_vote_waits_for_no_answers_but_its_own(redis: BatchingRedis) -> None:
     gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     one, other = (ServedAnswers(gate, Keys(), 60_000, lambda _: None) for _ in range(2))

@@ -18,6 +18,7 @@ from api.errors import StoreUnavailable
 from api.observability.history_figures import BUCKETS, MinuteCounts, row_of
 from api.observability.history_keeper import LEASE_SECONDS, HistoryKeeper, HistoryReader, Observed
 from api.ports.answer_quality import FalseHitRate, QualityState
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.fleet import CacheCounters, RedisLeaderLease
@@ -171,7 +172,7 @@ class Later(RedisHistory):
 
 
 @pytest.fixture
-async def gate(redis: Redis) -> HealthGatedRedis:
+async def gate(redis: BatchingRedis) -> HealthGatedRedis:
     gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
     return gate

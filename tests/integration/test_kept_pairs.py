@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from api.ports.answer_quality import Evidence, Label, LabelledPair, PolicyName, Verdict, Versions
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.label_store import RedisLabels
@@ -40,7 +41,9 @@ async def train(redis_url: str, base: Path, out: Path) -> Result:
     return await run(redis_url, "--from-redis", *models, "--epochs", 0.1, "--json")
 
 
-async def test_kept_pairs_are_trained_on_and_unsure_ones_are_not(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+async def test_kept_pairs_are_trained_on_and_unsure_ones_are_not(
+    redis: BatchingRedis, redis_url: str, tmp_path: Path
+) -> None:
     gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
     store = RedisLabels(gate, Keys())
@@ -71,7 +74,7 @@ async def test_no_kept_pairs_and_no_redis_are_one_line_each(redis: Redis, redis_
 
 @pytest.mark.once(reason="JAX trains for most of its time; the other tests here call the same commands")
 async def test_a_better_model_is_put_in_use_compared_with_and_rolled_back(
-    redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis: BatchingRedis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.tune.RATE", 2e-3)  # so that random weights learn in seconds
     base = tiny_model(tmp_path / "base")

@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.ports.answer_quality import Evidence, Label, LabelledPair, LabelStore, PolicyName, Verdict, Versions
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores import label_store as module
@@ -41,7 +42,7 @@ def label(similarity: float = 0.8, verdict: Verdict = Verdict.SAME) -> Label:
 
 
 @pytest.fixture
-async def gate(redis: Redis) -> HealthGatedRedis:
+async def gate(redis: BatchingRedis) -> HealthGatedRedis:
     gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
     return gate

@@ -12,12 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import RateLimited
 from api.ports.limits import TENANT, Charge, LimitPlan, Limits, LocalCounts
 from api.query.limits import Limiter
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import lua
@@ -174,7 +174,7 @@ async def test_the_charge_costs_no_round_trip(serve: Service) -> None:
     assert "answers.find + limits.admit" in asked[0], "with what else is sent at this moment"
 
 
-async def test_the_script_counts_as_a_worker_without_redis_does(redis: Redis) -> None:
+async def test_the_script_counts_as_a_worker_without_redis_does(redis: BatchingRedis) -> None:
     store = RedisLimits(await gate(redis), Keys())
     limits = Limits(7, 100, 150, 1000)
     counts = LocalCounts()
@@ -193,7 +193,7 @@ async def test_the_script_counts_as_a_worker_without_redis_does(redis: Redis) ->
     assert 0 < ttl <= 32 * 86_400_000
 
 
-async def test_the_script_knows_the_months(redis: Redis) -> None:
+async def test_the_script_knows_the_months(redis: BatchingRedis) -> None:
     store = RedisLimits(await gate(redis), Keys())
     first_day = lua("stores/limits", "admit").partition("-- name: admit")[0]
     script = f"{first_day} return first_day(tonumber(ARGV[1]))"
@@ -247,7 +247,7 @@ async def test_streams_are_counted_over_all_workers(serve: Service, stub: StubOl
     await wait_until_async(is_open)
 
 
-async def test_streams_of_a_killed_worker_stop_counting(redis: Redis) -> None:
+async def test_streams_of_a_killed_worker_stop_counting(redis: BatchingRedis) -> None:
     store, plan = RedisLimits(await gate(redis), Keys()), LimitPlan("acme", ("k", Limits(concurrent_streams=1)))
     key = Keys().limit_streams(plan.owner, "k")
     assert await store.open_stream(plan, "of-the-dead") is None
@@ -258,7 +258,7 @@ async def test_streams_of_a_killed_worker_stop_counting(redis: Redis) -> None:
     assert await redis.zrange(key, 0, -1) == [b"b"]
 
 
-async def test_an_open_stream_keeps_its_lease(redis: Redis) -> None:
+async def test_an_open_stream_keeps_its_lease(redis: BatchingRedis) -> None:
     limiter = Limiter(RedisLimits(await gate(redis), Keys()), lambda: 1)
     charge = Charge(LimitPlan("acme", ("k", Limits(concurrent_streams=1))), counts_hits=True)
     key = Keys().limit_streams(charge.plan.owner, "k")
@@ -272,7 +272,7 @@ async def test_an_open_stream_keeps_its_lease(redis: Redis) -> None:
     assert await redis.zcard(key) == 0
 
 
-async def test_without_redis_each_worker_grants_its_share_of_streams(redis: Redis) -> None:
+async def test_without_redis_each_worker_grants_its_share_of_streams(redis: BatchingRedis) -> None:
     limiter = Limiter(RedisLimits(HealthGatedRedis(redis, 8), Keys()), lambda: 2)
     charge = Charge(LimitPlan("acme", (TENANT, Limits(concurrent_streams=5))), counts_hits=True)
     async with limiter.stream(charge), limiter.stream(charge):
@@ -282,7 +282,7 @@ async def test_without_redis_each_worker_grants_its_share_of_streams(redis: Redi
         await limiter.aclose()
 
 
-async def gate(redis: Redis) -> Any:
+async def gate(redis: BatchingRedis) -> Any:
     found = HealthGatedRedis(redis, 8)
     assert await found.check()
     return found

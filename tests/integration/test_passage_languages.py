@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.knowledge.retrieval import PassageQuery
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA
@@ -167,8 +168,8 @@ async def test_documents_of_earlier_workers_are_found_at_once_and_the_new_index_
     assert {name, KEYS.passage_index(embedder.fingerprint)} <= await indexes(redis)
 
 
-async def test_while_the_new_index_is_built_the_earlier_one_serves(redis: Redis, redis_url: str) -> None:
-    async with Redis.from_url(redis_url, protocol=3) as client:
+async def test_while_the_new_index_is_built_the_earlier_one_serves(redis: BatchingRedis, redis_url: str) -> None:
+    async with BatchingRedis.from_url(redis_url, protocol=3) as client:
         gate = HealthGatedRedis(client, 2)
         await gate.check()
         passages = RedisPassageIndex(gate, KEYS)
@@ -188,8 +189,8 @@ async def test_while_the_new_index_is_built_the_earlier_one_serves(redis: Redis,
         await wait_until_async(is_replaced)
 
 
-async def test_the_earlier_index_is_dropped_once_no_worker_uses_it(redis: Redis, redis_url: str) -> None:
-    async with Redis.from_url(redis_url, protocol=3) as client:
+async def test_the_earlier_index_is_dropped_once_no_worker_uses_it(redis: BatchingRedis, redis_url: str) -> None:
+    async with BatchingRedis.from_url(redis_url, protocol=3) as client:
         gate = HealthGatedRedis(client, 2)
         await gate.check()
         passages, unused = RedisPassageIndex(gate, KEYS), RedisUnusedEmbeddings(gate, KEYS)

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from redis.asyncio import Redis
 
 from api.embedders.minilm import files_at
 from api.embedders.reranker import CrossEncoder, TextPair
 from api.embedders.verifier import OnnxVerifier
 from api.ports.answer_quality import Evidence, Label, PolicyName, Verdict, Versions
 from api.quality.keeper import QualityKeeper
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.label_store import RedisLabels
@@ -99,7 +99,9 @@ def evidence(random: np.random.Generator, score: float | None) -> tuple[Evidence
     return Evidence(similarity, similarity - 0.1, verifier=score), Verdict.SAME if right else Verdict.DIFFERENT
 
 
-async def learned(redis: Redis, client: httpx.AsyncClient, verifier: str = "", score: float | None = None) -> None:
+async def learned(
+    redis: BatchingRedis, client: httpx.AsyncClient, verifier: str = "", score: float | None = None
+) -> None:
     """Writes labels as workers do, and waits until this one has learned from them."""
     gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
@@ -126,7 +128,7 @@ async def learned(redis: Redis, client: httpx.AsyncClient, verifier: str = "", s
     await wait_until_async(has_learned, timeout=30)
 
 
-async def test_verified_serves_below_the_threshold_what_it_has_learned(serve: Service, redis: Redis) -> None:
+async def test_verified_serves_below_the_threshold_what_it_has_learned(serve: Service, redis: BatchingRedis) -> None:
     client = await serve(cache={"similarity_threshold": 0.99, "policy": "verified"})
     first = await ask(client, QUESTION)
     before = await ask(client, "How do I now enable two-factor login in 2024?")
@@ -145,7 +147,9 @@ async def test_verified_serves_below_the_threshold_what_it_has_learned(serve: Se
     assert found_decisions['{outcome="served",policy="verified"}'] == len(served)
 
 
-async def test_explain_says_what_it_has_learned_and_what_each_policy_would_do(serve: Service, redis: Redis) -> None:
+async def test_explain_says_what_it_has_learned_and_what_each_policy_would_do(
+    serve: Service, redis: BatchingRedis
+) -> None:
     cache = {"similarity_threshold": 0.99}
     client = await serve(cache={**cache, "policy": "verified"})
     entry = (await ask(client, QUESTION))["cache"]["entry"]
@@ -198,7 +202,7 @@ async def test_verified_serves_with_the_shipped_verifier_before_there_are_labels
 
 
 async def test_verified_serves_nothing_that_the_verifier_cannot_score(
-    serve: Service, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Service, redis: BatchingRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = {"similarity_threshold": 0.99, "policy": "verified", "verifier_path": write_cross_encoder(tmp_path)}
     client = await serve(cache={**cache, "verifier_timeout": 30.0})
@@ -221,7 +225,7 @@ async def test_verified_serves_nothing_that_the_verifier_cannot_score(
 
 
 async def test_verified_serves_nothing_that_another_verifier_has_scored(
-    serve: Service, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Service, redis: BatchingRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = {"similarity_threshold": 0.99, "policy": "verified", "verifier_path": write_cross_encoder(tmp_path)}
     client = await serve(cache={**cache, "verifier_timeout": 30.0})
@@ -240,7 +244,7 @@ async def _not_yet(keeper: QualityKeeper) -> None:
     """Stands for a worker that has loaded another verifier, and not heard yet that nothing is learned for it."""
 
 
-async def test_after_flushall_verified_is_guarded_again(serve: Service, redis: Redis) -> None:
+async def test_after_flushall_verified_is_guarded_again(serve: Service, redis: BatchingRedis) -> None:
     client = await serve(cache={"similarity_threshold": 0.99, "policy": "verified"})
     await ask(client, QUESTION)
     await learned(redis, client)

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from api.knowledge.ingestion_worker import LOOKED_AT
 from api.ports.document_store import DocumentFacts, Draft
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.document_records import RedisDocuments
@@ -124,7 +125,7 @@ async def test_the_first_and_the_last_document_change_what_has_nothing_to_do_wit
 
 
 async def test_a_deletion_whose_worker_died_is_carried_out_before_all_that_waits_to_be_embedded(
-    fleet: list[httpx.AsyncClient], redis: Redis
+    fleet: list[httpx.AsyncClient], redis: BatchingRedis
 ) -> None:
     one, other = fleet
     document = (await ask(one, HOLIDAY_QUESTION))["sources"][0]["document_id"]

@@ -19,6 +19,7 @@ from api.quality import keeper
 from api.quality.assessment import Assessment, assess
 from api.quality.keeper import NEVER, QualityKeeper, QualityView
 from api.quality.policies import LAST_LEVEL, Published, QualitySettings, published_as_json
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.fleet import RedisLeaderLease
@@ -56,7 +57,7 @@ class Worker:
 
 
 @pytest.fixture
-async def gate(redis: Redis) -> HealthGatedRedis:
+async def gate(redis: BatchingRedis) -> HealthGatedRedis:
     gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
     return gate

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.redis_store import diagnostics as checkup
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.health_gated import HealthGatedRedis, RedisHealthEvents
 from tests.stub_ollama import StubOllama
@@ -113,7 +114,7 @@ async def test_a_redis_that_runs_out_of_memory_shows_it_and_counts_the_evicted_k
 
 async def test_it_is_looked_at_again_when_it_is_found_again(stub: StubOllama) -> None:
     with embedded_redis() as server:
-        async with Redis.from_url(server.url) as redis:
+        async with BatchingRedis.from_url(server.url) as redis:
             gate = HealthGatedRedis(redis, 4)
             found = RedisCheckup(gate, "main")
             assert await gate.check()
@@ -127,10 +128,10 @@ async def test_it_is_looked_at_again_when_it_is_found_again(stub: StubOllama) ->
 
 
 async def test_a_user_that_may_not_ask_is_said(server: EmbeddedRedis) -> None:
-    async with Redis.from_url(server.url) as redis:
+    async with BatchingRedis.from_url(server.url) as redis:
         rights: tuple[Any, ...] = ("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-info")
-        await redis.execute_command(*rights)  # type: ignore[no-untyped-call]
-        async with Redis.from_url(server.url, username="app", password="pw") as app:
+        await redis.execute_command(*rights)
+        async with BatchingRedis.from_url(server.url, username="app", password="pw") as app:
             gate = HealthGatedRedis(app, 4)
             found = RedisCheckup(gate, "main")
             assert await gate.check()
@@ -148,10 +149,10 @@ class Turns(RedisHealthEvents):
 
 
 async def test_one_that_takes_no_writes_is_lost_until_it_does(
-    redis: Redis, redis_url: str, stub: StubOllama, server: EmbeddedRedis, capfd: pytest.CaptureFixture[str]
+    redis: BatchingRedis, redis_url: str, stub: StubOllama, server: EmbeddedRedis, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with (
-        Redis.from_url(server.url) as replica,
+        BatchingRedis.from_url(server.url) as replica,
         running_service(make_settings(server.url, stub.base_url)) as client,
     ):
         await ask(client, QUESTION)
@@ -182,7 +183,7 @@ async def test_one_that_takes_no_writes_is_lost_until_it_does(
 
 @pytest.mark.parametrize("refusal", ["min-replicas-to-write", "maxmemory"])
 async def test_one_that_refuses_writes_for_another_reason_is_still_read(server: EmbeddedRedis, refusal: str) -> None:
-    async with Redis.from_url(server.url) as redis:
+    async with BatchingRedis.from_url(server.url) as redis:
         gate = HealthGatedRedis(redis, 4)
         await redis.config_set(refusal, "1")
         assert await gate.check() is True

@@ -18,6 +18,7 @@ from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
 from api.ports.telemetry import Telemetry
 from api.redis_store.client import RedisAddress, short_commands
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.semantic_index import SemanticIndex
@@ -28,7 +29,7 @@ from tests.support.waiting import wait_until_async
 
 
 @pytest.fixture
-def gate(redis: Redis) -> HealthGatedRedis:
+def gate(redis: BatchingRedis) -> HealthGatedRedis:
     """A gate that has not been asked yet."""
     return HealthGatedRedis(redis, 4)
 
@@ -64,16 +65,16 @@ async def test_hooks_run_once_redis_is_up_and_one_that_fails_stops_no_other(gate
     assert seen == [True]
 
 
-async def test_a_user_that_may_not_list_indexes_still_has_a_search_module(redis: Redis, redis_url: str) -> None:
-    await redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-ft._list")  # type: ignore[no-untyped-call]
+async def test_a_user_that_may_not_list_indexes_still_has_a_search_module(redis: BatchingRedis, redis_url: str) -> None:
+    await redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-ft._list")
     try:
-        async with Redis.from_url(redis_url, username="app", password="pw") as client:
+        async with BatchingRedis.from_url(redis_url, username="app", password="pw") as client:
             gate = HealthGatedRedis(client, 4)
             index = SemanticIndex(gate, Keys().partition(""))
             assert await gate.check() is True
             assert index.supported
     finally:
-        await redis.execute_command("ACL", "DELUSER", "app")  # type: ignore[no-untyped-call]
+        await redis.execute_command("ACL", "DELUSER", "app")
 
 
 async def test_breakers_are_shared_again_as_soon_as_redis_is_found(
@@ -171,7 +172,7 @@ async def test_the_failure_of_a_command_from_before_a_recovery_closes_nothing(ga
     assert gate.is_up, "Redis was found up after that command had begun"
 
 
-async def test_a_check_from_before_a_recovery_closes_nothing(redis: Redis) -> None:
+async def test_a_check_from_before_a_recovery_closes_nothing(redis: BatchingRedis) -> None:
     asked: list[asyncio.Future[None]] = []
 
     async def ask(_: Redis) -> None:

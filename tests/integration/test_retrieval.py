@@ -15,6 +15,7 @@ from fpdf import FPDF
 from redis.asyncio import Redis
 
 from api.ports.document_store import DocumentFilter
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.passages import RedisPassageIndex
@@ -329,7 +330,7 @@ async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(
 class _Passages:
     """An index without chunks. Its Redis can be told to end a search early."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: BatchingRedis) -> None:
         self.gate = HealthGatedRedis(client, 2)
         self.passages = RedisPassageIndex(self, Keys())  # type: ignore[arg-type]
         self._early = ""
@@ -347,7 +348,7 @@ class _Passages:
     def end_early(self, ranking: str) -> None:
         self._early = ranking
 
-    async def run(self, operation: str, command: Callable[[Redis], Awaitable[Any]]) -> Any:
+    async def run(self, operation: str, command: Callable[[BatchingRedis], Awaitable[Any]]) -> Any:
         replies = await self.gate.run(operation, command)
         if operation == "passages" and self._early:
             replies[("meaning", "words").index(self._early) + 1][b"warning"] = [b"Timeout limit was reached"]
@@ -356,7 +357,7 @@ class _Passages:
 
 @asynccontextmanager
 async def _passages(redis_url: str) -> AsyncIterator[_Passages]:
-    async with Redis.from_url(redis_url, protocol=3) as client:
+    async with BatchingRedis.from_url(redis_url, protocol=3) as client:
         index = _Passages(client)
         await index.gate.check()
         await index.passages.ensure(EMBEDDER)

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from api.ports.answer_quality import Evidence, Label, LabelledPair, PolicyName, Verdict, Versions
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.label_store import RedisLabels
@@ -187,7 +188,7 @@ async def test_an_answer_that_arrives_late_reaches_its_caller_and_nobody_else(
 
 
 @pytest.fixture
-async def gate(redis: Redis) -> HealthGatedRedis:
+async def gate(redis: BatchingRedis) -> HealthGatedRedis:
     gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
     return gate

@@ -14,6 +14,7 @@ from api.embedders.verifier import OnnxVerifier, read_folder
 from api.errors import SettingsError, StoreUnavailable
 from api.ports.answer_quality import VerifierFiles
 from api.ports.telemetry import Telemetry
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import PIECE
@@ -34,7 +35,7 @@ def written(folder: Path, factor: float) -> Path:
 
 
 @pytest.fixture
-async def models(redis: Redis) -> RedisVerifierModels:
+async def models(redis: BatchingRedis) -> RedisVerifierModels:
     gate = HealthGatedRedis(redis, 4)
     await gate.check()
     return RedisVerifierModels(gate, Keys())

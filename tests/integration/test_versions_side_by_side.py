@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from api.knowledge.kinds import KINDS, MARKDOWN
 from api.ports.document_store import DocumentFacts, Draft
 from api.redis_store.client import RedisAddress, short_commands
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema, Schema, SchemaConflict
@@ -179,7 +180,7 @@ async def test_an_entry_that_only_the_later_release_reads_is_left_for_it(serve: 
 
 
 async def test_unknown_facts_of_a_worker_and_counts_of_a_later_release_are_no_fault(
-    serve: Service, redis: Redis
+    serve: Service, redis: BatchingRedis
 ) -> None:
     client = await serve()
     await WorkerRegistry(
@@ -201,7 +202,7 @@ async def test_unknown_facts_of_a_worker_and_counts_of_a_later_release_are_no_fa
     assert await redis.hget("rag:cb:{ollama}:window", "later") == b"1"
 
 
-async def test_work_for_a_later_release_is_left_to_it_with_its_attempts(redis: Redis) -> None:
+async def test_work_for_a_later_release_is_left_to_it_with_its_attempts(redis: BatchingRedis) -> None:
     gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
     documents = RedisDocuments(gate, KEYS)
@@ -223,7 +224,7 @@ async def test_work_for_a_later_release_is_left_to_it_with_its_attempts(redis: R
     assert taken.attempts == 1
 
 
-async def test_a_large_file_of_a_later_kind_is_neither_failed_nor_lost(serve: Service, redis: Redis) -> None:
+async def test_a_large_file_of_a_later_kind_is_neither_failed_nor_lost(serve: Service, redis: BatchingRedis) -> None:
     client = await serve(embedder=ONNX)
     gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
@@ -234,7 +235,9 @@ async def test_a_large_file_of_a_later_kind_is_neither_failed_nor_lost(serve: Se
     assert await redis.get(KEYS.document_draft("a" * 24)) == b"bytes"
 
 
-async def test_what_was_read_from_a_file_ends_with_its_revision(serve: Service, redis: Redis, redis_url: str) -> None:
+async def test_what_was_read_from_a_file_ends_with_its_revision(
+    serve: Service, redis: BatchingRedis, redis_url: str
+) -> None:
     """Releases that know neither `warnings` nor `language` leave both in the hash when they replace a document."""
     client = await serve(embedder=ONNX)
     files = {"file": ("all.zip", archive(**{"notes.md": HOUSES.encode(), "program.exe": b"MZ"}))}

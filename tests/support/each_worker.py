@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import httpx
-from redis.asyncio import Redis
 
 from api.ports.answer_quality import PolicyName, QualityState, Versions
 from api.quality.policies import Published, published_as_json, threshold_at
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.quality_store import RedisQuality
@@ -92,7 +92,7 @@ def published(redis_url: str, client: httpx.Client, to_level: int) -> float:
 
 
 async def _publish(redis_url: str, text: bytes) -> float:
-    async with Redis.from_url(redis_url) as redis:
+    async with BatchingRedis.from_url(redis_url) as redis:
         gate = HealthGatedRedis(redis, 8)
         assert await gate.check()
         await redis.set(KEYS.quality_lease, ME, px=60_000)

@@ -17,6 +17,7 @@ from api.observability.metrics import Metrics
 from api.ports.document_store import DocumentFacts
 from api.ports.inference import CurrentIdentity
 from api.ports.telemetry import Telemetry
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
@@ -114,7 +115,7 @@ class Worker:
 @asynccontextmanager
 async def worker(redis_url: str, name: str, embedder: GatedEmbedder, **sizes: Any) -> AsyncIterator[Worker]:
     """Opens a worker with its own connections. `sizes` are settings of documents."""
-    async with Redis.from_url(redis_url, protocol=3) as redis:
+    async with BatchingRedis.from_url(redis_url, protocol=3) as redis:
         gate = HealthGatedRedis(redis, 8)
         await gate.check()
         made = Worker(redis, gate, name, embedder, sizes)

@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.redis_store.client import RedisAddress, is_single
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.stores.cache import near
 from api.redis_store.stores.cache.near import SILENCE, Copies, Heartbeats, NearCache, estimated
 from api.values import CachedAnswer, Source, Usage
@@ -35,7 +36,7 @@ class Up:
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
         raise AssertionError
 
-    async def run(self, operation: str, command: Callable[[Redis], Awaitable[Any]]) -> Any:
+    async def run(self, operation: str, command: Callable[[BatchingRedis], Awaitable[Any]]) -> Any:
         raise AssertionError("no I/O")
 
 

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 import fakeredis
 import pybreaker
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerPolicy
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
@@ -31,7 +32,8 @@ class RecordingListener(pybreaker.CircuitBreakerListener):
 @asynccontextmanager
 async def opened(*listeners: pybreaker.CircuitBreakerListener) -> AsyncIterator[FleetBreaker]:
     server = fakeredis.FakeServer()
-    gate = HealthGatedRedis(fakeredis.FakeAsyncRedis(server=server), 8)
+    pool = ConnectionPool(connection_class=fakeredis.FakeAsyncRedisConnection, server=server)
+    gate = HealthGatedRedis(BatchingRedis(connection_pool=pool), 8)
     await gate.check()
 
     @asynccontextmanager

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redis.asyncio import Redis
 
 from api.breaker.fleet_breaker import POLL_SECONDS
 from api.redis_store.client import RedisAddress
+from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.stores.fleet import FULL_PACE_WORKERS, HEARTBEAT_SECONDS, SLOWEST
 from api.scaling import plan as queueing
@@ -211,7 +211,7 @@ def test_an_impossible_capacity_is_rejected(wrong: dict[str, float]) -> None:
 
 
 def test_the_shipped_costs_contain_every_measured_operation() -> None:
-    gate = HealthGatedRedis(Redis(), 1)
+    gate = HealthGatedRedis(BatchingRedis(), 1)
     address = RedisAddress("redis://127.0.0.1:1", 1.0, 1.0, 1)
     named = set(operations.Operations(gate, address).all())
     assert {one.name for one in COSTS.periodic} | set(COSTS.once) == named | {"breaker_follow", "channel_ping"}

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import orjson
-from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, RedisError
 
@@ -236,7 +235,7 @@ class RedisAnswerCache:
         keys: Sequence[str],
         arguments: Sequence[str | int],
         others: Sequence[tuple[Any, ...] | None],
-        client: Redis,
+        client: BatchingRedis,
     ) -> list[Any]:
         """Sends all commands in one write, and returns their replies: None for one that is None or that fails.
 
@@ -245,7 +244,7 @@ class RedisAnswerCache:
         # As a command: redis-py would first ask Redis whether it has the script.
         find = ("EVALSHA", self._find.sha, len(keys), *keys, *arguments)
         along = [one for one in others if one is not None]
-        reply, *rest = await cast(BatchingRedis, client).execute_together([find, *along])
+        reply, *rest = await client.execute_together([find, *along])
         if isinstance(reply, NoScriptError):
             reply = await self._find(keys, arguments, client)
         elif isinstance(reply, RedisError):

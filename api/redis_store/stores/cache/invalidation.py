@@ -145,7 +145,7 @@ class RedisInvalidationTags:
 
     async def _names(self, part: CacheKeys) -> list[str]:
         redis = self._redis.of(part.invalidated)
-        listed: Any = await redis.run("expire", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
+        listed: Any = await redis.run("expire", lambda client: client.execute_command("FT._LIST"))
         names = [name.decode("utf-8", "replace") for name in listed]
         return [name for name in names if name.startswith(part.indexes)]
 

@@ -108,7 +108,7 @@ class RedisUnusedEmbeddings:
 
     async def unused(self, keep: float) -> Sequence[str]:
         """Returns the fingerprints of embedders that no worker has used for `keep` seconds."""
-        listed: Any = await self._redis.run("embedders", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
+        listed: Any = await self._redis.run("embedders", lambda client: client.execute_command("FT._LIST"))
         arguments: list[str | int] = [_ms(keep), *self._indexed(listed, *self._prefixes)]
         keys = [self._keys.corpus_embedders]
         found: Any = await self._redis.run("embedders", lambda client: self._unused(keys, arguments, client))

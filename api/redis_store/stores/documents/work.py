@@ -60,7 +60,7 @@ class RedisDocumentWork:
         command = ("ZRANGE", self._keys.corpus_work, first, last, "BYSCORE", "LIMIT", 0, limit)
         found: list[Any] = await self._redis.run(
             "document_work",
-            lambda client: client.execute_command(*command),  # type: ignore[no-untyped-call]
+            lambda client: client.execute_command(*command),
         )
         return [document.decode() for document in found]
 
