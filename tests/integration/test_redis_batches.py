@@ -25,10 +25,9 @@ async def run(client: Redis, *command: str | int) -> Any:
 
 
 @pytest.fixture
-async def client(redis: Redis, redis_url: str) -> AsyncIterator[Redis]:
+async def client(redis: Redis, redis_url: str) -> AsyncIterator[BatchingRedis]:
     await redis.flushall()
     async with short_commands(address(redis_url)) as client:
-        assert isinstance(client, BatchingRedis)
         await client.ping()  # opens the connection
         yield client
 
@@ -41,8 +40,7 @@ async def test_commands_of_one_round_are_one_write(client: Redis) -> None:
     assert written == ["SET + INCRBY + GET + HGETALL"]
 
 
-async def test_commands_of_one_caller_leave_together(client: Redis) -> None:
-    assert isinstance(client, BatchingRedis)
+async def test_commands_of_one_caller_leave_together(client: BatchingRedis) -> None:
     await client.set("text", "x")
     sent = client.execute_together([("GET", "text"), ("INCR", "text"), ("GET", "none")])
     with round_trips() as written:
