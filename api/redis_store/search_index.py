@@ -6,7 +6,7 @@ exact if it considers enough candidates (`EF_RUNTIME`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final, Literal, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
@@ -93,6 +93,11 @@ async def unwrapped(called: Awaitable[T]) -> T:
         if isinstance(error.__cause__, RedisError):
             raise error.__cause__ from None
         raise ResponseError(str(error)) from error
+
+
+def existing(reply: Mapping[bytes, Any]) -> list[Any]:
+    """The results of a search, without those that have no key: deleted meanwhile, or cut off by the time limit."""
+    return [one for one in reply[b"results"] if b"id" in one]
 
 
 def says_missing(reply: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from api.errors import StoreUnavailable
 from api.redis_store.keys import Keys
-from api.redis_store.stores.cache.semantic_index import SemanticIndex
+from api.redis_store.stores.cache.semantic_index import SemanticIndex, nearest_of
 from api.values import EmbedderIdentity
 
 ONE, OTHER = (EmbedderIdentity("model", 4, letter * 10) for letter in "ab")
@@ -49,3 +49,9 @@ async def test_a_question_with_another_embedder_does_not_delay_readiness() -> No
     gate.meanwhile = lambda: ask(OTHER)
     await gate.recover()
     assert gate.asked == [Keys().partition("").index(ONE.fingerprint, "flat")]
+
+
+def test_an_entry_that_was_deleted_during_the_search_is_no_result() -> None:
+    gone: dict[bytes, Any] = {b"extra_attributes": {}, b"values": []}  # as the search module (2.10) replies
+    left = {b"id": b"rag:cache:s:1", b"extra_attributes": {b"d": b"0.25", b"answer": b"Two years."}, b"values": []}
+    assert [(one.key, one.similarity) for one in nearest_of({b"results": [gone, left]})] == [("rag:cache:s:1", 0.75)]

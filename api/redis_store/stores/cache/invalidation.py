@@ -78,7 +78,8 @@ class RedisInvalidationTags:
             results = await self._results(name, asked)
             if results is None:
                 return [], False
-            near = [one for one in results if 1.0 - float(one[b"extra_attributes"][b"d"]) >= floor]
+            # One that was deleted meanwhile has no distance. It counts, as it has taken another's place.
+            near = [one for one in results if 1.0 - float(one[b"extra_attributes"].get(b"d", 0.0)) >= floor]
             if len(near) >= limit:
                 return [], False
             found |= {question.entry: question for question in map(_question, near) if question is not None}

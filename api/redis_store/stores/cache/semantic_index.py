@@ -30,6 +30,7 @@ from api.redis_store.search_index import (
     NEIGHBOURS,
     Algorithm,
     created,
+    existing,
     hybrid_policy,
     index_schema,
     other_than,
@@ -228,8 +229,7 @@ class SemanticIndex:
         index, query = self.keys.index(fingerprint, serving), f"({_in_scope(scope)})=>[KNN {limit} @vector $v AS d]"
         search = ("FT.SEARCH", index, query, "PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, limit)
         command = methodcaller("execute_command", *search, "DIALECT", 2, "RETURN", 2, "d", "group")
-        found = (await self._redis.run("feedback", command))[b"results"]
-        return [_neighbor(one) for one in found]
+        return [_neighbor(one) for one in existing(await self._redis.run("feedback", command))]
 
     async def _counted(self, index: str, scope: str, search: tuple[Any, ...]) -> Any:
         """Searches in the same way, and counts the entries of the scope."""
@@ -344,7 +344,7 @@ def _neighbor(found: Mapping[bytes, Any]) -> Neighbor:
 
 def nearest_of(reply: Mapping[bytes, Any]) -> list[Nearest]:
     """Parses the reply to the command of `SemanticIndex.search`."""
-    return [_nearest(one) for one in reply[b"results"]]
+    return [_nearest(one) for one in existing(reply)]
 
 
 def _nearest(found: Mapping[bytes, Any]) -> Nearest:
