@@ -7,6 +7,7 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,9 @@ from tests.support.gunicorn_process import Gunicorn
 
 _TASKS: Final = re.compile(r"^ragherd_event_loop_tasks (\S+)$", re.MULTILINE)
 _COUNTER: Final = re.compile(r"^(\w+_(?:total|count)(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
+
+KEYS: Final = 1000
+"""How many keys are asked at a time whether they have a lifetime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,19 @@ class Watch:
         return sum(int(float(count)) for count in _TASKS.findall(text))
 
     def _check_lifetimes(self, client: redis.Redis) -> None:
-        for key in client.scan_iter(count=1000):
-            name = key.decode()
-            found = [row for row in self._rows if row.pattern.fullmatch(name)]
-            if found and found[0].lifetime is not None and client.pttl(key) == -1:
-                self.wrong.append(f"{name} has no lifetime")
+        scanned = client.scan_iter(count=KEYS)
+        while keys := list(islice(scanned, KEYS)):
+            transient = [key for key in keys if self._needs_lifetime(key.decode())]
+            with client.pipeline(transaction=False) as pipeline:
+                for key in transient:
+                    pipeline.pttl(key)
+                lifetimes = pipeline.execute()
+            without = [key for key, left in zip(transient, lifetimes, strict=True) if left == -1]
+            self.wrong += [f"{key.decode()} has no lifetime" for key in without]
+
+    def _needs_lifetime(self, name: str) -> bool:
+        row = next((row for row in self._rows if row.pattern.fullmatch(name)), None)
+        return row is not None and row.lifetime is not None
 
 
 def _resources(pid: int) -> tuple[int, int]:

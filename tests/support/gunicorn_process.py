@@ -37,6 +37,7 @@ class Gunicorn:
     ) -> None:
         """`before` is a command prefix, for another program that starts gunicorn."""
         self._log = log
+        self._url = ""
         self._metrics_port = settings.get("METRICS_PORT", "0")
         self._count = settings.get("WORKERS") or "1"
         one_request_each = httpx.Limits(max_keepalive_connections=0)
@@ -71,7 +72,10 @@ class Gunicorn:
         return self._log.read_text().splitlines()
 
     def url(self) -> str:
-        return str(re.findall(r"Listening at: (\S+) ", "\n".join(self.lines()))[0])
+        """Where it listens, from its first lines. Raises `IndexError` if it does not listen yet."""
+        if not self._url:
+            self._url = str(re.findall(r"Listening at: (\S+) ", "\n".join(self.lines()))[0])
+        return self._url
 
     def get(self, path: str, timeout: float = 5.0) -> httpx.Response:
         return self.client.get(f"{self.url()}{path}", timeout=timeout)
