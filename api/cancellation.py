@@ -162,20 +162,42 @@ timeout.
 class Countdown:
     """Calls `ended` after `seconds` of running event loop. `lag` is the time, in seconds, that did not count so far."""
 
-    __slots__ = ("_due", "_ended", "_extended", "_handle", "_last", "_left", "_loop", "_tick", "lag")
+    __slots__ = (
+        "_due",
+        "_ended",
+        "_extended",
+        "_handle",
+        "_last",
+        "_left",
+        "_longest",
+        "_loop",
+        "_tick",
+        "_ticks",
+        "lag",
+    )
 
     def __init__(self, seconds: float, ended: Callable[[], None]) -> None:
         seconds = max(0.0, seconds)
         self.lag = 0.0
         self._tick = max(min(TICK_SECONDS, seconds / MIN_TICKS), seconds / MAX_TICKS)
-        self._left = max(1, math.ceil(seconds / self._tick)) if self._tick else 1
+        self._left = self._ticks = max(1, math.ceil(seconds / self._tick)) if self._tick else 1
+        self._longest = max(MAX_STRETCH * seconds, seconds + MIN_EXTENSION_SECONDS)
         self._ended = ended
         self._extended = False
         self._loop = asyncio.get_running_loop()
         now = time.monotonic()
-        self._last = now + max(MAX_STRETCH * seconds, seconds + MIN_EXTENSION_SECONDS)
+        self._last = now + self._longest
         self._due = now + self._tick
         self._handle: asyncio.Handle = self._loop.call_later(self._tick, self._ticked)
+
+    def restart(self) -> None:
+        """Counts down anew. The tick in progress does not count, so it may end up to one tick late."""
+        now = time.monotonic()
+        self._last = now + self._longest
+        if self._left <= 0:  # it is about to end
+            self._handle.cancel()
+            self._wait(now)
+        self._left, self._extended = self._ticks + 1, False
 
     def cancel(self) -> None:
         """Prevents the call of `ended` and completes `lag`. Call it once."""
@@ -213,6 +235,10 @@ class LagTimeout(CancelScope):
         super().__enter__()
         self._countdown = Countdown(self._seconds, self.cancel)
         return self
+
+    def restart(self) -> None:
+        """Gives the block all of its time anew."""
+        self._countdown.restart()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

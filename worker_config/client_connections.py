@@ -8,6 +8,8 @@ body in chunks for part of the head, though the head has been checked already (R
 worker can close quiet ones. uvicorn would close every connection without a request at once. A request may be in transit
 on a connection that was just accepted or is about to be reused, and would be lost.
 
+`OneWrite` sends a response's head together with its body, which uvicorn writes separately.
+
 A request whose bytes equal those of an earlier one is not even parsed: `api.endpoints.fast_path` knows its answer. The
 parser's state says nothing about such a request, because it begins and ends where the parser stands between two.
 
@@ -24,7 +26,7 @@ import socket
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import httptools
 import orjson
@@ -65,6 +67,40 @@ MAX_HEAD_BYTES: Final = 1 << 16
 """Limit for an incomplete head, or for what follows the last chunk."""
 
 
+class OneWrite:
+    """Where uvicorn writes one response. It holds the head until the body follows, or until the loop's next round.
+
+    Each write is a system call and a packet.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head is None:
+            self._head = data
+            self._loop.call_soon(self._flush)
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+
 class PlainProtocol(HttpToolsProtocol):
     """uvicorn's connection, but offers of another protocol are ignored (RFC 9110, section 7.8)."""
 
@@ -96,7 +132,10 @@ class PlainProtocol(HttpToolsProtocol):
         self._unfinished = 0
         self._in_head = False
         if not self._is_upgrade_offer():
+            before = self.cycle
             super().on_headers_complete()
+            if self.cycle is not before:
+                self.cycle.transport = cast(asyncio.Transport, OneWrite(self.transport, self.loop))
 
     def on_body(self, body: bytes) -> None:
         self._unfinished = 0

@@ -6,7 +6,7 @@ been written, and it costs a task per command. So redis-py gets no timeout; each
 
 `BatchingRedis` sends the commands of one round together. A write is a system call, and redis-py adds a lock, a health
 check and its own metrics to each command. At 32 questions at once, several are about to send a command whenever the
-event loop comes round. Together they cost little more than one.
+event loop comes round. Together they cost little more than one. They share the timer for their replies too.
 
 A batch is no transaction: Redis may run commands of other clients in between. A command that fails fails alone, a lost
 connection fails all of the batch. A caller that is cancelled leaves its command to run.
@@ -15,10 +15,12 @@ connection fails all of the batch. A caller that is cancelled leaves its command
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
+from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.connection import HiredisRespSerializer
@@ -31,6 +33,9 @@ from api.cancellation import LagTimeout, cancel_and_wait
 SEARCH: Final = "FT."
 """Commands of the search module may take long, and run in a thread of Redis. The others of a batch go first."""
 _pack: Final = HiredisRespSerializer().pack
+_EVALUATE: Final = ("EVALSHA",)
+A_DAY: Final = 86_400.0
+"""Seconds that a connection without a timeout waits."""
 ROOM: Final = 16 * 1024
 """Largest write (bytes) that never has to wait: buffers of asyncio and uvloop are at least four times as large."""
 
@@ -44,6 +49,26 @@ class LagTolerantConnection(AbstractConnection):
     def __init__(self, *, socket_timeout: float | None = None, **options: Any) -> None:
         super().__init__(socket_timeout=None, **options)
         self._timeout = socket_timeout
+
+    @contextmanager
+    def replies(self) -> Iterator[Callable[[], Awaitable[Any]]]:
+        """Yields a function that returns the next reply, within `socket_timeout`. A refusal is a reply too.
+
+        One timer serves all replies. An error leaves the connection unusable: close it.
+        """
+        try:
+            with LagTimeout(A_DAY if self._timeout is None else self._timeout) as limit:
+
+                async def read() -> Any:
+                    reply = await self._read_response_from_parser()
+                    limit.restart()
+                    return reply
+
+                yield read
+        except TimeoutError:
+            raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
+        except OSError as error:
+            raise RedisConnectionError(f"Error while reading from {self._host_error()}: {error}") from error
 
     async def _connect(self) -> None:
         """Connects like redis-py, which handles the `TimeoutError`."""
@@ -100,15 +125,27 @@ class LagTolerantConnection(AbstractConnection):
 
 @dataclass(slots=True)
 class _Command:
-    """One command, or several of one caller, a search last: then `reply` gets a list."""
+    """One command, or several of one caller, a search last: then `reply` gets a list.
+
+    `options`: for redis-py to parse the reply. None: the caller gets it as it is.
+    """
 
     names: Sequence[str]
-    options: dict[str, Any]
+    options: dict[str, Any] | None
     packed: list[bytes]
     reply: asyncio.Future[Any]
 
     def is_search(self) -> bool:
         return str(self.names[-1]).startswith(SEARCH)
+
+    def end(self, reply: Any) -> None:
+        """Hands over the reply or the refusal, unless the caller has left."""
+        if self.reply.done():
+            return
+        if isinstance(reply, ResponseError):
+            self.reply.set_exception(reply)
+        else:
+            self.reply.set_result(reply)
 
     def fail(self, error: BaseException) -> None:
         """Raises `error` at the caller, unless it has left."""
@@ -159,10 +196,14 @@ class BatchingRedis(Redis):
         Replies are as Redis sends them. A refused command has its error as the reply.
         """
         packed = [part for one in commands for part in _pack(*one)]
-        replies: list[Any] = await self._queued([one[0] for one in commands], {}, packed)
+        replies: list[Any] = await self._queued([one[0] for one in commands], None, packed)
         return replies
 
-    def _queued(self, names: Sequence[str], options: dict[str, Any], packed: list[bytes]) -> asyncio.Future[Any]:
+    async def evaluate(self, sha: str, keys: Sequence[Any], arguments: Iterable[Any]) -> Any:
+        """Runs a script that Redis knows, with the next batch. The reply is as Redis sends it."""
+        return await self._queued(_EVALUATE, None, [pack_command(("EVALSHA", sha, len(keys), *keys, *arguments))])
+
+    def _queued(self, names: Sequence[str], options: dict[str, Any] | None, packed: list[bytes]) -> asyncio.Future[Any]:
         reply = asyncio.get_running_loop().create_future()
         if not self._queue:
             task = asyncio.create_task(self._send_queue(), name="redis-batch")
@@ -198,32 +239,26 @@ class BatchingRedis(Redis):
         """Sends the commands and reads their replies. If a reply cannot be read, the connection is closed."""
         try:
             await connection.send_packed_command([b"".join([part for one in batch for part in one.packed])])
-            for one in batch:
-                received = [await self._received(connection) for _ in one.names]
-                if len(received) == 1:
-                    await self._answer(one, cast(Connection, _Received(received[0])))
-                elif not one.reply.done():
-                    one.reply.set_result(received)
+            with cast(LagTolerantConnection, connection).replies() as read:
+                for one in batch:
+                    if len(one.names) > 1:
+                        one.end([await read() for _ in one.names])
+                    elif one.options is None:
+                        one.end(await read())
+                    else:
+                        await self._parse(one, one.options, await read())
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
 
-    async def _received(self, connection: Connection) -> Any:
-        """Returns the next reply, or the refusal."""
+    async def _parse(self, one: _Command, options: dict[str, Any], reply: Any) -> None:
+        """Lets redis-py parse a reply. If that fails, the command fails alone: the connection is in order."""
         try:
-            return await connection.read_response()
-        except ResponseError as error:
-            return error
-
-    async def _answer(self, one: _Command, received: Connection) -> None:
-        """Parses a reply. If that fails, the command fails alone: the connection is in order."""
-        try:
-            reply = await self.parse_response(received, one.names[0], **one.options)
+            parsed = await self.parse_response(cast(Connection, _Received(reply)), one.names[0], **options)
         except Exception as error:  # noqa: BLE001 - a refusal, or a reply that is not what it should be
             one.fail(error)
         else:
-            if not one.reply.done():
-                one.reply.set_result(reply)
+            one.end(parsed)
 
 
 def _fail(batch: Sequence[_Command], error: Exception) -> None:
