@@ -269,7 +269,7 @@ class _Attempts(Generic[S]):
         elsewhere = any(not other.breaker.rejects for other in others)
         retry: Retry = "spent" if self.spent else "elsewhere" if elsewhere else self.terms.retry
         self.spent = self.spent or retry == "here"
-        return replace(self.terms, retry=retry)
+        return self.terms if retry == self.terms.retry else replace(self.terms, retry=retry)
 
     def failed(self, error: UpstreamError, backend: str) -> None:
         """Keeps the most informative failure; a missing model on one backend is the least."""

@@ -70,6 +70,9 @@ class Metrics:
         self._queries = self._families[names.QUERIES]
         self._answers = CounterSlots(self._queries)
         self._lookups = CounterSlots(self._families[names.CACHE_LOOKUPS])
+        self._tokens = CounterSlots(self._families[names.GENERATION_TOKENS])
+        self._stores = CounterSlots(self._families[names.CACHE_STORES])
+        self._groundings = CounterSlots(self._families[names.GROUNDINGS])
         self._stages = HistogramSlots(self._families[names.QUERY_STAGE_DURATION])
         self._lag = self._families[names.EVENT_LOOP_LAG][()]
         self._variants: set[tuple[str, str]] = set()
@@ -188,16 +191,16 @@ class Metrics:
 
     def generated(self, usage: Usage) -> None:
         """Counts the tokens of a generation."""
-        self._families[names.GENERATION_TOKENS][("prompt",)].inc(usage.prompt_tokens)
-        self._families[names.GENERATION_TOKENS][("completion",)].inc(usage.completion_tokens)
+        prompt, completion = self._tokens[("prompt",)], self._tokens[("completion",)]
+        self._add(((prompt, usage.prompt_tokens), (completion, usage.completion_tokens)))
 
     def cache_looked_up(self, result: LookupResult) -> None:
         """Counts a look-up in the semantic cache."""
-        self._families[names.CACHE_LOOKUPS][(result,)].inc()
+        self._add(((self._lookups[(result,)], 1.0),))
 
     def cache_stored(self) -> None:
         """Counts a stored answer."""
-        self._families[names.CACHE_STORES][()].inc()
+        self._add(((self._stores[()], 1.0),))
 
     def near_cache_is(self, hits: int, size: int, *, tracking: bool) -> None:
         """Counts the hits since the last call, and sets the bytes of the copies and whether they can be used."""
@@ -282,7 +285,7 @@ class Metrics:
 
     def grounded(self, outcome: str) -> None:
         """Counts a search for passages."""
-        self._families[names.GROUNDINGS][(outcome,)].inc()
+        self._add(((self._groundings[(outcome,)], 1.0),))
 
     def reranking_known(self) -> None:
         """Starts the re-ranker's series at zero."""

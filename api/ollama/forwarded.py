@@ -61,8 +61,8 @@ class ForwardedAnswer:
         self._reason = "stop"
         self._usage = Usage()
 
-    def pieces(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yields lines, events or the document. Raises `UpstreamError` if they are too long."""
+    def pieces(self, parts: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+        """Yields the lines or events that arrive together, or the document. Raises `UpstreamError` if too long."""
         if not self._request.streams:
             return _whole(parts)
         return _ending_with(b"\n\n" if self._is_event_stream else b"\n", parts)
@@ -121,8 +121,8 @@ def _mapped(end: GenerationEnd) -> GenerationEnd:
     return end if end.done_reason in known else GenerationEnd(end.model, "stop", end.usage)
 
 
-async def _whole(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield b"".join([part async for part in _bounded(parts)])
+async def _whole(parts: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    yield [b"".join([part async for part in _bounded(parts)])]
 
 
 async def _bounded(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -136,8 +136,8 @@ async def _bounded(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield part
 
 
-async def _ending_with(mark: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yields pieces that end with `mark`, however the parts are cut. The last may lack it."""
+async def _ending_with(mark: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Yields the pieces that each part completes, however it is cut. They end with `mark`; the last may lack it."""
     rest = bytearray()
     async for part in _bounded(parts):
         searched = max(0, len(rest) - len(mark) - 1)
@@ -146,11 +146,10 @@ async def _ending_with(mark: bytes, parts: AsyncIterator[bytes]) -> AsyncIterato
             continue
         *whole, last = bytes(rest).replace(b"\r\n", b"\n").split(mark)
         rest = bytearray(last)
-        for piece in whole:
-            if piece.strip():
-                yield piece + mark
+        if pieces := [piece + mark for piece in whole if piece.strip()]:
+            yield pieces
     if rest.strip():
-        yield bytes(rest)
+        yield [bytes(rest)]
 
 
 def _event_data(event: bytes) -> bytes:

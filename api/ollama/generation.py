@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import Any, Final
 
@@ -37,11 +38,10 @@ class Clock:
 
     def __init__(self, deadlines: Deadlines, timeout: float | None = None, reading: float = 0.0) -> None:
         """`timeout`: seconds that only ever shorten the total. `reading`: seconds that Ollama needs for the prompt."""
-        self._deadlines = replace(
-            deadlines,
-            first_token=deadlines.first_token + reading,
-            cold_first_token=deadlines.cold_first_token + reading,
-        )
+        self._deadlines = deadlines
+        if reading:
+            first, cold = deadlines.first_token + reading, deadlines.cold_first_token + reading
+            self._deadlines = replace(deadlines, first_token=first, cold_first_token=cold)
         self._loop = asyncio.get_running_loop()
         self._total = deadlines.total if timeout is None else min(timeout, deadlines.total)
         self._total_at = self._loop.time() + self._total
@@ -210,18 +210,17 @@ class ReadingSpeeds:
         return found if found >= LEAST_SECONDS else 0.0
 
 
-async def lines_of(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yields the lines that are not blank, however the parts are cut. The last may lack its line feed."""
+async def lines_of(parts: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Yields the lines that a part completes, however the parts are cut. The last may lack its line feed."""
     rest = b""
     async for part in parts:
         *whole, rest = (rest + part).split(b"\n")
         if len(rest) > LINE_LIMIT:
             raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"A line of Ollama's is over {LINE_LIMIT} bytes.")
-        for line in whole:
-            if line.strip():
-                yield line
+        if lines := [line for line in whole if line.strip()]:
+            yield lines
     if rest.strip():
-        yield rest
+        yield [rest]
 
 
 class ChatAnswer:
@@ -230,8 +229,8 @@ class ChatAnswer:
     def __init__(self, model: str) -> None:
         self._model = model
 
-    def pieces(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yields the lines."""
+    def pieces(self, parts: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+        """Yields the lines that arrive together."""
         return lines_of(parts)
 
     def events(self, piece: bytes) -> Sequence[AnswerPart]:
@@ -329,9 +328,9 @@ class OllamaModel:
                 await self._pool.retries.before_retry(error, request.retry)
                 started = await self._begin(request, clock, "spent")
             stack.push_async_exit(started.stack)
-            piece: bytes | None = started.first
-            while piece is not None:
-                for event in started.answer.events(piece):
+            pieces: list[bytes] | None = started.first
+            while pieces is not None:
+                for event in chain.from_iterable(map(started.answer.events, pieces)):
                     if isinstance(event, GenerationEnd):
                         self._pool.generated(event)
                         self._speeds.learn(request.model, event)
@@ -342,7 +341,7 @@ class OllamaModel:
                     yield event
                     clock.excludes(since)
                 async with clock.whole() if is_silent else clock.inter_token():
-                    piece = await anext(started.pieces, None)
+                    pieces = await anext(started.pieces, None)
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without its end.")
 
     async def _begin(self, request: GenerationRequest, clock: Clock, retry: Retry) -> _Started:
@@ -398,14 +397,14 @@ class OllamaModel:
 
 
 class _Started:
-    """An answer whose first piece is there: the rest of its pieces, and what closes it."""
+    """An answer whose first pieces are there: the rest of them, and what closes it."""
 
     def __init__(
         self,
         stack: AsyncExitStack,
         answer: ChatAnswer | ForwardedAnswer,
-        pieces: AsyncIterator[bytes],
-        first: bytes | None,
+        pieces: AsyncIterator[list[bytes]],
+        first: list[bytes] | None,
     ) -> None:
         self.stack = stack
         self.answer = answer
@@ -413,7 +412,7 @@ class _Started:
         self.first = first
 
 
-async def _drain(pieces: AsyncIterator[bytes]) -> None:
+async def _drain(pieces: AsyncIterator[list[bytes]]) -> None:
     """Reads the end of the body, so that the connection can serve again."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN):

@@ -139,7 +139,7 @@ class Lookup:
     parts of the question that the embedder could not read. `corpus`: the tenant's documents at `now_ms`, if known.
     `search`: the last one; it found `similar` if it was sent along with the exact look-up. `retrieval`: the passages
     that the grounded check found. `decision`: the policy's, if it is not `guarded`. `agreed`: what a repeat of the
-    question may rely on.
+    question may rely on. `asked`: the question as the semantic tier read it.
     """
 
     key: CacheKey | None = None
@@ -158,6 +158,7 @@ class Lookup:
     retrieval: Retrieval | None = None
     decision: PolicyDecision | None = None
     agreed: Agreed | None = None
+    asked: ComparedQuestion | None = None
 
     @classmethod
     def repeated(cls, found: Found) -> Lookup:
@@ -311,7 +312,7 @@ class SemanticCache:
             timings.embed += time.perf_counter() - started
 
     async def _semantic(self, query: Query, lookup: Lookup, timings: Timings) -> None:
-        asked = self._asked(query, lookup)
+        asked = lookup.asked = self._asked(query, lookup)
         if asked.language:
             self._observer.language_unknown()
             return

@@ -159,7 +159,7 @@ class Labelling:
 
     def asked(self, query: Query, lookup: Lookup) -> ComparedQuestion:
         """Returns the question as the semantic tier compares it."""
-        return ComparedQuestion(query.question, lookup.unread, self._languages)
+        return lookup.asked or ComparedQuestion(query.question, lookup.unread, self._languages)
 
     async def nearest(self, lookup: Lookup) -> list[CacheMatch]:
         """Returns the nearest entries that were fresh at the look-up, without the question's own."""

@@ -21,7 +21,6 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext, suppress
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -330,21 +329,21 @@ class QueryService:
     def _generated(self, request: _Request, end: FlightEvent) -> AnswerFinished:
         """Returns the end of a generated answer. A caller who shares another's answer is charged no tokens."""
         assert isinstance(end, CompletedAnswer), "what has begun does not turn out to be stored elsewhere"
-        answered = AnswerFinished(
+        is_own = request.status is not CacheStatus.COALESCED
+        if request.status is CacheStatus.MISS:
+            self._observer.missed()
+        return AnswerFinished(
             end.text,
             end.model,
             request.status,
             request.timings,
             end.sources,
+            usage=end.usage if is_own else Usage(),
             completed=end,
             entry=end.entry,
+            stored=is_own and end.entry is not None,
             variant=request.variant,
         )
-        if request.status is CacheStatus.COALESCED:
-            return answered
-        if request.status is CacheStatus.MISS:
-            self._observer.missed()
-        return replace(answered, usage=end.usage, stored=end.entry is not None)
 
 
 def _status(request: _Request) -> CacheStatus:

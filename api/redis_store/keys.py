@@ -24,11 +24,15 @@ class CacheKeys:
     """The time at which each invalidation tag was last set."""
     quarantines: str = field(init=False)
     """The common prefix of all quarantined entries."""
+    eviction_keys: tuple[str, ...] = field(init=False)
+    """Each entry's score, expiry, uses and tenant, and how many entries each tenant has."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entries", self._tagged("cache"))
         object.__setattr__(self, "invalidated", self._one("invalidated"))
         object.__setattr__(self, "quarantines", self._tagged("quarantine"))
+        kinds = ("evict", "expire", "uses", "tenant", "tenants")
+        object.__setattr__(self, "eviction_keys", tuple([self._one(f"{kind}:cache") for kind in kinds]))
 
     def _tagged(self, base: str) -> str:
         """The common prefix of a kind of keys: `rag:cache:`, or `rag:cache:{p07}:`."""
@@ -67,11 +71,6 @@ class CacheKeys:
     def quarantine(self, entry: str) -> str:
         """The key of an entry while it is quarantined."""
         return self.quarantines + entry.removeprefix(self.entries)
-
-    @property
-    def eviction_keys(self) -> list[str]:
-        """Each entry's score, expiry, uses and tenant, and how many entries each tenant has."""
-        return [self._one(f"{kind}:cache") for kind in ("evict", "expire", "uses", "tenant", "tenants")]
 
     def entries_of(self, tenant: str) -> str:
         """The scores of one tenant's entries. Scripts build the same name."""

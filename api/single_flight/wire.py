@@ -78,9 +78,9 @@ def _landed(completed: CompletedAnswer) -> dict[str, Any]:
     return {
         "text": completed.text,
         "model": completed.model,
-        "usage": asdict(completed.usage),
+        "usage": completed.usage,
         "done_reason": completed.done_reason,
-        "sources": [asdict(source) for source in completed.sources],
+        "sources": completed.sources,
         "entry": completed.entry,
     }
 

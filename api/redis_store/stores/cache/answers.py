@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
@@ -356,7 +355,7 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer, release: str) 
         "answer": answer.answer,
         "model": answer.model,
         "release": release,
-        "sources": orjson.dumps([asdict(source) for source in answer.sources]),
+        "sources": orjson.dumps(answer.sources),
         "prompt_tokens": answer.usage.prompt_tokens,
         "completion_tokens": answer.usage.completion_tokens,
     }
