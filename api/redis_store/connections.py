@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
 from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, Connection
+from redis.commands.core import AsyncScript
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.cancellation import LagTimeout, cancel_and_wait
@@ -58,11 +59,14 @@ class LagTolerantConnection(AbstractConnection):
         """
         try:
             with LagTimeout(A_DAY if self._timeout is None else self._timeout) as limit:
+                is_first = True
 
                 async def read() -> Any:
-                    reply = await self._read_response_from_parser()
-                    limit.restart()
-                    return reply
+                    nonlocal is_first
+                    if not is_first:
+                        limit.restart()
+                    is_first = False
+                    return await self._read_response_from_parser()
 
                 yield read
         except TimeoutError:
@@ -264,3 +268,17 @@ class BatchingRedis(Redis):
 def _fail(batch: Sequence[_Command], error: Exception) -> None:
     for one in batch:
         one.fail(error)
+
+
+class BatchedScript(AsyncScript):
+    """A script whose calls join a batch, without what redis-py does around each."""
+
+    async def __call__(
+        self, keys: Sequence[Any] | None = None, args: Iterable[Any] | None = None, client: Any = None
+    ) -> Any:
+        """Sends its SHA-1. Leaves a client of another kind, and a Redis that lacks the script, to redis-py."""
+        to = self.registered_client if client is None else client
+        if isinstance(to, BatchingRedis):
+            with suppress(NoScriptError):
+                return await to.evaluate(self.sha, keys or (), args or ())
+        return await super().__call__(keys, args, client)

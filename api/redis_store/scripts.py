@@ -9,7 +9,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline, PubSub
 from redis.commands.core import AsyncScript
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from api.errors import StoreUnavailable
-from api.redis_store.connections import BatchingRedis
+from api.redis_store.connections import BatchedScript
 from api.redis_store.health_gated import HealthGated
 from api.redis_store.keys import Keys
 
@@ -76,20 +76,6 @@ def read_all() -> None:
         for section in sections(path.read_text("utf-8")):
             if section.name:
                 lua(feature, section.name)
-
-
-class BatchedScript(AsyncScript):
-    """A script whose calls join a batch, without what redis-py does around each."""
-
-    async def __call__(
-        self, keys: Sequence[Any] | None = None, args: Iterable[Any] | None = None, client: Any = None
-    ) -> Any:
-        """Sends its SHA-1. Leaves a client of another kind, and a Redis that lacks the script, to redis-py."""
-        to = self.registered_client if client is None else client
-        if isinstance(to, BatchingRedis):
-            with suppress(NoScriptError):
-                return await to.evaluate(self.sha, keys or (), args or ())
-        return await super().__call__(keys, args, client)
 
 
 def script(client: Redis, feature: str, operation: str) -> AsyncScript:
