@@ -33,6 +33,7 @@ from api.endpoints import (
 from api.endpoints.access import Role
 from api.endpoints.access_log import AccessLog
 from api.endpoints.description import ERRORS, DescribedApp
+from api.endpoints.direct_routes import DirectRoutes
 from api.endpoints.fast_path import FastPath, FastPathMiddleware
 from api.endpoints.middleware import (
     FORM_BYTES,
@@ -103,6 +104,8 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
+    routes = [route for router in ROUTERS for route in router.routes]
+    app.add_middleware(DirectRoutes, routes=routes, handlers=app.exception_handlers)
     app.add_middleware(
         BodyLimit,
         limit=settings.server.max_body_bytes,

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from api.endpoints.access import Role
 from api.endpoints.middleware import CheckedRoute, needs, role_of
@@ -323,6 +326,14 @@ class DescribedApp(FastAPI):
         super().__init__(**named)
         self._max_inputs = max_inputs
         self._keyed = keyed
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Leaves out FastAPI's outermost layers: unhandled errors are for `RequestContext`, bodies for `BodyLimit`."""
+        app: ASGIApp = AsyncExitStackMiddleware(self.router)
+        app = ExceptionMiddleware(app, handlers=self.exception_handlers)
+        for added, arguments, options in reversed(self.user_middleware):
+            app = added(app, *arguments, **options)
+        return app
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

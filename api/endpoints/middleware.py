@@ -24,12 +24,11 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeVar
 
 import structlog
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -414,15 +413,6 @@ def role_of(endpoint: Callable[..., Any]) -> Role:
     return role
 
 
-def body_alone(endpoint: Callable[..., Any]) -> type[BaseModel] | None:
-    """Returns the model of the body, if an endpoint takes only `body` and `request`, and returns a response itself."""
-    hints = get_type_hints(endpoint)
-    if hints.pop("return", None) is not Response or hints.keys() != {"body", "request"}:
-        return None
-    model = hints["body"]
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
-
-
 class CheckedRoute(APIRoute):
     """Checks the caller's key first. A caller without a key learns nothing about the body, not even that it is
     malformed.
@@ -430,7 +420,11 @@ class CheckedRoute(APIRoute):
 
     def get_route_handler(self) -> Handler:
         """Wraps FastAPI's handler with the checks."""
-        role, handler = role_of(self.endpoint), self.handler(super().get_route_handler())
+        return self.checked(super().get_route_handler())
+
+    def checked(self, handler: Handler) -> Handler:
+        """Wraps a handler with the checks."""
+        role = role_of(self.endpoint)
 
         async def checked(request: Request) -> Response:
             if role != "all":
@@ -441,10 +435,6 @@ class CheckedRoute(APIRoute):
 
         return checked
 
-    def handler(self, full: Handler) -> Handler:
-        """Returns what handles the request after the checks. `full` is FastAPI's."""
-        return full
-
     async def prepared(self, request: Request) -> Request:
         """Returns the request for FastAPI to read, after the key was checked."""
         return request
@@ -452,27 +442,6 @@ class CheckedRoute(APIRoute):
 
 class JsonRoute(CheckedRoute):
     """A checked route with a JSON body that FastAPI validates."""
-
-    def handler(self, full: Handler) -> Handler:
-        """Calls an endpoint of `body_alone` without FastAPI, which takes longer than all middleware.
-
-        A body that is not valid goes to FastAPI, which words the error.
-        """
-        endpoint, model = self.endpoint, None if self.dependencies else body_alone(self.endpoint)
-        if model is None:
-            return full
-
-        async def direct(request: Request) -> Response:
-            if request.headers.get("content-type") != "application/json":
-                return await full(request)
-            try:
-                body = model.model_validate(await request.json())
-            except ValueError:
-                return await full(request)
-            response: Response = await endpoint(body, request)
-            return response
-
-        return direct
 
     async def prepared(self, request: Request) -> Request:
         """Raises `InvalidRequest` for a body that would take too long to decode."""
