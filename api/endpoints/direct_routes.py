@@ -87,7 +87,7 @@ class DirectRoutes:
 
         try:
             response = await handler(request)
-            await response(scope, receive, sent)
+            await response(scope, receive, send if type(response) is Response else sent)
         except InvalidBody as invalid:
             await self._app(scope, _again(invalid.body, receive), send)
         except Exception as error:

@@ -143,6 +143,27 @@ async def test_a_countdown_is_extended_by_the_lag() -> None:
     assert time.monotonic() - began >= 0.2 + 0.25
 
 
+async def test_a_restarted_countdown_has_all_of_its_time_again() -> None:
+    countdown = Countdown(0.04, lambda: None)
+    at_first = countdown._left
+    while countdown._left == at_first:
+        await asyncio.sleep(0)
+    countdown.restart()
+    assert countdown._left > at_first
+    countdown.cancel()
+
+
+async def test_a_countdown_that_is_about_to_end_can_be_restarted() -> None:
+    ended: list[bool] = []
+    countdown = Countdown(0.0, lambda: ended.append(True))
+    while countdown._left > 0:
+        await asyncio.sleep(0)
+    countdown.restart()
+    await asyncio.sleep(0)
+    countdown.cancel()
+    assert not ended
+
+
 async def test_lag_is_not_charged_to_the_budget_of_a_question() -> None:
     budget, timings = CacheBudget(0.1), Timings()
 

@@ -11,7 +11,7 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from worker_config.client_connections import MAX_HEAD_BYTES, PlainProtocol
+from worker_config.client_connections import MAX_HEAD_BYTES, OneWrite, PlainProtocol
 
 OFFER = "POST /query HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\n"
 LAST = "GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -105,3 +105,40 @@ async def test_a_body_may_be_longer_than_a_head() -> None:
     assert f"POST /long {long};" in await answered(
         head, *(long[at : at + 4096] for at in range(0, len(long), 4096)), LAST
     )
+
+
+class Writes:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes | str] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.written.append("closed")
+
+
+async def test_the_head_of_a_response_is_written_with_its_body() -> None:
+    transport = Writes()
+    one = OneWrite(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
+    one.write(b"head ")
+    one.write(b"body ")
+    one.write(b"more")
+    assert transport.written == [b"head body ", b"more"]
+
+
+async def test_a_head_without_a_body_is_written_in_the_same_round() -> None:
+    transport = Writes()
+    OneWrite(transport, asyncio.get_running_loop()).write(b"head")  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert transport.written == [b"head"]
+
+
+async def test_closing_writes_the_head_first() -> None:
+    transport = Writes()
+    one = OneWrite(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
+    one.write(b"head")
+    one.close()
+    assert transport.written == [b"head", "closed"]
