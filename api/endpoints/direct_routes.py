@@ -65,7 +65,8 @@ class DirectRoutes:
             if not isinstance(route, CheckedRoute) or route.dependencies or "{" in route.path:
                 continue
             if (handler := direct_handler(route.endpoint)) is not None:
-                self._routes |= {(method, route.path): (route, route.checked(handler)) for method in route.methods or ()}
+                called = route, route.checked(handler)
+                self._routes |= {(method, route.path): called for method in route.methods or ()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Calls the endpoint, or FastAPI."""
