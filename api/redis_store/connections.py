@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
@@ -157,6 +157,20 @@ class _Command:
             self.reply.set_exception(error)
 
 
+def _replies(connection: Connection) -> AbstractContextManager[Callable[[], Awaitable[Any]]]:
+    """Reads replies. Connections of redis-py have their own timeout for each."""
+    if isinstance(connection, LagTolerantConnection):
+        return connection.replies()
+
+    async def read() -> Any:
+        try:
+            return await connection.read_response()
+        except ResponseError as error:
+            return error
+
+    return nullcontext(read)
+
+
 class _Received:
     """A reply or refusal that was read, for redis-py to parse in place of a connection."""
 
@@ -243,7 +257,7 @@ class BatchingRedis(Redis):
         """Sends the commands and reads their replies. If a reply cannot be read, the connection is closed."""
         try:
             await connection.send_packed_command([b"".join([part for one in batch for part in one.packed])])
-            with cast(LagTolerantConnection, connection).replies() as read:
+            with _replies(connection) as read:
                 for one in batch:
                     if len(one.names) > 1:
                         one.end([await read() for _ in one.names])
