@@ -24,6 +24,7 @@ from tenacity import (
     retry_if_exception_type,
     retry_if_result,
     stop_after_delay,
+    stop_before_delay,
     wait_random_exponential,
 )
 
@@ -48,7 +49,11 @@ class Unusable(Refused):
 
 
 class _Busy(Exception):
-    """The service may accept the document later."""
+    """The service may accept the document later. `wait`: the seconds until a rate limit allows it."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
 
 
 _TEMPORARY: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, _Busy)
@@ -121,14 +126,16 @@ class DocumentClient:
     async def _request(self, method: str, path: str, **sent: Any) -> Any:
         trying = AsyncRetrying(
             retry=retry_if_exception_type(_TEMPORARY),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=stop_after_delay(self._max_outage),
+            wait=_wait_before_retry,
+            stop=stop_before_delay(self._max_outage),
             before_sleep=self._report_wait,
             reraise=True,
         )
         try:
             return await trying(self._once, method, path, **sent)
         except (httpx.TransportError, _Busy) as error:
+            if isinstance(error, _Busy) and error.wait:
+                raise ServiceGone(f"{error} Try again in {error.wait:g} s.") from None
             raise ServiceGone(f"the service does not answer: {str(error) or type(error).__name__}") from None
 
     def _report_wait(self, trial: RetryCallState) -> None:
@@ -143,7 +150,8 @@ class DocumentClient:
         except httpx.DecodingError:
             raise Refused(f"{path} is not an answer of Ragherd") from None
         if response.status_code in {429, 502, 503, 504}:
-            raise _Busy(f"{response.status_code}: {detail_of(response)}")
+            wait = response.headers.get("Retry-After", "") if response.status_code == 429 else ""
+            raise _Busy(f"{response.status_code}: {detail_of(response)}", float(wait) if wait.isdecimal() else 0.0)
         if method == "DELETE" and response.status_code == 404:
             return None  # deleted already
         if not response.is_success:
@@ -153,6 +161,14 @@ class DocumentClient:
         if not isinstance(found, dict) and method != "DELETE":
             raise foreign
         return found
+
+
+_GROWING: Final = wait_random_exponential(multiplier=0.2, max=5)
+
+
+def _wait_before_retry(trial: RetryCallState) -> float:
+    error = trial.outcome.exception() if trial.outcome is not None else None
+    return _GROWING(trial) + (error.wait if isinstance(error, _Busy) else 0.0)
 
 
 @asynccontextmanager

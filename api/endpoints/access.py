@@ -124,7 +124,7 @@ class Access:
             raise NotAuthorized(f"The key may not use the model '{model}'.")
 
     def charge(self, request: Request) -> Charge | None:
-        """Returns what a question is charged, or None without limits. The tenant of the request must be known."""
+        """Returns what a request is charged, or None without limits. The tenant of the request must be known."""
         caller = self._caller(request) if self._keyed else None
         own = caller.limits if caller is not None else UNLIMITED
         if caller is not None and own:

@@ -22,7 +22,7 @@ from starlette.responses import StreamingResponse
 
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.description import body_of
-from api.endpoints.health import AppState, worker_state
+from api.endpoints.health import AppState, charge_request, worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.query import Name
 from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, rfc3339, validated
@@ -189,6 +189,8 @@ async def post_document(request: Request, response: Response, on_conflict: OnCon
     """201: the document is in use. 202: `status` shows the progress. The same `source` replaces a document."""
     state = worker_state(request)
     upload = await read_document(request, state.documents.limits.bytes)
+    request.state.tenant = upload.facts.tenant
+    await charge_request(request)
     added = await state.documents.add(replace(upload, on_conflict=on_conflict))
     response.status_code = 201 if added.document.status == "ready" else 202
     response.headers["Location"] = f"{PATH}/{added.document.id}"

@@ -28,14 +28,14 @@ from api.endpoints.dropin_wire import (
     without_empty_fields,
 )
 from api.endpoints.fast_path import Repeatable
-from api.endpoints.health import worker_state
+from api.endpoints.health import charge_request, worker_state
 from api.endpoints.model_admin import is_zero, unloaded
 from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
 from api.endpoints.validation import Options, list_header, refused, request_priority, request_timeout
 from api.errors import InvalidRequest, RagherdError
 from api.ports.question import CLIENT_HEADER, RAW, AnswerFinished, Query, parse
 from api.unicode_text import is_blank
-from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest, Priority
+from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest, Priority, Usage
 
 MAX_QUESTION: Final = 8_000
 """Characters of the question that are kept for logs and invalidation."""
@@ -145,12 +145,14 @@ async def embeddings(request: Request, model: str, texts: Sequence[str], extra: 
     state.access.check_model(request, model)
     if len(texts) > state.embed_max_inputs:
         raise refused("input", f"has {len(texts)} texts, but EMBED_MAX_INPUTS is {state.embed_max_inputs}")
-    if (charge := state.access.charge(request)) is not None:
-        await state.limiter.settle(charge)
+    charge = await charge_request(request)
     timeout, priority = request_timeout(request.headers), _priority(request)
     embedding_request = EmbeddingRequest(model, tuple(texts), extra, tenant, timeout, priority=priority)
     async with cancel_on_disconnect(request.receive):
-        return await state.embeddings.embed(embedding_request)
+        found = await state.embeddings.embed(embedding_request)
+    if charge is not None:
+        state.limiter.spend(charge.plan, Usage(found.prompt_tokens, 0))
+    return found
 
 
 # -- requests that are forwarded ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from api.cancellation import log_failure
 from api.endpoints.middleware import CheckedRoute, needs
 from api.errors import ServiceUnavailable, StoreUnavailable
 from api.ports.answer_cache import Store
+from api.ports.limits import Charge
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
@@ -137,6 +138,18 @@ class AppState:
     def all_drained(self) -> bool:
         """Whether every backend is drained, as far as this worker knows, without I/O."""
         return all(breaker.drained for name, breaker in self.breakers.items() if not name.endswith("-embed"))
+
+
+async def charge_request(request: Request) -> Charge | None:
+    """Charges a request other than a question, and returns the charge if there are limits. Raises `RateLimited`.
+
+    The tenant of the request must be known.
+    """
+    state = worker_state(request)
+    charge = state.access.charge(request)
+    if charge is not None:
+        await state.limiter.settle(charge)
+    return charge
 
 
 def worker_state(request: Request) -> AppState:

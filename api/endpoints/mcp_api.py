@@ -127,12 +127,21 @@ class McpResponse(Response):
         self._stall = stall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ends early, and with it the tool's work, if the client leaves or does not read."""
+        """Ends early, and with it the tool's work, if the client leaves or does not read.
+
+        The head waits for the first byte of the body, because only then the limits' headers are known.
+        """
+        head: list[Message] = []
         with CancelScope() as stalled:
 
             async def send_in_time(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    head.append(message)
+                    return
                 try:
                     async with asyncio.timeout(self._stall):
+                        while head:
+                            await send(head.pop())
                         await send(message)
                 except TimeoutError:
                     stalled.cancel()

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 from starlette.requests import Request
 
 from api.cancellation import Deadline
-from api.endpoints.health import worker_state
+from api.endpoints.health import charge_request, worker_state
 from api.endpoints.middleware import role_of
 from api.endpoints.query import DocumentsIn, Name, QueryIn, Question, build_query
 from api.endpoints.semantic_cache import explain, explanation_document
@@ -166,6 +166,7 @@ async def _reported(stream: Any, progress: Progress) -> AnswerFinished:
 
 async def search(request: Request, given: SearchIn, _: Progress | None) -> ToolAnswer:
     """Searches the tenant's documents."""
+    await charge_request(request)
     wanted = PassageQuery(given.question, request.state.tenant, given.top_k, DocumentFilter(tuple(given.tags)))
     try:
         async with _deadline(request).watched():
@@ -184,6 +185,7 @@ async def search(request: Request, given: SearchIn, _: Progress | None) -> ToolA
 
 async def get_passage(request: Request, given: GetPassageIn, _: Progress | None) -> ToolAnswer:
     """Returns one passage of the tenant's documents."""
+    await charge_request(request)
     matched = PASSAGE_ID.fullmatch(given.id)
     assert matched is not None, "validated"
     name, revision, number = matched[1], int(matched[2]), int(matched[3])
@@ -220,8 +222,10 @@ async def explain_cache(request: Request, given: AskIn, _: Progress | None) -> T
     """Explains as POST /api/semantic-cache/explain does, to those who may call that."""
     state = worker_state(request)
     state.access.check(request, role_of(explain))
+    query = _query(request, given)
+    await charge_request(request)
     async with _deadline(request).watched():
-        found = explanation_document(await state.explainer.explain(_query(request, given)))
+        found = explanation_document(await state.explainer.explain(query))
     nearest = [f"{one['similarity']:.4f} {one['verdict']}: {one['question']}" for one in found["candidates"]]
     text = "\n".join([f"{found['decision']}: {found['reason']}", f"Threshold: {found['threshold']}", *nearest])
     return ToolAnswer(text, found)

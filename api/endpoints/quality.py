@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from api.endpoints.health import worker_state
+from api.endpoints.health import charge_request, worker_state
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name
 from api.endpoints.validation import IsText, StrictBody, rfc3339
@@ -51,6 +51,7 @@ async def feedback(body: FeedbackIn, request: Request) -> FeedbackOut:
     """
     state = worker_state(request)
     tenant = state.access.tenant(request, body.tenant)
+    await charge_request(request)
     vote = Vote(body.request_id, body.verdict, state.access.voter(request, tenant), body.comment or "")
     of_any_tenant = body.tenant is None and state.access.sees_all_tenants(request)
     if await state.feedback.vote(tenant, vote, of_any_tenant=of_any_tenant) is None:

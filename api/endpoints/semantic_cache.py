@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.audit import audited
 from api.endpoints.description import body_of
-from api.endpoints.health import AppState, Moment, worker_state
+from api.endpoints.health import AppState, Moment, charge_request, worker_state
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name, QueryIn, Question, build_query
 from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, rfc3339, validated
@@ -115,6 +115,7 @@ async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
     """Takes the body of POST /query and changes nothing. A tenant's key sees only questions of that tenant."""
     state = worker_state(request)
     explainer, query = state.explainer, build_query(body, request, state)
+    await charge_request(request)
     explanation = await explainer.explain(query)
     return {
         "question": query.question,

@@ -111,6 +111,10 @@ class EmbeddedText:
         title, heading = self._place(facts.title, chunk.heading, max(room, 0))
         return in_context(title, heading, chunk.text)
 
+    def tokens(self, facts: DocumentFacts, chunk: Chunk) -> int:
+        """The number of tokens that are embedded."""
+        return self._count(self.of(facts, chunk))
+
     def _place(self, title: str, heading: str, room: int) -> tuple[str, str]:
         """Title and headings if they fit; else the start of the title, and the innermost headings."""
         if self._count(title) + self._count(heading) <= room:

@@ -28,6 +28,8 @@ from api.values import BatchSize, EmbedderIdentity, Embedding
 
 Write = Callable[[Sequence[EmbeddedChunk], int], Awaitable[bool]]
 """Writes chunks in addition to those already written. False if they are no longer wanted."""
+Charge = Callable[[str, int], None]
+"""Charges a tenant tokens that were embedded."""
 LEASE: Final = 10.0
 """Lease of a document, in seconds. After a crash another worker takes over when it ends."""
 PROBE: Final = "text"
@@ -55,7 +57,7 @@ class Ingestion:
     """One worker's part. `batches`: texts per embedding call, so that questions do not wait for long.
 
     `patience`: seconds for which a document is delayed while the embedder fails, before it is marked failed.
-    `neighbours`: chunks shown on either side of a passage.
+    `neighbours`: chunks shown on either side of a passage. `charge`: None if embedded tokens are not limited.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Ingestion:
         batches: BatchSize,
         patience: float,
         neighbours: int = 0,
+        charge: Charge | None = None,
     ) -> None:
         self._work = work
         self._index = index
@@ -83,6 +86,7 @@ class Ingestion:
         self._chunks = ChunkEmbedding(embedder, batches)
         self._patience = patience
         self._neighbours = neighbours
+        self._charge = charge
         self._under_way: dict[str, _UnderWay] = {}
         self._taking = asyncio.Lock()
         """Held while a lease is taken, so that every lease of this worker is in `_under_way`."""
@@ -177,7 +181,11 @@ class Ingestion:
         embedder = await self._embedder.identity()
 
         async def write(ready: Sequence[EmbeddedChunk], done: int) -> bool:
-            return await self._work.write(work, embedder, ready, len(chunks), done, LEASE)
+            is_written = await self._work.write(work, embedder, ready, len(chunks), done, LEASE)
+            if is_written and self._charge is not None:
+                tokens = sum(self._embedded_text.tokens(work.facts, one.chunk) for one in ready if one.vector)
+                self._charge(work.facts.tenant, tokens)
+            return is_written
 
         failures = await self._embedded(work, embedder, text, chunks, write)
         if failures is None:

@@ -1,4 +1,4 @@
-"""Decides whether a question may go on by the limits of its key and its tenant, and charges the tokens of its answer.
+"""Decides whether a request may go on by the limits of its key and its tenant, and charges the tokens that it costs.
 
 Redis counts for the whole fleet. The exact look-up of the cache sends the charge along. Without Redis each worker
 counts for itself and grants its share of the limits.
@@ -92,11 +92,11 @@ class Limiter:
 
     # -- tokens --------------------------------------------------------------------------------------------------------
 
-    def spend(self, charge: Charge, usage: Usage) -> None:
-        """Charges the tokens of an answer, in the background: the answer need not wait."""
+    def spend(self, plan: LimitPlan, usage: Usage) -> None:
+        """Charges the tokens of an answer or an embedding, in the background: the answer need not wait."""
         generated, tokens = usage.completion_tokens, usage.prompt_tokens + usage.completion_tokens
-        if tokens and charge.plan.has_tokens:
-            self._start(self._spend(charge.plan, tokens, generated))
+        if tokens and plan.has_tokens:
+            self._start(self._spend(plan, tokens, generated))
 
     async def _spend(self, plan: LimitPlan, tokens: int, generated: int) -> None:
         try:

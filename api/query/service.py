@@ -214,7 +214,7 @@ class QueryService:
 
     def _spend(self, request: _Request, usage: Usage) -> None:
         if request.asked.charge is not None and self._limiter is not None:
-            self._limiter.spend(request.asked.charge, usage)
+            self._limiter.spend(request.asked.charge.plan, usage)
 
     # -- by the cache -------------------------------------------------------------------------------------------------
 

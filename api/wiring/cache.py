@@ -111,6 +111,7 @@ class CacheParts:
         self.keys_changed = asyncio.Event()
         self.limits = RedisLimits(client, self.keys)
         self.live_workers: Callable[[], int] = lambda: 1
+        self.limiter = Limiter(self.limits, lambda: self.live_workers(), metrics.rate_limited)
 
     def open_near(self, address: RedisAddress) -> None:
         """Makes the near cache, if there may be one. No I/O."""
@@ -232,9 +233,8 @@ class WorkerCache:
         condenser = answering.condenser if cache is not None and settings.cache.condense else None
         shared = answering.shared(telemetry, answering.grounded_check(telemetry), parts.verifier)
         self.experiments = ExperimentView()
-        self.limiter = Limiter(parts.limits, parts.live_workers, parts.metrics.rate_limited)
         self.queries = QueryService(
-            condenser, shared, flights, fresh, self.refresher, telemetry, self.shadow, self.experiments, self.limiter
+            condenser, shared, flights, fresh, self.refresher, telemetry, self.shadow, self.experiments, parts.limiter
         )
         self.explainer = _explainer(parts, embedder, answering, labels, self.experiments)
         store = RedisExperiments(parts.client, parts.keys)
@@ -306,8 +306,7 @@ async def open_cache(
         with suppress(StoreUnavailable):
             await cache.follower.follow()  # the first question, too, has its variant
         stack.callback(cache.count_left)
-        stack.push_async_callback(cache.limiter.aclose)
-        (await stack.enter_async_context(Background())).start(cache.limiter.keep_renewing)
+        (await stack.enter_async_context(Background())).start(parts.limiter.keep_renewing)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # On its own stack: a question interrupted by a closed pool would count as failed.

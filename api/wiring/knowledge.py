@@ -14,7 +14,7 @@ from api.knowledge.cache_invalidator import CacheInvalidator
 from api.knowledge.chunk_embedding import EmbeddedText
 from api.knowledge.chunking import Chunker
 from api.knowledge.document_service import DocumentService, Limits
-from api.knowledge.ingestion import Ingestion
+from api.knowledge.ingestion import Charge, Ingestion
 from api.knowledge.ingestion_worker import IngestionWorker, StaleEmbeddings
 from api.knowledge.kinds import readable
 from api.knowledge.parsing import ParseLimits, Parser
@@ -69,6 +69,7 @@ class WorkerKnowledge:
         embedders: Embedders,
         reranker: Reranker | None = None,
         pace: Callable[[], float] = lambda: 1.0,
+        charge: Charge | None = None,
     ) -> None:
         keys = Keys(*settings.key_layout)
         work, passages = RedisDocumentWork(client, keys, worker, readable()), RedisPassageIndex(client, keys)
@@ -95,6 +96,7 @@ class WorkerKnowledge:
             BATCHES[settings.embedder.embedder],
             settings.documents.document_embed_patience,
             retrieval.retrieval_neighbours,
+            charge,
         )
         self.documents = DocumentService(RedisDocuments(client, keys), ingestion, parser, _limits(settings))
         leases, reembedding = partial(_embedding_lease, client, keys, worker), RedisReembedding(client, keys, worker)

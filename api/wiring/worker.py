@@ -29,14 +29,16 @@ from api.endpoints.mcp_api import McpServer
 from api.endpoints.streaming import Streaming
 from api.errors import SettingsError
 from api.knowledge.chunking import estimated_tokens
+from api.knowledge.ingestion import Charge
 from api.observability.history_keeper import HistoryKeeper, HistoryReader, Observed
 from api.observability.logs import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag, WorkerFacts
 from api.observability.worker_telemetry import WorkerTelemetry
 from api.ports.access import TokenVerifier
-from api.ports.limits import Limits
+from api.ports.limits import UNLIMITED, Limits, plan_of
 from api.ports.tracing import Tracing
+from api.query.limits import Limiter
 from api.query.shadow_calls import SpareTime
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
@@ -46,6 +48,7 @@ from api.redis_store.stores.fleet import RedisLeaderLease, WorkerRegistry
 from api.redis_store.stores.history_store import RedisHistory
 from api.redis_store.stores.tenant_erasure import RedisTenantErasure
 from api.settings import AccessSettings, Settings
+from api.values import Usage
 from api.wiring.backends import WorkerBackends, open_backends
 from api.wiring.cache import CacheParts, WorkerCache, open_cache
 from api.wiring.knowledge import Embedders, WorkerKnowledge, open_knowledge, open_reranker
@@ -118,6 +121,7 @@ class _Worker:
             self._settings, self._id, self._metrics, client, self._pace, lambda: lag.is_busy, self.tracing, telemetry
         )
         parts.live_workers = self._live_workers
+        self._stack.push_async_callback(parts.limiter.aclose)
         schema = await self._agreed(redis)
         backends = await self._open_backends(redis, parts)
         knowledge, cache = await self._open_memory(redis, backends, parts)
@@ -292,6 +296,7 @@ class _Worker:
             embedders,
             reranker,
             self._pace,
+            _embedding_charge(_tenant_limits(self._settings.access), parts.limiter),
         )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
         await parts.open_verifier(self._stack)
@@ -328,7 +333,7 @@ class _Worker:
             default_model=self._settings.ollama.llm_model,
             access=access,
             key_store=key_store,
-            limiter=cache.limiter,
+            limiter=parts.limiter,
             streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
             queries=cache.queries,
             explainer=cache.explainer,
@@ -392,6 +397,13 @@ def _tenant_limits(access: AccessSettings) -> Limits:
     per_minute = access.rate_limit_requests_per_minute or 0, access.rate_limit_tokens_per_minute or 0
     budgets = access.token_budget_per_day or 0, access.token_budget_per_month or 0
     return Limits(*per_minute, *budgets, access.concurrent_streams or 0)
+
+
+def _embedding_charge(limits: Limits, limiter: Limiter) -> Charge | None:
+    """Charges the tokens of documents to their tenants. None without a limit on tokens."""
+    if not limits.tokens_per_minute:
+        return None
+    return lambda tenant, tokens: limiter.spend(plan_of(tenant, "", UNLIMITED, limits), Usage(tokens, 0))
 
 
 def _reachability(redis: WorkerRedis, backends: WorkerBackends) -> Reachability:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,16 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from ragherd.commands import commands
-from ragherd.document_client import DocumentClient, DocumentFile, Refused, connected, find, folder_id, title_of
+from ragherd.document_client import (
+    DocumentClient,
+    DocumentFile,
+    Refused,
+    ServiceGone,
+    connected,
+    find,
+    folder_id,
+    title_of,
+)
 from ragherd.ingest import summary
 from ragherd.uploads import LARGEST_FILE, CommonFields, Result, legacy_folders, prune, read_whole, upload_all
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
@@ -205,6 +215,21 @@ async def test_a_service_that_is_away_for_a_moment_costs_nothing() -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         outcome, document = await DocumentClient(client, 10, 10).upload("a.md", b"text", {})
     assert (outcome, document["chunks"]) == ("created", 7)
+
+
+async def test_an_upload_waits_for_a_rate_limit_but_not_for_a_budget() -> None:
+    def limited(seconds: int, limit: str) -> httpx.Response:
+        return httpx.Response(429, headers={"Retry-After": str(seconds)}, json={"detail": f"'{limit}' is used up."})
+
+    replies = [limited(1, "tenant-requests"), httpx.Response(201, json={"status": "ready", "outcome": "created"})]
+    replies.append(limited(3600, "tenant-day"))
+    transport, began = httpx.MockTransport(lambda _: replies.pop(0)), time.monotonic()
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        outcome, _ = await DocumentClient(client, 10, 10).upload("a.md", b"text", {})
+        waited = time.monotonic() - began
+        with pytest.raises(ServiceGone, match=r"^429: 'tenant-day' is used up\. Try again in 3600 s\.$"):
+            await DocumentClient(client, 10, 10).upload("a.md", b"text", {})
+    assert (outcome, waited >= 1) == ("created", True)
 
 
 async def test_a_service_that_stays_away_is_one_line() -> None:

@@ -23,6 +23,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.scripts import lua
 from api.redis_store.stores.limits import RedisLimits
 from tests.stub_ollama import StubOllama
+from tests.support.mcp_client import HEADERS, PROTOCOLS, mcp_client, message, problem_of, text_of
 from tests.support.round_trips import round_trips
 from tests.support.service import Service
 from tests.support.waiting import wait_until_async
@@ -108,6 +109,80 @@ async def test_other_apis_are_limited_in_their_form(
     assert field in responses[1].json()
     if path.startswith("/v1"):
         assert responses[1].json()["error"]["type"] == "rate_limit_error"
+
+
+EXPLAINED = {"question": "Who?"}
+VOTE = {"request_id": "unknown", "verdict": "good"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [("/api/semantic-cache/explain", EXPLAINED, 200), ("/feedback", VOTE, 404)],
+)
+async def test_what_asks_or_writes_is_a_request(serve: Service, path: str, body: dict[str, Any], status: int) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1})
+    key = await new_key(client)
+    first, second = [await client.post(path, json=body, headers=key) for _ in range(2)]
+    assert (first.status_code, second.status_code) == (status, 429)
+    assert left(first) == {"tenant-requests": (0, 60)}
+    assert 1 <= int(second.headers["Retry-After"]) <= 60
+    assert (await client.get("/documents", headers=key)).status_code == 200, "reading is free"
+
+
+async def test_an_upload_is_a_request_of_its_tenant_and_a_deletion_is_free(serve: Service) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1})
+    key = await new_key(client)
+
+    async def upload(tenant: str) -> httpx.Response:
+        return await client.post("/documents", json={"title": "T", "text": "Words.", "tenant": tenant}, headers=ROOT)
+
+    stored = [await upload(tenant) for tenant in ("acme", "acme", "globex")]
+    assert [one.status_code for one in stored] == [201, 429, 201]
+    assert left(stored[0]) == {"tenant-requests": (0, 60)}
+    assert stored[1].json()["limit"] == "tenant-requests"
+    assert 1 <= int(stored[1].headers["Retry-After"]) <= 60
+    assert (await ask(client, key, "Who?")).status_code == 429, "the same minute"
+    gone = await client.delete(f"/documents/{stored[0].json()['id']}", headers=ROOT)
+    assert gone.status_code == 204, "no limit keeps what shall go"
+
+
+async def test_what_an_embedder_reads_counts_as_tokens(serve: Service) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_tokens_per_minute": 5})
+    words = "a much longer text than five tokens of the minute have room for " * 3
+    document = {"title": "T", "text": words, "tenant": "acme"}
+    assert (await client.post("/documents", json=document, headers=ROOT)).status_code == 201
+    body = {"model": "nomic-embed-text", "input": words}
+    other = await new_key(client, "globex")
+    assert (await client.post("/api/embed", json=body, headers=other)).status_code == 200
+    for key in (await new_key(client), other):
+
+        async def is_spent(key: dict[str, str] = key) -> bool:
+            refused = await client.post("/feedback", json=VOTE, headers=key)
+            return refused.status_code == 429 and refused.json()["limit"] == "tenant-tokens"
+
+        await wait_until_async(is_spent)
+
+
+@pytest.mark.parametrize("tool", ["ask", "search", "get_passage", "explain_cache"])
+async def test_a_call_of_a_tool_is_a_request(serve: Service, tool: str) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1})
+    given = {"id": f"{'0' * 24}-1-0"} if tool == "get_passage" else {"question": "Who?"}
+    for mode in PROTOCOLS:
+        key = await new_key(client, mode)
+        secret = key["Authorization"].removeprefix("Bearer ")
+        async with mcp_client(client.base_url, key=secret, mode=mode) as agent:
+            await agent.list_tools()
+            first, refused = [await agent.call_tool(tool, given) for _ in range(2)]
+        assert not first.is_error or tool == "get_passage"
+        problem = problem_of(refused)
+        assert (problem["type"], problem["limit"]) == ("urn:ragherd:problem:rate-limited", "tenant-requests")
+        assert text_of(refused) == (
+            "Rate limit exceeded: The limit 'tenant-requests' is used up. "
+            f"Try again in {problem['retry_after_seconds']} s."
+        )
+        call = message("tools/call", name=tool, arguments=given)
+        response = await client.post("/mcp", json=call, headers={**HEADERS, **key})
+        assert left(response)["tenant-requests"][0] == 0
 
 
 async def test_tokens_are_charged_after_the_answer(serve: Service) -> None:

@@ -73,7 +73,8 @@ def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behav
 def embed_answer(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
     """Returns the answer of /api/embed."""
     vectors = [vector(_read(text, behaviour), behaviour.dimension, behaviour.scale) for text in texts(request)]
-    return {"model": request["model"], "embeddings": vectors, "total_duration": 1_000_000}
+    words = sum(len(text.split()) for text in texts(request))
+    return {"model": request["model"], "embeddings": vectors, "total_duration": 1_000_000, "prompt_eval_count": words}
 
 
 def texts(request: dict[str, Any]) -> list[str]:
