@@ -6,7 +6,7 @@ Users go before batch calls, and those before background work. Among equals tena
 oldest goes first. A full queue accepts another call only in place of one with a weaker claim: weaker priorities give
 way to stronger ones, and the tenant with the most queued calls to tenants with fewer. So no tenant can fill the queue
 for all others. A batch call that has waited for long goes before users, but only one in that time, one at once, and for
-a quarter of the backend's time (`BatchShare`).
+a quarter of the backend's time (`BatchShare`). A tenant that holds its share of the permits is passed over.
 
 A ticket names a call from its request until its permit is returned. Its bytes are its place in the queue: `user acme
 1795441663212000 vm-16499-f46f 9f3c1a7be2d04c55` has priority, tenant (percent-encoded, without spaces), the time of the
@@ -18,7 +18,9 @@ A worker without Redis applies the same rules to its share of the permits (`Loca
 
 from __future__ import annotations
 
+import math
 import secrets
+import sys
 import time
 from bisect import insort
 from collections import Counter
@@ -81,7 +83,8 @@ class BulkheadPolicy:
     """The limits of one bulkhead for the fleet. Durations in seconds, `lease_ms` in milliseconds.
 
     `reserve`: how many of the `limit` permits only users take, so that a user finds one free. `batch_after`: a batch
-    call that has waited this long goes before users, one in this time; 0: none.
+    call that has waited this long goes before users, one in this time; 0: none. `tenant_share`: the part of the permits
+    that the calls of one tenant may hold.
     """
 
     limit: int = 4
@@ -90,6 +93,12 @@ class BulkheadPolicy:
     lease_ms: int = 10_000
     reserve: int = 0
     batch_after: float = 0.0
+    tenant_share: float = 1.0
+
+
+def most_permits(limit: int, tenant_share: float) -> int:
+    """The permits that the calls of one tenant may hold: its share, rounded down, and at least one."""
+    return max(1, math.floor(limit * tenant_share + 1e-9))
 
 
 class AcquireResult(IntEnum):
@@ -102,11 +111,15 @@ class AcquireResult(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The reply to a request. `ticket` is empty if rejected; `retry_after`: seconds that the queue takes."""
+    """The reply to a request. `ticket` is empty if rejected; `retry_after`: seconds that the queue takes.
+
+    `by_share`: a permit was free, but the tenant holds its share.
+    """
 
     verdict: AcquireResult
     ticket: str
     retry_after: float = 0.0
+    by_share: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +195,8 @@ class BatchShare(NamedTuple):
 
 
 NO_SHARE: Final = BatchShare()
+UNSHARED: Final = sys.maxsize
+"""A tenant may hold all permits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +215,23 @@ class WaitQueue:
 
 
 def take(
-    line: WaitQueue, limit: int, max_queue: int, ticket: str, reserve: int = 0, now_us: int = 0
+    line: WaitQueue,
+    limit: int,
+    max_queue: int,
+    ticket: str,
+    reserve: int = 0,
+    now_us: int = 0,
+    most: int = UNSHARED,
 ) -> tuple[WaitQueue, AcquireResult, str | None]:
     """Asks for a permit. Also gives the ticket displaced from the queue, if any.
 
-    With a `max_queue` below 0 the call takes only a permit that is free now.
+    With a `max_queue` below 0 the call takes only a permit that is free now. `most`: permits that a tenant may hold.
     """
-    priority, _ = place(ticket)
-    if not _anybody_before(line, priority) and _is_free(line, limit, reserve, priority):
+    if (
+        is_free(line, limit, reserve, ticket)
+        and not _has_share(line, ticket, most)
+        and not _is_behind(line, ticket, most)
+    ):
         return _granted(line, ticket, now_us), AcquireResult.GRANTED, None
     if max_queue < 0:
         return line, AcquireResult.REJECTED, None
@@ -221,9 +245,16 @@ def take(
     return replace(line, queue=tuple(queue)), AcquireResult.QUEUED, victim
 
 
-def _anybody_before(line: WaitQueue, priority: Priority) -> bool:
-    """Returns whether a new call must queue: a call of its priority, or of a higher one, is waiting."""
-    return ahead(line.queue, priority) > 0
+def _is_behind(line: WaitQueue, ticket: str, most: int) -> bool:
+    """Returns whether a call of the ticket's priority, or of a higher one, is waiting for a permit that it may hold."""
+    rank = _ORDER[place(ticket)[0]]
+    return any(_next_of(line, priority, most) is not None for priority in Priority if _ORDER[priority] <= rank)
+
+
+def _has_share(line: WaitQueue, ticket: str, most: int) -> bool:
+    """Returns whether the ticket's tenant holds as many permits as it may."""
+    tenant = place(ticket)[1]
+    return sum(place(held)[1] == tenant for held in line.held) >= most
 
 
 _ORDER: Final = {priority: rank for rank, priority in enumerate(Priority)}
@@ -239,10 +270,11 @@ def _granted(line: WaitQueue, ticket: str, now_us: int) -> WaitQueue:
     return replace(line, held=line.held | {ticket}, batch_us=now_us if is_batch else line.batch_us)
 
 
-def _is_free(line: WaitQueue, limit: int, reserve: int, priority: Priority) -> bool:
-    """Returns whether there is a permit for this priority: `reserve` of them are for users only."""
+def is_free(line: WaitQueue, limit: int, reserve: int, ticket: str) -> bool:
+    """Returns whether there is a permit for the ticket's priority: `reserve` of them are for users only."""
     if len(line.held) >= limit:
         return False
+    priority = place(ticket)[0]
     behind = sum(place(ticket)[0] is not Priority.USER for ticket in line.held)
     return priority is Priority.USER or behind < limit - reserve
 
@@ -264,7 +296,13 @@ def displaced(queue: Sequence[str], ticket: str) -> str | None:
 
 
 def give(
-    line: WaitQueue, limit: int, ticket: str, held_ms: int, reserve: int = 0, share: BatchShare = NO_SHARE
+    line: WaitQueue,
+    limit: int,
+    ticket: str,
+    held_ms: int,
+    reserve: int = 0,
+    share: BatchShare = NO_SHARE,
+    most: int = UNSHARED,
 ) -> tuple[WaitQueue, tuple[str, ...]]:
     """Returns a permit or a place in the queue. Also gives the tickets that get a permit now."""
     service = line.service_ms
@@ -275,19 +313,18 @@ def give(
     if held_ms >= 0 and share.after_us and place(ticket)[0] is Priority.BATCH:
         pause_us = held_ms * 1000 * BATCH_PART // limit - held_ms * 1000
         line = replace(line, batch_next_us=max(line.batch_next_us, share.now_us + pause_us))
-    return hand_out(line, limit, reserve, share)
+    return hand_out(line, limit, reserve, share, most)
 
 
 def hand_out(
-    line: WaitQueue, limit: int, reserve: int = 0, share: BatchShare = NO_SHARE
+    line: WaitQueue, limit: int, reserve: int = 0, share: BatchShare = NO_SHARE, most: int = UNSHARED
 ) -> tuple[WaitQueue, tuple[str, ...]]:
     """Gives free permits to queued tickets, in turn."""
     granted: list[str] = []
-    while line.queue:
-        ticket = overdue(line, limit, reserve, share) or following(line)
-        kind, tenant = place(ticket)
-        if not _is_free(line, limit, reserve, kind):
+    while (ticket := overdue(line, limit, reserve, share, most) or following(line, most)) is not None:
+        if not is_free(line, limit, reserve, ticket):
             break
+        kind, tenant = place(ticket)
         line = replace(
             _granted(line, ticket, share.now_us),
             queue=tuple(waiting for waiting in line.queue if waiting != ticket),
@@ -297,36 +334,34 @@ def hand_out(
     return line, tuple(granted)
 
 
-def following(line: WaitQueue) -> str:
-    """The next ticket of a queue that is not empty."""
-    for priority in Priority:
-        if (ticket := _next_of(line, priority)) is not None:
-            return ticket
-    raise ValueError("the queue is empty")
+def following(line: WaitQueue, most: int = UNSHARED) -> str | None:
+    """The next ticket, if the tenant of any may hold one more permit."""
+    return next(filter(None, (_next_of(line, priority, most) for priority in Priority)), None)
 
 
-def _next_of(line: WaitQueue, priority: Priority) -> str | None:
-    waiting = [ticket for ticket in line.queue if place(ticket)[0] is priority]
+def _next_of(line: WaitQueue, priority: Priority, most: int) -> str | None:
+    held = Counter(place(ticket)[1] for ticket in line.held)
+    waiting = [one for one in line.queue if place(one)[0] is priority and held[place(one)[1]] < most]
     # "!" sorts after the space, and no tenant contains either: after all tickets of the tenant served last.
     after = f"{priority} {line.turns[priority]}!" if priority in line.turns else ""
     later = [ticket for ticket in waiting if ticket >= after]
     return next(iter(later or waiting), None)
 
 
-def overdue(line: WaitQueue, limit: int, reserve: int, share: BatchShare) -> str | None:
+def overdue(line: WaitQueue, limit: int, reserve: int, share: BatchShare, most: int) -> str | None:
     """The batch ticket that goes before users now, if any."""
     due_us = share.now_us - share.after_us
     if not share.after_us or line.batch_us > due_us or line.batch_next_us > share.now_us:
         return None
     is_running = any(place(ticket)[0] is Priority.BATCH for ticket in line.held)
-    if is_running or not _is_free(line, limit, reserve, Priority.BATCH):
+    ticket = None if is_running else _next_of(line, Priority.BATCH, most)
+    if ticket is None or asked_us(ticket) > due_us or not is_free(line, limit, reserve, ticket):
         return None
-    ticket = _next_of(line, Priority.BATCH)
-    return ticket if ticket is not None and asked_us(ticket) <= due_us else None
+    return ticket
 
 
 def positions(line: WaitQueue) -> dict[str, int]:
-    """The queued tickets in the order in which they get permits, from 1. The share of batch calls is left out."""
+    """The queued tickets in the order in which they get permits, from 1. The shares are left out."""
     order: list[str] = []
     for priority in Priority:
         by_tenant: dict[str, list[str]] = {}
@@ -379,6 +414,7 @@ class LocalBulkhead:
     ) -> None:
         self._limit = max(1, policy.limit // max(1, workers))
         self._reserve = min(policy.reserve, self._limit - 1)
+        self._most = most_permits(self._limit, policy.tenant_share)
         self._batch_after_us = round(policy.batch_after * 1e6)
         self._max_queue = max(min(1, policy.max_queue), policy.max_queue // max(1, workers))
         self._worker = worker
@@ -394,11 +430,13 @@ class LocalBulkhead:
         ticket = local_ticket(priority, tenant, self._worker)
         max_queue = self._max_queue if queues else NO_QUEUE
         before = rules.ahead(self._line.queue, priority)
+        free = rules.is_free(self._line, self._limit, self._reserve, ticket)
         self._line, verdict, victim = rules.take(
-            self._line, self._limit, max_queue, ticket, self._reserve, asked_us(ticket)
+            self._line, self._limit, max_queue, ticket, self._reserve, asked_us(ticket), self._most
         )
         retry_after = rules.retry_after(self._line.service_ms, before, self._limit)
-        return Taken(verdict, "" if verdict is AcquireResult.REJECTED else ticket, retry_after), victim
+        by_share = free and verdict is not AcquireResult.GRANTED
+        return Taken(verdict, "" if verdict is AcquireResult.REJECTED else ticket, retry_after, by_share), victim
 
     def hold(self, ticket: str) -> None:
         """Records a permit that Redis granted after all."""
@@ -412,12 +450,14 @@ class LocalBulkhead:
 
     def give(self, ticket: str, held_ms: int) -> tuple[str, ...]:
         """Returns a ticket. Gives the tickets that get a permit now."""
-        self._line, granted = rules.give(self._line, self._limit, ticket, held_ms, self._reserve, self._share())
+        self._line, granted = rules.give(
+            self._line, self._limit, ticket, held_ms, self._reserve, self._share(), self._most
+        )
         return granted
 
     def hand_out(self) -> tuple[str, ...]:
         """Gives the tickets that get a permit now."""
-        self._line, granted = rules.hand_out(self._line, self._limit, self._reserve, self._share())
+        self._line, granted = rules.hand_out(self._line, self._limit, self._reserve, self._share(), self._most)
         return granted
 
     def _share(self) -> BatchShare:

@@ -206,6 +206,8 @@ class FleetBulkhead:
                 raise BulkheadFull(self.name, "no_permit", taken.retry_after)
             raise self._full("queue_full", taken.retry_after, place.priority)
         if taken.verdict is AcquireResult.QUEUED:
+            if taken.by_share:
+                self._telemetry.bulkhead_share_reached(self.name)
             ticket = await self._wait(taken, place, wait)
         self._telemetry.bulkhead_admitted(self.name, place.priority, self._clock() - began)
         return ticket or taken.ticket

@@ -11,7 +11,9 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -61,8 +63,10 @@ def _digest(facts: Sequence[object]) -> str:
 
 INLINE_READ_BYTES: Final = 1024 * 1024
 """Largest file that is read before the response; larger ones are read in the background."""
-CONCURRENCY: Final = 2
-"""Uploads that one worker ingests at a time, besides its background work: one embeds while another writes."""
+CONCURRENCY: Final = 3
+"""Uploads that one worker ingests at a time, besides its background work."""
+OF_A_TENANT: Final = 2
+"""How many of them may be of one tenant: one embeds while another writes."""
 MAX_TAGGED: Final = 200
 """Documents whose tags are counted."""
 SETTLE_SECONDS: Final = 30.0
@@ -113,7 +117,7 @@ class DocumentService:
         self._parser = parser
         self.limits = limits
         self._at_work: set[asyncio.Task[bool]] = set()
-        self._turns = asyncio.Semaphore(CONCURRENCY)
+        self._turns = TenantTurns(CONCURRENCY, OF_A_TENANT)
 
     async def add(self, given: Upload) -> Added:
         """Stores the document, or begins to.
@@ -132,7 +136,7 @@ class DocumentService:
         if proposal.verdict == "full":
             raise TooManyDocuments(f"The tenant has {self.limits.documents} documents, as many as it may.")
         if proposal.verdict != "unchanged":
-            await self._carried_out(draft.id)
+            await self._carried_out(draft.id, given.facts.tenant)
         stored = await self._documents.find(draft.id)
         if stored is None:
             detail = f"Document {draft.id} was deleted while it was stored, or Redis has lost its data. Store it again."
@@ -199,9 +203,9 @@ class DocumentService:
         facts = with_what_was_read(draft.facts, parsed, untitled=draft.untitled)
         return replace(draft, facts=facts, content=parsed.marked_text.encode(), media_type=None)
 
-    async def _carried_out(self, document: str) -> None:
+    async def _carried_out(self, document: str, tenant: str) -> None:
         """Ingests in the background, on this or another worker, and waits for a while."""
-        task = asyncio.create_task(self._in_turn(document), name="ingestion")
+        task = asyncio.create_task(self._in_turn(document, tenant), name="ingestion")
         self._at_work.add(task)
         task.add_done_callback(self._at_work.discard)
         log_failure(task, StoreUnavailable, ServiceUnavailable)  # a failed one is pending work for the next worker
@@ -213,10 +217,50 @@ class DocumentService:
             if task.done():
                 await asyncio.sleep(random.uniform(0.02, 0.05))  # noqa: S311 - jitter
 
-    async def _in_turn(self, document: str) -> bool:
+    async def _in_turn(self, document: str, tenant: str) -> bool:
         """While it is queued here, any other worker may take it."""
-        async with self._turns:
+        async with self._turns.of(tenant):
             return await self._ingestion.carry_out(document)
+
+
+class TenantTurns:
+    """Lets `limit` tasks run at a time, `most` of them for one tenant. Tenants take turns."""
+
+    def __init__(self, limit: int, most: int) -> None:
+        self._limit = limit
+        self._most = most
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        """By tenant, in the order in which tenants take turns."""
+
+    @asynccontextmanager
+    async def of(self, tenant: str) -> AsyncIterator[None]:
+        """Waits for a turn of this tenant, and has it while inside."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        self._give()
+        try:
+            await turn
+            yield
+        finally:
+            if turn.done() and not turn.cancelled():
+                self._running[tenant] -= 1
+                self._running += Counter()  # forgets tenants that run nothing
+            self._give()
+
+    def _give(self) -> None:
+        """Gives free turns: to the tenant with the fewest, and among those to the one that was served longest ago."""
+        while self._running.total() < self._limit and self._waiting:
+            tenant = min(self._waiting, key=self._running.__getitem__)
+            if self._running[tenant] >= self._most:
+                return
+            queue = self._waiting.pop(tenant)
+            turn = queue.popleft()
+            if queue:
+                self._waiting[tenant] = queue  # behind the others
+            if not turn.done():  # its task was cancelled
+                turn.set_result(None)
+                self._running[tenant] += 1
 
 
 def _unknown(document: str) -> NotFound:

@@ -434,6 +434,12 @@ BULKHEAD_REJECTED = MetricSpec(
     "Rejected calls.",
     ("name", "reason", "priority"),
 )
+BULKHEAD_SHARE_REACHED = MetricSpec(
+    "ragherd_bulkhead_share_reached_total",
+    "counter",
+    "Calls queued because their tenant had its share.",
+    ("name",),
+)
 BULKHEAD_STORE_LOCAL = MetricSpec(
     "ragherd_bulkhead_store_local",
     "gauge",

@@ -395,6 +395,7 @@ class Metrics:
         """Starts a new bulkhead's counters at zero."""
         for reason, priority in product(get_args(BulkheadReason), Priority):
             self._families[names.BULKHEAD_REJECTED].begin(name, reason, priority)
+        self._families[names.BULKHEAD_SHARE_REACHED].begin(name)
         self.bulkhead_is(name, in_use=0, waiting=dict.fromkeys(Priority, 0), local=False)
 
     def bulkhead_is(self, name: str, *, in_use: int, waiting: Mapping[str, int], local: bool) -> None:
@@ -411,6 +412,10 @@ class Metrics:
     def bulkhead_rejected(self, name: str, reason: BulkheadReason, priority: str) -> None:
         """Counts a call that got no permit."""
         self._families[names.BULKHEAD_REJECTED][name, reason, priority].inc()
+
+    def bulkhead_share_reached(self, name: str) -> None:
+        """Counts a call that waits because its tenant has its share of the permits."""
+        self._families[names.BULKHEAD_SHARE_REACHED][(name,)].inc()
 
     # -- connections --------------------------------------------------------------------------------------------------
 

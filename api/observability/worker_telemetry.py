@@ -271,6 +271,10 @@ class WorkerTelemetry(Telemetry):
         if self._history is not None:
             self._history.open[f"rejected:{reason}"] += 1
 
+    def bulkhead_share_reached(self, bulkhead: str) -> None:
+        """Counts the call."""
+        self._metrics.bulkhead_share_reached(bulkhead)
+
     def bulkhead_store_lost(self, bulkhead: str, limit: int) -> None:
         """Logs one line per outage."""
         self._bulkheads.warning("bulkhead_local", bulkhead=bulkhead, limit=limit)

@@ -155,6 +155,9 @@ class Telemetry:
     def bulkhead_rejected(self, bulkhead: str, reason: BulkheadReason, priority: str) -> None:
         """A call got no permit."""
 
+    def bulkhead_share_reached(self, bulkhead: str) -> None:
+        """A call waits although a permit is free, because its tenant has its share."""
+
     def bulkhead_store_lost(self, bulkhead: str, limit: int) -> None:
         """Without Redis this worker limits its calls to its share of `limit`."""
 

@@ -74,7 +74,7 @@ class AccessSettings(SettingsGroup):
     For keys that are [in Redis](access.md). Reports need the role operator or admin.
     """
     rate_limit_requests_per_minute: RequestLimit = None
-    """Requests of a tenant in a minute that ask or write. Default: no limit."""
+    """A tenant's requests in a minute that ask or write."""
     rate_limit_tokens_per_minute: TokenLimit = None
     """Tokens of a tenant in a minute. Default: no limit."""
     token_budget_per_day: TokenLimit = None

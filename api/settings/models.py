@@ -216,6 +216,11 @@ class BulkheadSettings(SettingsGroup):
     At each backend, one batch call goes first in this time, if no other is running. Users keep three quarters of the
     permits' time.
     """
+    tenant_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Part of the permits that one tenant's calls may hold.
+
+    At least one permit. Below 1, a tenant with long answers leaves some permits to others, and cannot use all alone.
+    """
     embed_max_concurrent: Positive = 8
     """Embedding calls at once, with `EMBEDDER=ollama`.
 

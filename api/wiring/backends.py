@@ -318,12 +318,12 @@ def _bulkhead_policy(settings: Settings, name: str) -> BulkheadPolicy:
     """A bulkhead's limits. For embeddings, a quarter of the permits is reserved for questions."""
     bulkhead = settings.bulkhead
     if not name.endswith(EMBED):
-        return BulkheadPolicy(
-            bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait, batch_after=bulkhead.batch_after
-        )
+        limits = bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait
+        return BulkheadPolicy(*limits, batch_after=bulkhead.batch_after, tenant_share=bulkhead.tenant_share)
     limit = bulkhead.embed_max_concurrent
     reserve = min(limit - 1, max(1, limit // 4))
-    return BulkheadPolicy(limit, bulkhead.max_queue, bulkhead.max_wait, reserve=reserve)
+    limits = limit, bulkhead.max_queue, bulkhead.max_wait
+    return BulkheadPolicy(*limits, reserve=reserve, tenant_share=bulkhead.tenant_share)
 
 
 def _breaker_policy(settings: BreakerSettings) -> BreakerPolicy:

@@ -31,6 +31,8 @@ POLICY = BulkheadPolicy(limit=3, max_queue=6, lease_ms=60_000)
 RESERVES = [0, 1, 2]
 AFTER = [0.0, 0.001, 1000.0]
 """Seconds after which a batch call goes first: never, at nearly every step, and not within the test."""
+SHARES = [1.0, 0.7, 0.3]
+"""Of three permits: all, two, and one."""
 TENANTS = ["a", "a-2", "ä b", "z"]
 WEIGHTS = [6, 2, 1, 1]
 
@@ -48,11 +50,12 @@ async def store_of(redis: BatchingRedis, policy: BulkheadPolicy) -> RedisBulkhea
 class Both:
     """The store and the rules, step by step. With `batch_after` (seconds), batch calls have a share."""
 
-    def __init__(self, store: RedisBulkheadStore, redis: Redis, reserve: int, batch_after: float) -> None:
+    def __init__(self, store: RedisBulkheadStore, redis: Redis, policy: BulkheadPolicy) -> None:
         self.store = store
-        self.reserve = reserve
+        self.reserve = policy.reserve
         self.redis = redis
-        self.after_us = round(batch_after * 1e6)
+        self.after_us = round(policy.batch_after * 1e6)
+        self.most = rules.most_permits(policy.limit, policy.tenant_share)
         self.line = WaitQueue()
 
     async def take(self, priority: Priority, tenant: str, *, queues: bool) -> None:
@@ -60,10 +63,12 @@ class Both:
         expected = rules.retry_after(self.line.service_ms, rules.ahead(self.line.queue, priority), POLICY.limit)
         ticket = taken.ticket or local_ticket(priority, tenant, "w")
         max_queue = POLICY.max_queue if queues else rules.NO_QUEUE
+        free = rules.is_free(self.line, POLICY.limit, self.reserve, ticket)
         self.line, verdict, _ = rules.take(
-            self.line, POLICY.limit, max_queue, ticket, self.reserve, now_us=asked_us(ticket)
+            self.line, POLICY.limit, max_queue, ticket, self.reserve, asked_us(ticket), self.most
         )
         assert taken.verdict is verdict
+        assert taken.by_share == (free and verdict is not AcquireResult.GRANTED)
         if verdict is not AcquireResult.GRANTED:
             assert taken.retry_after == pytest.approx(expected, abs=0.002)
 
@@ -77,7 +82,7 @@ class Both:
         if pause != last_pause:
             now_us = pause - (held_ms * 1000 * rules.BATCH_PART // POLICY.limit - held_ms * 1000)
         share = BatchShare(now_us, self.after_us)
-        self.line, expected = rules.give(self.line, POLICY.limit, ticket, held_ms, self.reserve, share)
+        self.line, expected = rules.give(self.line, POLICY.limit, ticket, held_ms, self.reserve, share, self.most)
         assert granted == list(expected)
 
     async def batch_us(self) -> tuple[int, int]:
@@ -100,8 +105,9 @@ async def test_the_same_story_ends_the_same(redis: BatchingRedis, seed: int) -> 
     chance = random.Random(seed)
     reserve = RESERVES[seed % len(RESERVES)]
     batch_after = AFTER[seed // len(RESERVES)]
-    policy = replace(POLICY, reserve=reserve, batch_after=batch_after)
-    both = Both(await store_of(redis, policy), redis, reserve, batch_after)
+    share = SHARES[(seed + seed // len(RESERVES)) % len(SHARES)]
+    policy = replace(POLICY, reserve=reserve, batch_after=batch_after, tenant_share=share)
+    both = Both(await store_of(redis, policy), redis, policy)
     kinds = [Priority.BACKGROUND, Priority.BATCH, Priority.USER]
     for _ in range(120):
         known = sorted(both.line.held) + list(both.line.queue)

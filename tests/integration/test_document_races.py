@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 from api.knowledge.chunking import Chunker, estimated_tokens
-from api.knowledge.document_service import CONCURRENCY
+from api.knowledge.document_service import OF_A_TENANT
 from api.knowledge.ingestion import ATTEMPTS
 from api.ports.document_store import Listing
 from api.redis_store.stores.documents.document_records import owner_of
@@ -153,7 +153,7 @@ async def test_who_uploads_does_not_wait_for_a_turn_of_his_own_once_another_work
 ) -> None:
     async with worker(redis_url, "third", GatedEmbedder("e"), ingest_wait=20.0) as third:
         third.embedder.stop_after(0)
-        busy = [third.give(f"large {number}", OLD) for number in range(CONCURRENCY)]
+        busy = [third.give(f"large {number}", OLD) for number in range(OF_A_TENANT)]
         await third.embedder.stopped()
         uploading = third.give("rules", NEW)
         await asyncio.wait({uploading}, timeout=0.1)

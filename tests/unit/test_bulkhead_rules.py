@@ -157,6 +157,24 @@ def test_a_reserved_permit_is_only_for_users() -> None:
     assert granted == (ticket("b", 2, "background"),)
 
 
+def test_a_tenant_with_its_share_is_passed_over_and_others_take_the_free_permit() -> None:
+    line = WaitQueue(frozenset({ticket("flood", 0)}))
+    line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, ticket("flood", 1), most=1)
+    assert (verdict, len(line.held)) == (AcquireResult.QUEUED, 1)
+    line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, ticket("small", 2), most=1)
+    assert verdict is AcquireResult.GRANTED, "the flood before it may not have the permit"
+    line, granted = rules.give(line, LIMIT, ticket("small", 2), 10, most=1)
+    assert granted == ()
+    line, granted = rules.give(line, LIMIT, ticket("flood", 0), 10, most=1)
+    assert granted == (ticket("flood", 1),)
+    assert rules.following(line, most=1) is None
+
+
+@pytest.mark.parametrize(("limit", "share", "most"), [(4, 1.0, 4), (4, 0.75, 3), (4, 0.1, 1), (3, 0.7, 2), (1, 0.5, 1)])
+def test_a_share_is_rounded_down_but_never_to_nothing(limit: int, share: float, most: int) -> None:
+    assert rules.most_permits(limit, share) == most
+
+
 @given(
     st.integers(0, LIMIT - 1), st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), max_size=40)
 )

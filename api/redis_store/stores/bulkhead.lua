@@ -5,15 +5,15 @@
 -- KEYS[3] zset  rag:bulkhead:{name}:waiting  ticket -> end of its lease (ms): the tickets in the queue that are alive
 -- KEYS[4] hash  rag:bulkhead:{name}:stats    service_ms, <priority>_turn, batch_us (when a batch call last got a
 --                                            permit), batch_next_us (when one may go first, after a long one), counts
--- ARGV[1] limit, reserve and batch_after_ms: '8 2 10000'   ARGV[2] lease_ms   ARGV[3] prefix of the workers' channels
+-- ARGV[1] limit, reserve, batch_after_ms, and the permits that a tenant may hold: '8 2 10000 6'   ARGV[2] lease_ms   ARGV[3] prefix of the workers' channels
 -- PUBLISH <prefix><worker>: 'granted <ticket>' or 'displaced <ticket>'
 
 local STATS_MS = 30 * 24 * 3600 * 1000
 local SMOOTHING = 0.1
 local BATCH_PART = 4
 local PRIORITIES = {'user', 'batch', 'background'}
-local limit, reserve, batch_after = ARGV[1]:match('^(%d+) (%d+) (%d+)$')
-limit, reserve, batch_after = tonumber(limit), tonumber(reserve), tonumber(batch_after) * 1000
+local limit, reserve, batch_after, most = ARGV[1]:match('^(%d+) (%d+) (%d+) (%d+)$')
+limit, reserve, batch_after, most = tonumber(limit), tonumber(reserve), tonumber(batch_after) * 1000, tonumber(most)
 local lease, channel = tonumber(ARGV[2]), ARGV[3]
 local micros = now_us()
 local now = math.floor(micros / 1000)
@@ -57,16 +57,31 @@ local function drop_expired()
   for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do dequeue(ticket) end
 end
 
--- Returns the next ticket of a priority: that of the tenant after the last one served, and its oldest.
+-- Returns whether a tenant (as in tickets) holds as many permits as it may.
+local function has_share(tenant)
+  if most >= limit then return false end
+  local held = 0
+  for _, ticket in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    if ticket:match('^%S+ (%S+)') == tenant then held = held + 1 end
+  end
+  return held >= most
+end
+
+-- Returns the next ticket of a priority: that of the tenant after the last one served, and its oldest. Tenants that
+-- hold their share are passed over.
 local function next_of(priority)
   local turn = redis.call('HGET', KEYS[4], priority .. '_turn')
   local first, past = '[' .. priority .. ' ', '(' .. priority .. '!'
-  local found = {}
-  if turn then
-    found = redis.call('ZRANGEBYLEX', KEYS[2], first .. turn .. '!', past, 'LIMIT', 0, 1)
+  local function between(from, to)
+    while true do
+      local ticket = redis.call('ZRANGEBYLEX', KEYS[2], from, to, 'LIMIT', 0, 1)[1]
+      local tenant = ticket and ticket:match('^%S+ (%S+)')
+      if not ticket or not has_share(tenant) then return ticket end
+      from = first .. tenant .. '!'
+    end
   end
-  if not found[1] then found = redis.call('ZRANGEBYLEX', KEYS[2], first, past, 'LIMIT', 0, 1) end
-  return found[1]
+  local after = turn and first .. turn .. '!'
+  return after and between(after, past) or between(first, past)
 end
 
 -- Returns how many tickets of this priority and of higher ones wait.
@@ -184,7 +199,7 @@ end
 -- Asks for a permit.
 -- ARGV[4..]: priority, tenant as in tickets, worker, hex digits of the new ticket, max_queue (-1: the call does not
 -- queue)
--- Returns {0 rejected | 1 granted | 2 queued, ticket, retry_after_ms}
+-- Returns {0 rejected | 1 granted | 2 queued, ticket, retry_after_ms, 1 if a permit was free}
 local priority, tenant, max_queue = ARGV[4], ARGV[5], tonumber(ARGV[8])
 local ticket = string.format('%s %s %s %s %s', priority, tenant, int(micros), ARGV[6], ARGV[7])
 
@@ -218,21 +233,30 @@ local function displaced()
   if most and counts[most] > own + 1 then return newest[most] end
 end
 
+-- Returns whether a call of this priority, or of a higher one, waits for a permit that it may hold.
+local function is_behind()
+  for _, kind in ipairs(PRIORITIES) do
+    if next_of(kind) then return true end
+    if kind == priority then return false end
+  end
+end
+
 drop_expired()
 grant_free()
-local before = ahead(priority)
-if before == 0 and is_free(priority) then
+local before, free = ahead(priority), is_free(priority)
+if free and not has_share(tenant) and not (before > 0 and is_behind()) then
   grant(ticket, priority)
-  return {1, ticket, 0}
+  return {1, ticket, 0, 0}
 end
+local by_share = free and 1 or 0
 local wait = math.ceil(service_ms() * (before + 1) / limit)
-if max_queue < 0 then return {0, '', wait} end
+if max_queue < 0 then return {0, '', wait, by_share} end
 if redis.call('ZCARD', KEYS[2]) >= max_queue then
   local victim = displaced()
   if not victim then
     count('rejected_queue_full', 1)
     count('rejected_' .. priority, 1)
-    return {0, '', wait}
+    return {0, '', wait, by_share}
   end
   dequeue(victim)
   count('rejected_displaced', 1)
@@ -240,7 +264,7 @@ if redis.call('ZCARD', KEYS[2]) >= max_queue then
   notify('displaced', victim)
 end
 enqueue(ticket)
-return {2, ticket, wait}
+return {2, ticket, wait, by_share}
 
 -- name: give
 -- Returns permits and places in the queue, then grants what is free.

@@ -21,6 +21,7 @@ from api.bulkhead.bulkhead_rules import (
     RenewedLeases,
     Taken,
     Wake,
+    most_permits,
     tenant_field,
 )
 from api.redis_store.health_gated import HealthGatedClients
@@ -51,7 +52,8 @@ class RedisBulkheadStore:
         self._max_queue = policy.max_queue
         channel = keys.bulkhead_channel(name, "")
         self._channel = channel + worker
-        limits = f"{policy.limit} {policy.reserve} {round(policy.batch_after * 1000)}"
+        most = most_permits(policy.limit, policy.tenant_share)
+        limits = f"{policy.limit} {policy.reserve} {round(policy.batch_after * 1000)} {most}"
         self._common = (limits, policy.lease_ms, channel)
         self._take = self._script("take")
         self._give = self._script("give")
@@ -67,10 +69,10 @@ class RedisBulkheadStore:
     async def take(self, priority: Priority, tenant: str, *, queues: bool = True) -> Taken:
         """Asks for a permit. Returns whether it was granted, queued or rejected, and the ticket."""
         max_queue = self._max_queue if queues else NO_QUEUE
-        verdict, ticket, retry_after_ms = await self._run(
+        verdict, ticket, retry_after_ms, by_share = await self._run(
             self._take, priority, tenant_field(tenant), self._worker, secrets.token_hex(8), max_queue
         )
-        return Taken(AcquireResult(verdict), ticket.decode(), int(retry_after_ms) / 1000)
+        return Taken(AcquireResult(verdict), ticket.decode(), int(retry_after_ms) / 1000, bool(by_share))
 
     async def give(self, returns: Sequence[PermitReturn]) -> list[str]:
         """Returns permits and places in the queue. Returns the tickets that now have a permit."""
