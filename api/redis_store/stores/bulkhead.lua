@@ -228,9 +228,9 @@ local function displaced()
     local weaker = longest(PRIORITIES[i])
     if weaker then return newest[weaker] end
   end
-  local most = longest(priority)
+  local crowded = longest(priority)
   local own = counts[priority .. ' ' .. tenant] or 0
-  if most and counts[most] > own + 1 then return newest[most] end
+  if crowded and counts[crowded] > own + 1 then return newest[crowded] end
 end
 
 -- Returns whether a call of this priority, or of a higher one, waits for a permit that it may hold.
