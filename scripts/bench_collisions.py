@@ -1,13 +1,15 @@
 """Searches for suffixes that make an attacker's question hit for a victim's question: docs/chaos.md.
 
-    .venv/bin/python -m scripts.bench_collisions [--targets 100] [--words 10] [--beam 1]
+    .venv/bin/python -m scripts.bench_collisions [--targets 400] [--tries 400] [--attackers 6]
 
 The attacker and the victim are of one tenant: entries never cross tenants. The attacker knows the victim's question,
-the embedder and the guards, and asks another question with a suffix, so that its answer is stored. The search begins
-with the victim's question as the suffix, up to four times, and with no suffix. Then it appends one word at a time: the
-victim's own words, and the words of the tokenizer's vocabulary that are nearest to the question. It keeps the most
-similar questions, and ends when one is a hit, or when no word makes them more similar. Questions come from fow-cache.
-Needs the extra `onnx`.
+the embedder and the guards, and asks another question with a suffix, so that its answer is stored. It may choose among
+several questions. The first suffixes are the victim's question, up to three times, and its content words in several
+orders. From the best starts the search inserts, replaces, removes and swaps words of the suffix at random and keeps
+what is more similar, as HotFlip does, but it encodes each try instead of estimating it by gradients. New words are the
+victim's own, those with the nearest input embeddings to its tokens, and those nearest to the whole question. Once a
+question is above the threshold, the search walks on among such questions, until the guards let one pass. Questions come
+from fow-cache. Needs the extra `onnx`, and the packages of the extra `dev`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
@@ -27,40 +29,54 @@ import numpy as np
 
 from api.embedders.minilm import MiniLM, model_files
 from api.guards.agreement import Features, disagreement, read
+from api.languages.function_words import ENGLISH as FUNCTION_WORDS
+from api.quality.measurement import upper_bound
+from scripts.export_embedder import WORDS, floats, read_encoder
 
 THRESHOLD: Final = 0.92
 """The default of SEMANTIC_CACHE_SIMILARITY_THRESHOLD."""
-NEAREST: Final = 16
-"""Words of the vocabulary that are tried for a target."""
-REPEATED: Final = 4
-"""How often the victim's question may be repeated."""
+NEAREST: Final = 12
+"""Words of the vocabulary that are tried for a target, because they are near the whole question."""
+NEAREST_TO_TOKEN: Final = 2
+"""Words that are tried because their input embedding is near that of a token of the question."""
 FREQUENT: Final = 6000
 """Words of the vocabulary, which is sorted by frequency, among which the nearest are looked for."""
 UNLIKE: Final = 0.7
 """Attackers ask what is less similar than this without a suffix: otherwise it would be no attack."""
+SHORT: Final = 40
+"""Half of an attacker's questions are of the shortest ones, which leave more of the meaning to the suffix."""
+RESTARTS: Final = 2
+"""Starts from which a search goes on, each with another question of the attacker."""
+TOGETHER: Final = 32
+"""Tries of one round."""
+LONGEST: Final = 40
+"""Words of a suffix."""
 BATCH: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attempt:
-    """The most that a search has reached. `similar`: a question was above the threshold; `hit`: no guard objected."""
+    """What a search has reached so far. `similar`: a question was above the threshold; `hit`: no guard objected."""
 
-    similarity: float
-    similar: bool
-    hit: bool
-    text: str
-    guards: Counter[str]
+    similarity: float = -1.0
+    similar: bool = False
+    hit: bool = False
+    text: str = ""
+    guards: Counter[str] = field(default_factory=Counter)
 
 
 class Search:
-    """Searches for suffixes against one embedder."""
+    """Searches for suffixes against one embedder. `tries`: questions encoded for a target, besides the starts."""
 
-    def __init__(self, words: int, beam: int) -> None:
+    def __init__(self, tries: int) -> None:
         self._model = MiniLM(model_files(None))
-        self._words = words
-        self._beam = beam
+        self._tries = tries
         known = sorted(self._model.tokenizer.get_vocab().items(), key=lambda one: int(one[1]))
-        self._vocabulary = [word for word, _ in known if re.fullmatch(r"[a-z]{3,}", word)][:FREQUENT]
+        frequent = [(word, index) for word, index in known if re.fullmatch(r"[a-z]{3,}", word)][:FREQUENT]
+        self._vocabulary = [word for word, _ in frequent]
+        inputs = floats(read_encoder(model_files(None).weights))[WORDS]
+        self._inputs = inputs / np.linalg.norm(inputs, axis=1, keepdims=True)
+        self._frequent_inputs = self._inputs[[index for _, index in frequent]]
 
     @cached_property
     def _vectors(self) -> np.ndarray:
@@ -73,81 +89,139 @@ class Search:
             rows += [np.frombuffer(one, "<f4") for one in self._model.encode(texts[start : start + BATCH])]
         return np.stack(rows)
 
-    def attack(self, attacker: str, victim: str) -> Attempt:
-        """Appends words until a question is a hit for the victim's, or there are too many."""
-        target = self.encoded([victim])[0]
-        choices = self._choices(victim, target) if self._words else []
-        asked, guards, best = read(victim), Counter[str](), (-1.0, attacker)
-        texts = [" ".join((attacker, *[victim] * times)) for times in range(REPEATED + 1)]
-        for number in range(self._words + 1):
-            similarities = self.encoded(texts) @ target
-            order = [int(index) for index in np.argsort(-similarities)]
-            hit = _first_hit(asked, [texts[index] for index in order if similarities[index] >= THRESHOLD], guards)
-            highest = float(similarities[order[0]])
-            if hit is not None:
-                return Attempt(highest, True, True, hit, guards)
-            if highest <= best[0]:
-                break
-            best = (highest, texts[order[0]])
-            if number == self._words:
-                break
-            beam = [texts[index] for index in order[: self._beam]]
-            texts = list(dict.fromkeys(f"{text} {word}" for text in beam for word in choices))
-        return Attempt(best[0], best[0] >= THRESHOLD, False, best[1], guards)
+    def attack(self, attackers: Sequence[str], victim: str) -> Attempt:
+        """Looks for a question that is a hit for the victim's, until the tries are used up."""
+        aim = _Aim(victim, self.encoded([victim])[0], read(victim))
+        starts = [(attacker, suffix) for attacker in attackers for suffix in _suffixes(victim)]
+        similarities = self._tried(aim, starts)
+        order = [int(index) for index in np.argsort(-similarities)]
+        chosen: dict[str, tuple[float, list[str]]] = {}
+        for index in order:
+            attacker, suffix = starts[index]
+            chosen.setdefault(attacker, (float(similarities[index]), suffix))
+        chance = random.Random(victim)
+        words = self._choices(victim, aim.vector) if self._tries else []
+        for attacker, (similarity, suffix) in list(chosen.items())[:RESTARTS]:
+            for _ in range(self._tries // RESTARTS // TOGETHER):
+                if aim.attempt.hit:
+                    break
+                changed = [(attacker, _changed(suffix, words, chance)) for _ in range(TOGETHER)]
+                reached = self._tried(aim, changed)
+                best = int(np.argmax(reached))
+                if reached[best] > min(similarity, THRESHOLD):  # above the threshold it walks on
+                    similarity, suffix = float(reached[best]), changed[best][1]
+        return aim.attempt
+
+    def _tried(self, aim: _Aim, questions: Sequence[tuple[str, list[str]]]) -> np.ndarray:
+        texts = [" ".join((attacker, *suffix)) for attacker, suffix in questions]
+        similarities: np.ndarray = self.encoded(texts) @ aim.vector
+        aim.judge(texts, similarities)
+        return similarities
 
     def _choices(self, victim: str, target: np.ndarray) -> list[str]:
         nearest = np.argsort(-(self._vectors @ target))[:NEAREST]
-        return list(dict.fromkeys([*victim.split(), *(self._vocabulary[index] for index in nearest)]))
+        tokens = self._inputs[self._model.tokenizer.encode(victim, add_special_tokens=False).ids]
+        alike = np.argsort(-(tokens @ self._frequent_inputs.T), axis=1)[:, :NEAREST_TO_TOKEN]
+        found = [self._vocabulary[index] for index in (*nearest, *alike.ravel())]
+        return list(dict.fromkeys([*victim.split(), *found]))
 
 
-def _first_hit(asked: Features, texts: Sequence[str], guards: Counter[str]) -> str | None:
-    """Returns a text to which no guard objects. Counts the others by guard."""
-    for text in texts:
-        objection = disagreement(asked, text)
-        if objection is None:
-            return text
-        guards[objection.guard] += 1
-    return None
+@dataclass(slots=True)
+class _Aim:
+    """A victim's question, and what an attack on it has reached."""
+
+    victim: str
+    vector: np.ndarray
+    features: Features
+    attempt: Attempt = field(default_factory=Attempt)
+
+    def judge(self, texts: Sequence[str], similarities: np.ndarray) -> None:
+        """Asks the guards about each text above the threshold."""
+        found = self.attempt
+        for text, similarity in zip(texts, map(float, similarities), strict=True):
+            is_similar = similarity >= THRESHOLD
+            objection = disagreement(self.features, text) if is_similar else None
+            if objection is not None:
+                found.guards[objection.guard] += 1
+            is_hit = is_similar and objection is None
+            if (is_hit, similarity) > (found.hit, found.similarity):
+                found.text = text
+            found.similarity = max(found.similarity, similarity)
+            found.similar, found.hit = found.similar or is_similar, found.hit or is_hit
 
 
-def targets(search: Search, count: int) -> list[tuple[str, str]]:
-    """Returns pairs of an attacker's and a victim's question that are unlike each other."""
+def _suffixes(victim: str) -> list[list[str]]:
+    """None, the victim's question up to three times, also without capitals and marks, and its content words."""
+    words = victim.split()
+    plain = re.sub(r"[^\w\s]", "", victim).lower().split()
+    content = [word for word in words if word.strip("?!.,").casefold() not in FUNCTION_WORDS] or words
+    return [[], words, words * 2, words * 3, content, content[::-1], content * 2, [*words, *content], [*plain, *words]]
+
+
+def _changed(suffix: Sequence[str], words: Sequence[str], chance: random.Random) -> list[str]:
+    """Inserts, replaces, removes or swaps a few words."""
+    changed = list(suffix)
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        place, kind = (
+            chance.randrange(len(changed) + 1),
+            chance.choice(("insert", "insert", "replace", "remove", "swap")),
+        )
+        if kind == "insert" and len(changed) < LONGEST:
+            changed.insert(place, chance.choice(words))
+        elif place < len(changed) and kind == "replace":
+            changed[place] = chance.choice(words)
+        elif place < len(changed) and kind == "remove":
+            del changed[place]
+        elif place < len(changed):
+            other = chance.randrange(len(changed))
+            changed[place], changed[other] = changed[other], changed[place]
+    return changed
+
+
+def targets(search: Search, count: int, attackers: int) -> list[tuple[list[str], str]]:
+    """Returns victims' questions, each with an attacker's questions that are unlike it."""
     from fow_cache.data import load_questions
 
     questions = sorted({row["a"] for row in load_questions()})
     random.Random(5).shuffle(questions)
     vectors = search.encoded(questions)
-    pairs = []
-    for index, victim in enumerate(questions):
-        other = (index + len(questions) // 2) % len(questions)
-        if float(vectors[index] @ vectors[other]) < UNLIKE:
-            pairs.append((questions[other], victim))
-    return pairs[:count]
+    chance, found = random.Random(6), []
+    for index, victim in enumerate(questions[:count]):
+        unlike = [questions[other] for other in np.flatnonzero(vectors @ vectors[index] < UNLIKE)]
+        short = sorted(unlike, key=len)[:SHORT]
+        found.append(
+            ([*chance.sample(unlike, attackers // 2), *chance.sample(short, attackers - attackers // 2)], victim)
+        )
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench_collisions")
-    parser.add_argument("--targets", type=int, default=100, help="pairs of questions")
-    parser.add_argument("--words", type=int, default=10, help="most words of a suffix")
-    parser.add_argument("--beam", type=int, default=1, help="questions that are kept after each word")
+    parser.add_argument("--targets", type=int, default=400, help="questions that are attacked")
+    parser.add_argument("--tries", type=int, default=256, help="questions that are tried for a target")
+    parser.add_argument("--skip", type=int, default=0, help="questions that an earlier run has attacked")
+    parser.add_argument("--attackers", type=int, default=6, help="questions that an attacker chooses from")
     options = parser.parse_args()
     began = time.monotonic()
-    search = Search(options.words, options.beam)
+    search = Search(options.tries)
     found = []
-    for attacker, victim in targets(search, options.targets):
-        found.append(attempt := search.attack(attacker, victim))
+    chosen = targets(search, options.skip + options.targets, options.attackers)
+    for attackers, victim in chosen[options.skip :]:
+        found.append(attempt := search.attack(attackers, victim))
         if attempt.hit:
             print(f"hit at {attempt.similarity:.3f}: {victim!r} is answered from {attempt.text!r}", flush=True)
-        if len(found) % 10 == 0:
+        if len(found) % 50 == 0 or len(found) == options.targets:
             _print(found, time.monotonic() - began)
 
 
 def _print(found: Sequence[Attempt], seconds: float) -> None:
     guards = sum((attempt.guards for attempt in found), Counter[str]())
+    similar, hits = sum(one.similar for one in found), sum(one.hit for one in found)
     print(f"\n{len(found)} targets, {seconds:.0f} s")
     print(f"median of the highest similarity: {statistics.median(one.similarity for one in found):.3f}")
-    print(f"above the threshold: {sum(one.similar for one in found)}")
-    print(f"hits in spite of the guards: {sum(one.hit for one in found)}")
+    for what, count in (("above the threshold", similar), ("hits in spite of the guards", hits)):
+        share, most = count / len(found), upper_bound(count, len(found))
+        print(f"{what}: {count} ({share:.1%}, below {most:.2%} with 95 % confidence)")
     print("objections:", ", ".join(f"{guard} {count}" for guard, count in guards.most_common()), flush=True)
 
 

@@ -21,7 +21,14 @@ from api.guards.foreign_languages import (
 from api.guards.names import compare_names, compare_scope, read_names, read_scope
 from api.guards.negation import compare_negation, compare_opposites, read_negation, read_opposites
 from api.guards.order import compare_order, read_order
-from api.guards.question_types import compare_persons, compare_question_types, read_persons, read_question_types
+from api.guards.question_types import (
+    compare_persons,
+    compare_question_types,
+    compare_questions,
+    read_persons,
+    read_question_types,
+    read_questions,
+)
 from api.guards.symbols import compare_numbers, compare_symbols, read_numbers, read_symbols
 from api.guards.words import read_words
 
@@ -35,6 +42,7 @@ GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]],
     ("scope", read_scope, compare_scope),
     ("persons", read_persons, compare_persons),
     ("asks", read_question_types, compare_question_types),
+    ("questions", read_questions, compare_questions),
     ("foreign_negation", read_foreign_negation, compare_foreign_negation),
     ("foreign_opposites", read_foreign_opposites, compare_foreign_opposites),
     ("foreign_order", read_foreign_order, compare_foreign_order),

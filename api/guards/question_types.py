@@ -1,19 +1,20 @@
-"""Guards `asks` and `persons`: the type of a question, and who the pronouns in it refer to.
+"""Guards `asks`, `persons` and `questions`: the type of a question, who its pronouns refer to, and a second question.
 
 `asks` distinguishes whether, who, whom, when, where, why, how much and how long. It ignores other ways to ask.
 `persons` rejects "can I cancel" for "can you cancel", and "my address" for "your address". Both look at how the clauses
-of a question open: `can I`, `who must`, `do you have to`.
+of a question open: `can I`, `who must`, `do you have to`. `questions` rejects a text that asks another question too.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from api.guards.vocabulary import stem
 from api.guards.words import Words
-from api.languages.function_words import words_in
+from api.languages.function_words import ENGLISH, words_in
 
 AUXILIARIES: Final = words_in(
     "is are am was were do does did can could will would shall should may might must has have had"
@@ -316,3 +317,85 @@ def _direction(person: str, rest: tuple[str, ...]) -> str:
 
 def _is_generic_you(auxiliary: str, modality: str) -> bool:
     return auxiliary in GENERIC_YOU_MODALS or modality == "must"
+
+
+# -- a second question -------------------------------------------------------------------------------------------------
+
+SHORT_OPENERS: Final = words_in("how what which")
+"""Question words that may have one more word before the auxiliary: what time does, how much is."""
+SAYS_LITTLE: Final = (
+    ENGLISH
+    | REQUESTS
+    | ASKING_VERBS
+    | AUXILIARIES
+    | SUBJECT_PRONOUNS
+    | words_in(
+        "it my so an a the would like want need get know hi hello thanks go about next happen now for on besides"
+    )
+)
+"""Words that do not tell one question from another."""
+COVERED: Final = 0.6
+"""A question that has this part of another's words besides a second question asks both."""
+
+
+class Asked(NamedTuple):
+    """`parts`: the stems of each question that the text asks, and of a demand before the first. `words`: all stems."""
+
+    parts: tuple[frozenset[str], ...]
+    words: frozenset[str]
+
+
+NOTHING_ASKED: Final = Asked((), frozenset())
+
+
+def read_questions(question: Words) -> Asked:
+    """Returns what a text asks; nothing if another language prevails."""
+    if not question.english:
+        return NOTHING_ASKED
+    words = question.words
+    starts = [index for index in range(len(words)) if _opens_question(words, index)]
+    if starts and starts[0] > 1 and words[0] not in SAYS_LITTLE:
+        starts.insert(0, 0)
+    ends = [*starts[1:], len(words)]
+    parts = [frozenset(_telling(words[start:end])) for start, end in zip(starts, ends, strict=False)]
+    return Asked(tuple(parts), frozenset(_telling(words)))
+
+
+def compare_questions(one: Asked, other: Asked) -> str:
+    """Returns the words of a question that is asked besides the other text's, else an empty string.
+
+    Cached answers to two questions at once would let a caller put an answer under another question.
+    """
+    return _besides(one.parts, other.words) or _besides(other.parts, one.words)
+
+
+def _besides(parts: Sequence[frozenset[str]], words: frozenset[str]) -> str:
+    if len(parts) < 2 or not words:
+        return ""
+    times = Counter(word for part in parts for word in part)
+    covered = len(words & times.keys())
+    for part in parts:
+        only_here = [word for word in part if times[word] == 1]
+        added = [word for word in only_here if word not in words]
+        if added and covered - len(only_here) + len(added) >= COVERED * len(words):
+            return f"{'+'.join(sorted(added)[:3])} / none"
+    return ""
+
+
+def _opens_question(words: Sequence[str], index: int) -> bool:
+    """Returns whether a question begins here (how do I, what time is it), and no clause of one (how I can)."""
+    word, after = words[index], words[index + 1 : index + 3]
+    if word in AUXILIARIES:
+        before = words[max(index - 2, 0) : index]
+        is_asked = bool(before) and (before[-1] in ASKING_WORDS or before[0] in SHORT_OPENERS)
+        return index > 0 and not is_asked and not SUBJECT_PRONOUNS.isdisjoint(after[:1])
+    if word not in ASKING_WORDS or len(after) < 2:
+        return False
+    if after[0] in AUXILIARIES:
+        return True
+    is_short = word in SHORT_OPENERS and after[0] not in SUBJECT_PRONOUNS and after[0] != "it"
+    return is_short and after[1] in AUXILIARIES and index + 3 < len(words)
+
+
+def _telling(words: Sequence[str]) -> Iterator[str]:
+    return (stem(word) for word in words if word not in SAYS_LITTLE)

@@ -19,6 +19,6 @@ VICTIM = "What was the population of India in 2020?"
     ],
 )
 def test_an_attempt_is_judged_as_the_cache_would(attacker: str, similar: bool, hit: bool) -> None:
-    attempt = Search(words=0, beam=1).attack(attacker, VICTIM)
+    attempt = Search(tries=0).attack([attacker], VICTIM)
     assert (attempt.similar, attempt.hit) == (similar, hit)
-    assert bool(attempt.guards) == (similar and not hit)
+    assert bool(attempt.guards) or not similar or hit
