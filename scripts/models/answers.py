@@ -231,16 +231,21 @@ class AnswersModel:
             fence = step.command.arguments[5]
             if fence and fence != ghost.fence:
                 raise Violation("A late result was stored: another worker has taken the lead since.")
-        return self._leads(ghost, step, before.hash(FLIGHT), after.hash(FLIGHT), after.now_ms)
+        return self._leads(ghost, step, before, after)
 
-    def _leads(self, ghost: Ghost, step: Step, was: dict[str, str], now: dict[str, str], now_ms: int) -> Ghost:
+    def _leads(self, ghost: Ghost, step: Step, before: Contents, after: Contents) -> Ghost:
+        was, now, now_ms = before.hash(FLIGHT), after.hash(FLIGHT), after.now_ms
         if not now or "fence" not in now:
             return replace(ghost, lead=None)
         if was.get("fence") == now["fence"]:
             return ghost
         assert step.command is not None
-        not_before = int(step.command.arguments[5])
-        is_outdated = not_before > 0 and int(was.get("asked_ms", 0)) <= not_before
+        not_before, asked = int(step.command.arguments[5]), int(was.get("asked_ms", 0))
+        if not_before < 0:  # the worker does not know, so any invalidation counts
+            invalidated = before.hash(KEYS.partition(KEY.scope).invalidated)
+            not_before = max((int(at) for tag, at in invalidated.items() if tag != "began"), default=0)
+            asked = asked or int(was.get("began_ms", 0))
+        is_outdated = not_before > 0 and asked <= not_before
         if ghost.lead is not None and ghost.lead[1] > now_ms and not is_outdated:
             raise Violation(f"Worker {now['leader']} leads while worker {ghost.lead[0]} does.")
         return replace(ghost, lead=(now["leader"], now_ms + LEASE_MS), fence=now["fence"])

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 from unittest.mock import patch
 
 from api.errors import StoreUnavailable
-from scripts.models.hand import Choice, Command, Note
+from scripts.models.hand import Choice, Command, Note, registered
 from scripts.models.model_redis import Contents, ModelRedis
 
 Ghost = TypeVar("Ghost", bound=Hashable)
@@ -130,6 +130,7 @@ class Explorer(Generic[Ghost]):
         self._model = model
         self._redis = redis
         self._budget = (faults, moves)
+        self._resumptions: dict[tuple[int, bytes], tuple[Command | Choice | None, list[Note]]] = {}
 
     def explore(self, depth: int = 100, seconds: float = 3600) -> Explored:
         """Explores up to `depth` steps, for about `seconds`. The first violation ends it."""
@@ -228,7 +229,7 @@ class Explorer(Generic[Ghost]):
     def _resume(self, state: State[Ghost], number: int, worker: Worker) -> State[Ghost]:
         """Lets a worker go on to its next command; commands that nobody else sees are run at once."""
         while True:
-            waits_for, notes = _resumed(self._model.programs[number], str(number), worker.seen)
+            waits_for, notes = self._resumed(number, worker)
             ghost = state.ghost
             for note in notes:
                 ghost = self._model.noted(ghost, str(number), note, state.contents)
@@ -239,6 +240,13 @@ class Explorer(Generic[Ghost]):
                 return state
             reply, state = self._run(state, number, Step(number, waits_for.name, waits_for))
             worker = _saw(worker, reply)
+
+    def _resumed(self, number: int, worker: Worker) -> tuple[Command | Choice | None, list[Note]]:
+        """A program that has seen the same goes on in the same way, so it is run again once."""
+        key = (number, worker.digest)
+        if key not in self._resumptions:
+            self._resumptions[key] = _resumed(self._model.programs[number], str(number), worker.seen)
+        return self._resumptions[key]
 
     def _alone(self, program: Program, contents: Contents) -> Contents:
         """Runs a program without interruption."""
@@ -332,6 +340,10 @@ async def _in_turn(calls: Any) -> list[Any]:
 
 @contextmanager
 def _same_tokens() -> Iterator[None]:
-    """Takes what cannot be repeated from the stores: random names, and tasks of an event loop."""
-    with patch("secrets.token_hex", _Tokens.next), patch("api.redis_store.stores.cache.sweep.on_all", _in_turn):
+    """Takes what cannot be repeated from the stores: random names, tasks of an event loop, and batches."""
+    with (
+        patch("secrets.token_hex", _Tokens.next),
+        patch("api.redis_store.stores.cache.sweep.on_all", _in_turn),
+        patch("api.redis_store.scripts.BatchedScript", registered),
+    ):
         yield

@@ -91,11 +91,16 @@ class HandScript:
         return await (client or self._client).send(Command((len(keys), *keys, *args), self._lua))
 
 
+def registered(client: HandClient, lua: str) -> HandScript:
+    """Stands for `BatchedScript`."""
+    return HandScript(client.change(lua), client)
+
+
 class HandClient(Redis):
     """Answers no command: it gives each to the explorer."""
 
     def __init__(self, change: LuaChange = unchanged) -> None:
-        self._change = change  # and no connection: the base class would open a pool
+        self.change = change  # and no connection: the base class would open a pool
 
     async def send(self, command: Command) -> Any:
         """Waits for the explorer."""
@@ -107,14 +112,14 @@ class HandClient(Redis):
 
     def register_script(self, script: Any) -> Any:
         """Registers a script; no I/O."""
-        return HandScript(self._change(str(script)), self)
+        return registered(self, str(script))
 
     def __del__(self, *unused: Any) -> None:
         """Closes nothing."""
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
         """Begins a pipeline. Other workers may come between its commands, also in a transaction."""
-        return HandPipeline(self._change)
+        return HandPipeline(self.change)
 
 
 class HandPipeline(HandClient):
