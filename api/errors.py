@@ -35,6 +35,7 @@ Errors outside the tree never reach a client:
 
     SettingsError                 an invalid setting; the service does not start
     StoreUnavailable              Redis is down; callers degrade
+    └── Undecryptable             no key of ENCRYPTION_KEYS decrypts a text in Redis
     EmbeddingUnavailable          no embedding; the semantic tier misses
     └── TextNotEmbedded           the model cannot embed this text
     RerankingUnavailable          no re-ranking; passages keep their order
@@ -442,6 +443,18 @@ class SettingsError(Exception):
 
 class StoreUnavailable(Exception):
     """Redis is down or too slow. Callers degrade; clients never see this error."""
+
+
+class Undecryptable(StoreUnavailable):
+    """A text in Redis cannot be decrypted. `key_id`: its key; `is_known`: the worker has one of this ID."""
+
+    def __init__(self, key_id: str, *, is_known: bool) -> None:
+        self.key_id = key_id if key_id.isalnum() or key_id.replace("-", "").replace("_", "").isalnum() else "?"
+        if is_known:
+            advice = f"The key '{self.key_id}' of ENCRYPTION_KEYS is another than the one it was encrypted with."
+        else:
+            advice = f"Add its key to ENCRYPTION_KEYS: '{self.key_id}'."
+        super().__init__(f"A text in Redis cannot be decrypted. {advice}")
 
 
 class DocumentsChanged(Exception):

@@ -28,6 +28,7 @@ from api.errors import (
     RequestTimeout,
     ServiceUnavailable,
     StoreUnavailable,
+    Undecryptable,
     UpstreamError,
 )
 
@@ -76,6 +77,7 @@ def install(app: FastAPI) -> None:
     """Registers the handlers. `RequestContext` renders all other exceptions."""
     app.add_exception_handler(RagherdError, _ragherd_error)
     app.add_exception_handler(StoreUnavailable, _store_unavailable)
+    app.add_exception_handler(Undecryptable, _undecryptable)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnected, _client_disconnected)
@@ -119,6 +121,10 @@ def _respond(request: Request, error: RagherdError) -> Response:
 async def _ragherd_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RagherdError)
     return _respond(request, error)
+
+
+async def _undecryptable(request: Request, error: Exception) -> Response:
+    return _respond(request, ServiceUnavailable(str(error), retry_after=60))
 
 
 async def _store_unavailable(request: Request, _: Exception) -> Response:

@@ -236,6 +236,11 @@ FEEDBACK_LEFT_OUT = MetricSpec(
     "counter",
     "Answers beyond the limit per minute, which cannot be judged.",
 )
+UNDECRYPTABLE = MetricSpec(
+    "ragherd_undecryptable_texts_total",
+    "counter",
+    "Texts in Redis that no key of ENCRYPTION_KEYS decrypts.",
+)
 CACHE_QUARANTINES = MetricSpec(
     "ragherd_cache_quarantines_total",
     "counter",

@@ -243,6 +243,10 @@ class Metrics:
         """Counts answers that cannot be judged."""
         self._families[names.FEEDBACK_LEFT_OUT][()].inc(count)
 
+    def undecryptable(self) -> None:
+        """Counts a text in Redis that cannot be decrypted."""
+        self._families[names.UNDECRYPTABLE][()].inc()
+
     def quarantine_changed(self, change: QuarantineChange, count: int) -> None:
         """Counts entries that feedback took out of service or put back."""
         self._families[names.CACHE_QUARANTINES][(change,)].inc(count)

@@ -33,6 +33,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from api.errors import StoreUnavailable
 from api.redis_store.cluster import HealthGatedCluster, Node, SlotMap
 from api.redis_store.connections import BatchingRedis, LagTolerantConnection
+from api.redis_store.encryption import NO_CIPHER, TextCipher
 from api.redis_store.health_gated import HealthGatedRedis, RedisHealthEvents
 
 # -- connections -------------------------------------------------------------------------------------------------------
@@ -336,23 +337,26 @@ async def open_client(
     events: Callable[[str], RedisHealthEvents],
     mismatch: Callable[[str], None],
     probe: str,
+    texts: TextCipher = NO_CIPHER,
 ) -> AsyncIterator[AnyHealthGated]:
     """Opens the health-gated client for an address, and closes it at the end. No I/O before `check`.
 
     `events` returns the events of a server, by the name of its shard, or '' without a cluster. `mismatch` is called
     with a message if the URL is for another kind of Redis. `probe`: see `HealthGatedRedis`; a cluster's shards do not
-    need it.
+    need it. `texts` encrypts the texts that are stored there.
     """
     if is_cluster(address):
         opened = partial(node_client, address, kind=BatchingRedis)
         cluster = HealthGatedCluster(
             opened, seeds(address), address.max_connections, events, lambda: mismatch(NOT_A_CLUSTER)
         )
+        cluster.texts = texts
         async with aclosing(cluster):
             yield cluster
         return
     async with short_commands(address) as client:
         redis = HealthGatedRedis(client, address.max_connections, events(""), probe=probe)
+        redis.texts = texts
         redis.on_recovery(partial(_check_alone, client, cache(mismatch)))
         yield redis
 

@@ -21,6 +21,7 @@ from redis.exceptions import ClusterDownError, RedisError
 
 from api.errors import StoreUnavailable
 from api.redis_store.connections import BatchingRedis
+from api.redis_store.encryption import NO_CIPHER
 from api.redis_store.health_gated import WATCH_SECONDS, HealthGatedRedis, RedisHealthEvents, SlotMoved
 
 SLOTS: Final = 16384
@@ -162,6 +163,8 @@ class HealthGatedCluster:
         not_a_cluster: Callable[[], None] = lambda: None,
     ) -> None:
         self.slots = SlotMap()
+        self.texts = NO_CIPHER
+        """Encrypts the texts that are stored there."""
         self.client = opened(seeds[0])
         """Registers scripts. It never sends a command."""
         self._opened = opened

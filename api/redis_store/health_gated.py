@@ -29,6 +29,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from api.cancellation import is_own_cancellation
 from api.errors import StoreUnavailable
 from api.redis_store.connections import BatchingRedis
+from api.redis_store.encryption import NO_CIPHER, TextCipher
 from api.redis_store.keys import Keys
 
 T = TypeVar("T")
@@ -54,6 +55,10 @@ class HealthGatedClients(Protocol):
     @property
     def client(self) -> Redis:
         """Registers scripts. Commands go through `HealthGated.run`."""
+
+    @property
+    def texts(self) -> TextCipher:
+        """Encrypts the texts that are stored there."""
 
     def of(self, key: str) -> HealthGated:
         """Returns the client for a key and all keys of its slot."""
@@ -117,6 +122,8 @@ class HealthGatedRedis:
         lost: asyncio.Event | None = None,
     ) -> None:
         self.client = client
+        self.texts = NO_CIPHER
+        """Encrypts the texts that are stored there."""
         self.is_up = False
         self.is_read_only = False
         """True if it counts as down because it is a read-only replica."""

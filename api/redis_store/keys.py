@@ -72,6 +72,10 @@ class CacheKeys:
         """The key of an entry while it is quarantined."""
         return self.quarantines + entry.removeprefix(self.entries)
 
+    def released(self, key: str) -> str:
+        """The key of an entry that may be quarantined. Its texts are bound to this one."""
+        return self.entries + key.removeprefix(self.quarantines) if key.startswith(self.quarantines) else key
+
     def entries_of(self, tenant: str) -> str:
         """The scores of one tenant's entries. Scripts build the same name."""
         return f"{self.eviction_keys[0]}:{tenant}"

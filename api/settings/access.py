@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Sequence
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -100,6 +101,12 @@ class AccessSettings(SettingsGroup):
     """How long known keys from Redis work while Redis is down."""
     wrong_key_delay: Annotated[float, Field(ge=0, le=10, title="seconds")] = 1.0
     """Longest delay for an address that keeps sending wrong keys. 0: none."""
+    encryption_keys: Annotated[str, NoDecode, Field(title="list")] = ""
+    """Encrypt texts in Redis: `id=base64 of 32 bytes,...`. Default: no encryption.
+
+    The first encrypts, all decrypt; the entry `plain` stands for no encryption. It needs the extra `encryption`.
+    [Privacy](privacy.md#encryption-at-rest) has the steps.
+    """
     allow_anonymous: bool = False
     """Allow callers without a key where `HOST` is not loopback."""
     allowed_hosts: Annotated[str, NoDecode, AfterValidator(_check_hosts), Field(title="list")] = ""
@@ -143,6 +150,15 @@ class AccessSettings(SettingsGroup):
                 raise ValueError(f"the key of entry {number} is not in API_KEYS")
         return keys
 
+    def encryption_ring(self) -> tuple[tuple[str, bytes], ...]:
+        """The encryption keys by ID, in order; `plain` has none. Raises `ValueError`, whose message has no key."""
+        ring = [_encryption_key(number, entry) for number, entry in enumerate(entries(self.encryption_keys), start=1)]
+        if len({name for name, _ in ring}) < len(ring):
+            raise ValueError("an ID is there twice")
+        if len({key for _, key in ring}) < len(ring):
+            raise ValueError("two IDs have the same key")
+        return tuple(ring)
+
     @property
     def is_keyed(self) -> bool:
         """Whether a question needs a key."""
@@ -174,6 +190,24 @@ def _of_file(variable: str, path: str | None) -> list[str]:
     if not found:
         raise ValueError(f"{variable} has no key")
     return found
+
+
+_KEY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,16}")
+
+
+def _encryption_key(number: int, entry: str) -> tuple[str, bytes]:
+    if entry == "plain":
+        return entry, b""
+    name, _, encoded = entry.partition("=")
+    if not _KEY_ID.fullmatch(name) or name == "plain":
+        raise ValueError(f"entry {number}: expected id=key, with an ID of up to 16 letters, digits, _ or -")
+    try:
+        key = b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ValueError(f"entry {number}: expected the base64 of 32 bytes, as from `openssl rand -base64 32`")
+    return name, key
 
 
 def check_keys(keys: Sequence[str]) -> None:

@@ -104,6 +104,7 @@ def _check_access(settings: Settings) -> None:
     _keys("API_KEYS", access.tenants_by_key)
     _keys("ADMIN_KEYS", access.users_and_admins)
     _keys("BATCH_KEYS", access.batch)
+    _keys("ENCRYPTION_KEYS", access.encryption_ring)
     if access.oidc_issuer and not access.oidc_audience:
         raise SettingsError("OIDC_AUDIENCE: OIDC_ISSUER needs it, so that tokens for other services are refused")
     if access.oidc_issuer and not is_secure(access.oidc_issuer):
@@ -168,6 +169,7 @@ SECRET: Final = {
     "API_KEYS",
     "ADMIN_KEYS",
     "BATCH_KEYS",
+    "ENCRYPTION_KEYS",
     "REDIS_URL",
     "REDIS_SENTINEL_PASSWORD",
     "BREAKER_REDIS_URL",

@@ -18,6 +18,7 @@ from api.embedders.verifier import read_folder
 from api.errors import StoreUnavailable
 from api.ports.audit import AuditRecord
 from api.redis_store.client import AnyHealthGated, open_client
+from api.redis_store.encryption import TextCipher
 from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
@@ -128,7 +129,8 @@ async def _opened(settings: Settings, *, writes: bool) -> AsyncIterator[tuple[An
     patient = replace(
         address, timeout=max(address.timeout, PATIENCE), connect_timeout=max(address.connect_timeout, PATIENCE)
     )
-    async with open_client(patient, lambda shard: failures, failures.mismatched, keys.probe) as client:
+    texts = TextCipher(settings.access.encryption_ring())
+    async with open_client(patient, lambda shard: failures, failures.mismatched, keys.probe, texts) as client:
         worker = f"command-{socket.gethostname()}-{os.getpid()}"
         schema = FleetSchema(client, keys, worker, __version__, lambda conflict: None, states=writes)
         if not await client.check():

@@ -13,6 +13,7 @@ from api.observability.metrics import Metrics
 from api.ports.answer_cache import Store, StoreMemory, StoreWarning
 from api.redis_store.client import AnyHealthGated, RedisAddress, Tls, open_client
 from api.redis_store.diagnostics import RedisCheckup
+from api.redis_store.encryption import NO_CIPHER, TextCipher
 from api.redis_store.keys import Keys
 from api.settings import RedisSettings, Settings
 
@@ -74,10 +75,11 @@ class WorkerRedis:
 
 @asynccontextmanager
 async def open_redis(settings: Settings, metrics: Metrics) -> AsyncIterator[WorkerRedis]:
-    """Opens the clients. No I/O."""
+    """Opens the clients. No I/O. Raises `SettingsError` if ENCRYPTION_KEYS lacks its extra."""
     async with AsyncExitStack() as stack:
         address = redis_address(settings.redis)
-        main = await _open(stack, settings, metrics, address, "main")
+        texts = TextCipher(settings.access.encryption_ring(), metrics.undecryptable)
+        main = await _open(stack, settings, metrics, address, "main", texts)
         url = settings.breaker_redis.url
         guards = await _open(stack, settings, metrics, replace(address, url=url), "breaker") if url else main
         yield WorkerRedis(main, guards)
@@ -98,10 +100,15 @@ def redis_address(redis: RedisSettings) -> RedisAddress:
 
 
 async def _open(
-    stack: AsyncExitStack, settings: Settings, metrics: Metrics, address: RedisAddress, store: Store
+    stack: AsyncExitStack,
+    settings: Settings,
+    metrics: Metrics,
+    address: RedisAddress,
+    store: Store,
+    texts: TextCipher = NO_CIPHER,
 ) -> OpenRedis:
     events = RedisEvents(metrics, store)
     probe = Keys(*settings.key_layout).probe
-    opening = open_client(address, partial(RedisEvents, metrics, store), events.mismatched, probe)
+    opening = open_client(address, partial(RedisEvents, metrics, store), events.mismatched, probe, texts)
     client = await stack.enter_async_context(opening)
     return OpenRedis(address, client, RedisCheckup(client, store, events.warned))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILES = {
     "dev": (
-        ["embedded", "formats", "code", "scaling", "reports", "otel", "mcp", "oidc", "train"],
+        ["embedded", "formats", "code", "scaling", "reports", "otel", "mcp", "oidc", "encryption", "train"],
         ["dev", "weights", "build"],
     ),
     "run": (["embedded", "formats", "code"], ["weights", "build"]),

@@ -7,10 +7,9 @@ milliseconds late and off the request's path. A vote finds the answer by its req
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -24,9 +23,11 @@ from api.ports.answer_quality import Evidence, Label, QualityState, Verdict
 from api.ports.question import AnswerFinished, Query
 from api.ports.telemetry import Telemetry
 from api.quality.evidence import NEIGHBOURS, NearEntry, evidence_of
+from api.redis_store.encryption import TextCipher
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
+from api.redis_store.stores.cache.answers import answer_digest, decrypted_fields
 from api.redis_store.stores.cache.semantic_index import Neighbor, SemanticIndexes
 from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
 from api.redis_store.stores.label_store import RedisLabels
@@ -46,8 +47,6 @@ MOST_PER_MINUTE: Final = 10_000
 MOST: Final = 1_000_000
 """Answers of the fleet that are remembered at once; about 280 MB."""
 MINUTE_MS: Final = 60_000
-DIGEST: Final = 16
-"""Hex digits that identify an answer's text. The script has the same number."""
 NEAR: Final = 0.8
 """Lowest cosine of a copy: an entry of the same scope with the same answer."""
 MOST_COPIES: Final = 64
@@ -170,11 +169,6 @@ def _forms(request_id: str) -> Collection[str]:
     return dict.fromkeys((request_id, request_id.removeprefix(CHAT_PREFIX)))
 
 
-def answer_digest(answer: str) -> str:
-    """Identifies the text of an answer."""
-    return hashlib.sha1(answer.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:DIGEST]
-
-
 def _served(query: Query, answered: AnswerFinished, key: FlightKey | None) -> ServedAnswer:
     match = answered.match
     status = match.kind if match is not None and answered.status is CacheStatus.HIT else answered.status.value
@@ -279,7 +273,7 @@ class RedisFeedback:
             f"question:{served.asked}",
             *limits,
         ]
-        arguments += (part for pair in _why(served, vote).items() for part in pair)
+        arguments += (part for pair in _why(self._redis.texts, served, vote).items() for part in pair)
         reply = await self._redis.of(entry).run("feedback", lambda client: self._vote(keys, arguments, client))
         former, label = (one.decode() for one in reply[:2])
         if served.status in LABELLED and former != vote.verdict:
@@ -343,7 +337,7 @@ def _evidence(served: ServedAnswer, entry: str, known: _Known) -> Evidence:
     return evidence_of([NearEntry(served.similarity, known.group or entry), *near], 0)
 
 
-def _why(served: ServedAnswer, vote: Vote) -> dict[str, str]:
+def _why(texts: TextCipher, served: ServedAnswer, vote: Vote) -> dict[str, str | bytes]:
     """The fields of a quarantined entry that say why. `docs/redis-keys.md` lists them."""
     return {
         "by": vote.voter,
@@ -351,7 +345,7 @@ def _why(served: ServedAnswer, vote: Vote) -> dict[str, str]:
         "asked": served.asked,
         "status": served.status,
         "similarity": f"{served.similarity:g}",
-        "comment": vote.comment,
+        "comment": texts.encrypt(vote.request_id, "comment", vote.comment),
     }
 
 
@@ -380,11 +374,19 @@ async def quarantined_answers(redis: HealthGatedClients, keys: Keys, most: int) 
         for copy, score, fields in await _quarantined(redis, part):
             if None in fields:
                 continue  # it has expired or came back
-            one = _quarantined_answer(copy, [field.decode("utf-8", "replace") for field in fields])
+            plain = _decrypted(redis.texts, part.released(copy), dict(zip(_KEPT, fields, strict=True)))
+            one = _quarantined_answer(copy, [field.decode("utf-8", "replace") for field in plain])
             if one.request not in found or one.is_asked:
                 found[one.request] = (score, one)
     newest = sorted(found.values(), key=lambda known: known[0], reverse=True)
     return [one for _, one in newest[:most]]
+
+
+def _decrypted(texts: TextCipher, entry: str, fields: Mapping[str, bytes]) -> list[bytes]:
+    """The values in order. A comment is bound to the judged request: a vote takes several entries out of service."""
+    plain = decrypted_fields(texts, entry, fields)
+    request = fields["request"].decode("utf-8", "replace")
+    return list({**plain, "comment": texts.decrypt(request, "comment", fields["comment"])}.values())
 
 
 async def _quarantined(redis: HealthGatedClients, part: CacheKeys) -> list[tuple[str, float, list[Any]]]:

@@ -37,6 +37,7 @@ class RedisFlightStore:
         signals: Signals = MappingProxyType({}),
     ) -> None:
         self._redis = redis
+        self._texts = redis.texts
         self._reader = reader
         self._keys = keys
         self._worker = worker
@@ -54,7 +55,7 @@ class RedisFlightStore:
     def _script(self, operation: str) -> AsyncScript:
         return script(self._redis.client, "stores/flights", operation)
 
-    async def _run(self, called: AsyncScript, keys: Sequence[str], *arguments: str | int) -> object:
+    async def _run(self, called: AsyncScript, keys: Sequence[str], *arguments: str | bytes | int) -> object:
         return await self._redis.of(keys[0]).run("flight", partial(called, keys, arguments))
 
     def claim(self, key: FlightKey, fence: str) -> Claim:
@@ -81,12 +82,14 @@ class RedisFlightStore:
     async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
         """Publishes messages to the followers. Returns how many follow, or None if the lead is lost."""
         keys = self._keys.flight(*key)[:2]
-        return _number(await self._run(self._publish, keys, fence, self._channel, ":".join(key), KEPT_MS, *bodies))
+        stored = [self._texts.encrypt(keys[1], "body", body) for body in bodies]
+        return _number(await self._run(self._publish, keys, fence, self._channel, ":".join(key), KEPT_MS, *stored))
 
     async def end(self, key: FlightKey, fence: str, body: str) -> bool:
         """Sends the leader's last message and ends the flight. Returns False if another worker has the lead."""
         keys = self._keys.flight(*key)[:2]
-        return bool(await self._run(self._end, keys, fence, self._channel, ":".join(key), KEPT_MS, body))
+        stored = self._texts.encrypt(keys[1], "body", body)
+        return bool(await self._run(self._end, keys, fence, self._channel, ":".join(key), KEPT_MS, stored))
 
     async def abandon(self, key: FlightKey, fence: str) -> int:
         """Ends a flight that has no followers. Returns how many follow."""
@@ -122,7 +125,10 @@ class RedisFlightStore:
         """Reads the messages of a flight after the one with the id `after` (`-`: all)."""
         words, begin = self._keys.flight(*key)[1], after if after == "-" else f"({after}"
         found: Any = await self._redis.of(words).run("flight", lambda client: client.xrange(words, begin))
-        return [Record(at.decode(), fields[b"fence"].decode(), fields[b"body"].decode()) for at, fields in found]
+        return [
+            Record(at.decode(), fields[b"fence"].decode(), self._texts.decrypt(words, "body", fields[b"body"]).decode())
+            for at, fields in found
+        ]
 
     async def exclusive(self, key: FlightKey) -> Claim | None:
         """Takes the lead of work that has no followers. Returns None if another worker has it."""

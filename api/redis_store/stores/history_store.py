@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from api.errors import StoreUnavailable
+from api.errors import StoreUnavailable, Undecryptable
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import now_ms, script
@@ -143,6 +144,7 @@ class RecentOutcomes:
     def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str, *, questions: bool) -> None:
         self._key = keys.recent
         self._redis = redis.of(self._key)
+        self._texts = redis.texts
         self._worker = worker
         self._questions = questions
         self._noted: deque[Outcome] = deque(maxlen=MOST_AT_ONCE)
@@ -176,15 +178,28 @@ class RecentOutcomes:
     async def latest(self) -> list[dict[str, Any]]:
         """Returns the latest outcomes of all workers, newest first. Raises `StoreUnavailable`."""
         entries: Any = await self._redis.run("recent", lambda client: client.xrevrange(self._key, count=SHOWN))
-        outcomes = [_shown(entry.decode(), fields) for entry, fields in entries]
+        outcomes = [_shown(entry.decode(), self._decrypted(fields)) for entry, fields in entries]
         return outcomes if self._questions else [{**outcome, "question": None} for outcome in outcomes]
+
+    def _decrypted(self, fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Leaves out a question that cannot be decrypted."""
+        if b"question" not in fields or not self._questions:
+            return fields
+        with suppress(Undecryptable):
+            return {**fields, b"question": self._texts.decrypt(self._key, "question", fields[b"question"])}
+        return {name: value for name, value in fields.items() if name != b"question"}
 
     def _fields(self, outcome: Outcome) -> dict[Any, Any]:
         status, kind, similarity, seconds, model, error, question = outcome
         ms = None if seconds is None else round(seconds * 1000, 3)
         near = None if similarity is None else round(similarity, 4)
         values = (status, kind, near, ms, model, error, question[:MOST_CHARACTERS], self._worker)
-        return {name: value for name, value in zip(FIELDS, values, strict=True) if value not in (None, "")}
+        given: dict[Any, Any] = {
+            name: value for name, value in zip(FIELDS, values, strict=True) if value not in (None, "")
+        }
+        if "question" in given:
+            given["question"] = self._texts.encrypt(self._key, "question", str(given["question"]))
+        return given
 
 
 def _shown(entry: str, fields: dict[bytes, bytes]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from sys import intern
 from typing import Any, Final
 
+from api.errors import Undecryptable
 from api.ports.answer_quality import (
     Evidence,
     Label,
@@ -26,6 +27,8 @@ from api.redis_store.scripts import script
 
 OF_SCOPE: Final = 500
 """Labels of a scope, for explain; about 75 kB."""
+PAIR_FIELDS: Final = (b"asked", b"cached")
+"""The texts of a pair."""
 SCOPES: Final = 500
 """Scopes that have such labels."""
 SCOPE_LIFETIME_MS: Final = 2 * 24 * 3600 * 1000
@@ -52,6 +55,7 @@ class RedisLabels:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.labels)
+        self._texts = redis.texts
         self._keys = keys
         self._append = script(redis.client, "stores/label_store", "append")
         self._retract = script(redis.client, "stores/label_store", "retract")
@@ -65,7 +69,7 @@ class RedisLabels:
         """Does what `append` does, and returns the label's name for `retract`."""
         fields = _flat(_fields(scope, tenant, label))
         limits = [LIFETIME_MS, SCOPE_LIFETIME_MS, OF_SCOPE, POOLED, PAIRS, SCOPES]
-        arguments = [*limits, len(fields) // 2, *fields, *(_flat(_pair_fields(tenant, pair)) if pair else ())]
+        arguments = [*limits, len(fields) // 2, *fields, *(_flat(self._pair_fields(tenant, pair)) if pair else ())]
         known = self._keys
         keys = [known.labels_of(scope), known.labels, known.labelled_pairs, known.labelled_scopes]
         ids = await self._redis.run("append_label", partial(self._append, keys, arguments))
@@ -103,7 +107,7 @@ class RedisLabels:
         """Returns the newest pairs of all scopes, newest first."""
         key = self._keys.labelled_pairs
         found: Any = await self._redis.run("read_labels", lambda client: client.xrevrange(key, count=limit))
-        return [pair for pair in map(_read_pair, found) if pair is not None]
+        return [pair for pair in map(self._read_pair, found) if pair is not None]
 
     async def of_tenant(self, tenant: str) -> AsyncIterator[tuple[str, Mapping[str, str]]]:
         """Yields the fields of each label (`label`) and each kept pair (`pair`) of a tenant, oldest first."""
@@ -114,7 +118,7 @@ class RedisLabels:
                     "read_labels",
                     lambda client, key=key, at=after: client.xrange(key, at, "+", READ),  # type: ignore[misc]
                 )
-                for _, fields in map(_named, found):
+                for _, fields in map(self._named, found):
                     if fields.get("tenant") == tenant:
                         yield kind, fields
                 if len(found) < READ:
@@ -125,6 +129,31 @@ class RedisLabels:
         """Returns whether the fleet may make another shadow call in this minute; if so, counts it."""
         arguments = [per_minute, MINUTE_MS]
         return bool(await self._redis.run("admit_shadow", partial(self._admit, [self._keys.shadow_calls], arguments)))
+
+    def _pair_fields(self, tenant: str, pair: LabelledPair) -> dict[str, Any]:
+        """A pair is bound to its scope."""
+        return {
+            "scope": pair.scope,
+            "tenant": tenant,
+            "verdict": pair.verdict.value,
+            "asked": self._texts.encrypt(pair.scope, "asked", pair.asked[:PAIR_TEXT]),
+            "cached": self._texts.encrypt(pair.scope, "cached", pair.cached[:PAIR_TEXT]),
+        }
+
+    def _read_pair(self, reply: Any) -> LabelledPair | None:
+        try:
+            _, fields = self._named(reply)
+            return LabelledPair(fields["asked"], fields["cached"], Verdict(fields["verdict"]), fields["scope"])
+        except (KeyError, ValueError, AttributeError, Undecryptable):
+            return None
+
+    def _named(self, reply: Any) -> tuple[str, dict[str, str]]:
+        """Like the function, and decrypts a pair."""
+        at, fields = reply
+        scope = fields.get(b"scope", b"").decode("utf-8", "replace")
+        kept = [name for name in PAIR_FIELDS if name in fields]
+        texts = {name: self._texts.decrypt(scope, name.decode(), fields[name]) for name in kept}
+        return _named((at, {**fields, **texts}))
 
 
 def _flat(fields: Mapping[str, Any]) -> list[Any]:
@@ -154,16 +183,6 @@ def _fields(scope: str, tenant: str, label: Label) -> dict[str, Any]:
         "entry": label.entry,
         "votes": "" if label.votes is None else label.votes,
         **({"variant": label.variant, "deviates": int(label.deviates)} if label.variant else {}),
-    }
-
-
-def _pair_fields(tenant: str, pair: LabelledPair) -> dict[str, Any]:
-    return {
-        "scope": pair.scope,
-        "tenant": tenant,
-        "verdict": pair.verdict.value,
-        "asked": pair.asked[:PAIR_TEXT],
-        "cached": pair.cached[:PAIR_TEXT],
     }
 
 
@@ -210,11 +229,3 @@ def _label(at: str, fields: Mapping[str, str]) -> Label:
         fields.get("variant", ""),
         fields.get("deviates") == "1",
     )
-
-
-def _read_pair(reply: Any) -> LabelledPair | None:
-    try:
-        _, fields = _named(reply)
-        return LabelledPair(fields["asked"], fields["cached"], Verdict(fields["verdict"]), fields["scope"])
-    except (KeyError, ValueError, AttributeError):
-        return None

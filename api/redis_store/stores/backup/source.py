@@ -16,14 +16,17 @@ from redis.exceptions import ResponseError
 
 from api.ports.backup_storage import StoredAnswer, StoredDocument
 from api.ports.document_work import EmbeddedChunk
+from api.redis_store.encryption import TextCipher
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
-from api.redis_store.scripts import downloaded, milliseconds, now_ms, on_all, replies_of, scanned_once
+from api.redis_store.scripts import milliseconds, now_ms, on_all, replies_of, scanned_once
+from api.redis_store.stores.cache.answers import decrypted_fields
 from api.redis_store.stores.cache.sweep import EntryKey
 from api.redis_store.stores.documents.document_records import (
     DocumentDigests,
     Fields,
     chunk_of,
+    decrypted_download,
     document_of,
     named,
     range_of,
@@ -72,7 +75,11 @@ class AnswerReader:
         time, *replies = await self._redis.of(part.invalidated).run("backup", ask)
         now_ms = milliseconds(time)
         threes = zip(entries, replies[::3], replies[1::3], replies[2::3], strict=True)
-        found = [_answer(entry, fields, now_ms + left, uses) for entry, fields, left, uses in threes if left > 0]
+        found = [
+            _answer(self._redis.texts, entry, fields, now_ms + left, uses)
+            for entry, fields, left, uses in threes
+            if left > 0
+        ]
         return [answer for answer in found if answer is not None]
 
     async def _cited(self, answers: Sequence[StoredAnswer]) -> list[StoredAnswer]:
@@ -91,11 +98,11 @@ class AnswerReader:
         return found
 
 
-def _answer(entry: EntryKey, reply: Any, gone_ms: int, uses: bytes | None) -> StoredAnswer | None:
-    """None if the entry is gone or cannot be read."""
+def _answer(texts: TextCipher, entry: EntryKey, reply: Any, gone_ms: int, uses: bytes | None) -> StoredAnswer | None:
+    """None if the entry is gone or cannot be read. Raises `Undecryptable`."""
     if isinstance(reply, ResponseError):
         return None
-    raw = named(reply)
+    raw = decrypted_fields(texts, entry.key, named(reply))
     vector = raw.pop("vector", None)
     try:
         fields = {name: value.decode() for name, value in raw.items()}
@@ -123,6 +130,7 @@ class DocumentReader:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
+        self._texts = redis.texts
         self._keys = keys
 
     async def all(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
@@ -142,7 +150,9 @@ class DocumentReader:
             revision = int(fields.get("revision") or 0)
             if revision == 0 or (tenants and fields["tenant"].decode() not in tenants):
                 return None
-            content = await downloaded(self._redis, self._keys.document_text(document))
+            content = await decrypted_download(
+                self._redis, self._keys, self._texts, document, self._keys.document_text(document)
+            )
             sets = await self._sets(document, fields) if vectors else {}
             if content is not None and int((await self._fields(document)).get("revision") or 0) == revision:
                 return StoredDocument(document_of(document, fields, {}), content.decode("utf-8", "replace"), sets)
@@ -181,14 +191,16 @@ class DocumentReader:
                 replies: list[Any] = await pipe.execute()
                 return replies
 
-        return [_embedded(named(fields)) for fields in await self._redis.run("backup", read)]
+        found = zip(names, await self._redis.run("backup", read), strict=True)
+        return [_embedded(self._texts, name, named(fields)) for name, fields in found]
 
 
-def _embedded(fields: Fields) -> EmbeddedChunk | None:
+def _embedded(texts: TextCipher, key: str, fields: Fields) -> EmbeddedChunk | None:
     try:
         vector, failure = vector_of(fields), fields.get("failure", b"").decode()
         assert vector is not None or failure
-        return EmbeddedChunk(chunk_of(fields), vector, range_of(fields["span"]), range_of(fields["reach"]), failure)
+        chunk = chunk_of(fields, texts, key)
+        return EmbeddedChunk(chunk, vector, range_of(fields["span"]), range_of(fields["reach"]), failure)
     except (KeyError, ValueError, AssertionError):
         return None
 

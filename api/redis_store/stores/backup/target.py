@@ -26,6 +26,7 @@ from api.ports.document_work import Deletions, EmbeddedChunk, Work, ranges_of, t
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, script
+from api.redis_store.stores.cache.answers import encrypted_fields
 from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.documents.document_records import DocumentDigests, RedisDocuments, owner_of
 from api.redis_store.stores.documents.embeddings import RedisReembedding
@@ -201,7 +202,8 @@ class AnswerWriter:
         documents = f"corpus:{answer.tenant}" if answer.is_grounded else ""
         tokens = answer.fields.get("completion_tokens", "0")
         times = [answer.created_ms, answer.gone_ms, one.at_ms]
-        pairs = [part for pair in one.fields.items() for part in pair]
+        fields = encrypted_fields(self._redis.texts, entry, one.fields)
+        pairs = [part for pair in fields.items() for part in pair]
         return keys, [*times, documents, self._max_size, answer.tenant, tokens, answer.uses, len(tags), *tags, *pairs]
 
     async def _is_same(self, tenant: str, corpora: Mapping[str, str]) -> bool:

@@ -326,9 +326,9 @@ local lifetime, tags_ms, most, now = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8
 
 -- Copies have the same text, or belong to the same group of answers.
 local function has_answer(entry, is_judged)
-  local answer, of_group = unpack(redis.call('HMGET', entry, 'answer', 'group'))
+  local answer, of_group, digest = unpack(redis.call('HMGET', entry, 'answer', 'group', 'answer_digest'))
   if not answer then return false end
-  if string.sub(redis.sha1hex(answer), 1, DIGEST) == judged then return true end
+  if (digest or string.sub(redis.sha1hex(answer), 1, DIGEST)) == judged then return true end -- it may be encrypted
   return not is_judged and group ~= '' and of_group == group
 end
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -13,7 +15,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, RedisError
 
 from api.cancellation import log_failure, wait_with_lag
-from api.errors import DocumentsChanged, StoreUnavailable
+from api.errors import DocumentsChanged, StoreUnavailable, Undecryptable
 from api.ports.answer_cache import (
     CachedQuestion,
     Claim,
@@ -25,6 +27,7 @@ from api.ports.answer_cache import (
 from api.ports.document_store import DocumentFilter
 from api.ports.limits import Charge
 from api.redis_store.connections import BatchingRedis
+from api.redis_store.encryption import TextCipher
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
@@ -41,14 +44,21 @@ COMPARED: Final = "meaning"
 """New documents are compared with the entry by the meaning of its question."""
 EXACT: Final = "exact"
 """The entry cannot be compared, so any new document invalidates it."""
-DIGEST, GROUP_DIGITS = 32, 8
-"""Hex digits of the digest that ends an entry's key, and how many of them name its answer group."""
+DIGEST, GROUP_DIGITS, ANSWER_DIGITS = 32, 8, 16
+"""Hex digits of the digest that ends an entry's key, how many of them name its answer group, and those that identify an
+answer's text. The scripts have the same numbers."""
 BATCH: Final = 100
 """Entries that one command reads for repeats."""
 MOST_AT_ONCE: Final = 2
 """Such commands of a worker under way."""
 MOST_AGAIN, LONGEST_AGAIN = 128, 16 * 1024
 """Entries that are kept decoded for repeats, and bytes of each."""
+TEXTS: Final = ("question", "answer", "sources", "unread")
+"""The fields of an entry that are encrypted."""
+ANSWER_DIGEST: Final = "answer_digest"
+"""The field of an encrypted entry that feedback finds its answer by."""
+CITES: Final = "cites"
+"""The field of an encrypted entry with the documents that it cites."""
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
 
 
@@ -63,12 +73,36 @@ def ground_fields(tenant: str, grounds: RetrievalSnapshot, *, stands_alone: bool
     }
 
 
-def cached_question(entry: str, fields: Mapping[str, bytes]) -> CachedQuestion:
-    """Parses these fields. Raises `KeyError` and `ValueError` for an entry that is being removed."""
+def encrypted_fields(texts: TextCipher, entry: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an entry as they are stored."""
+    if not texts.encrypts:
+        return dict(fields)
+    hidden = {name: texts.encrypt(entry, name, fields[name]) for name in TEXTS if name in fields}
+    cites = [{"document_id": source["document_id"]} for source in orjson.loads(fields["sources"])]
+    about = {ANSWER_DIGEST: answer_digest(fields["answer"]), CITES: orjson.dumps(cites)}
+    return {**fields, **hidden, **about}
+
+
+def decrypted_fields(texts: TextCipher, entry: str, fields: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The fields of an entry as they were before `encrypted_fields`. Raises `Undecryptable`."""
+    plain = {name: texts.decrypt(entry, name, value) if name in TEXTS else value for name, value in fields.items()}
+    return {name: value for name, value in plain.items() if name not in (ANSWER_DIGEST, CITES)}
+
+
+def answer_digest(answer: str) -> str:
+    """Identifies the text of an answer."""
+    return hashlib.sha1(answer.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:ANSWER_DIGITS]
+
+
+def cached_question(texts: TextCipher, entry: str, fields: Mapping[str, bytes]) -> CachedQuestion:
+    """Parses these fields.
+
+    Raises `KeyError` and `ValueError` for an entry that is being removed, and `Undecryptable`.
+    """
     wanted = orjson.loads(fields["wanted"])
     return CachedQuestion(
         entry=entry,
-        question=fields["question"].decode("utf-8", "replace"),
+        question=texts.decrypt(entry, "question", fields["question"]).decode("utf-8", "replace"),
         tenant=fields["tenant"].decode("utf-8", "replace"),
         vector=fields.get("vector"),
         top_k=int(fields["top_k"]),
@@ -105,6 +139,7 @@ class RedisAnswerCache:
     ) -> None:
         self._charges = limits
         self._redis = redis
+        self._texts = redis.texts
         self._keys = keys
         self._indexes = indexes
         self._counters = counters
@@ -289,7 +324,8 @@ class RedisAnswerCache:
         `DocumentsChanged` if only the documents changed: the caller checks whether the answer would be the same.
         """
         part = self._keys.partition(scope)
-        fields, grounds = _fields(scope, vector, answer, self._release), answer.grounds
+        key, grounds = part.entry(scope, digest), answer.grounds
+        fields = encrypted_fields(self._texts, key, _fields(scope, vector, answer, self._release))
         cited = dict.fromkeys(source.document_id for source in answer.sources)
         tags = [*_tags(digest, answer.tenant), *(f"source:{document}" for document in cited)]
         pairs = (part for pair in fields.items() for part in pair)
@@ -298,7 +334,6 @@ class RedisAnswerCache:
         looked: list[Any] = [f"corpus:{answer.tenant}", grounds.at_ms] if grounds is not None else ["", 0]
         asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TAGS_LIFETIME_MS]
         arguments = [*asked, len(tags), *tags, *pairs]
-        key = part.entry(scope, digest)
         keys = [key, part.invalidated, *part.eviction_keys, *flight]
         reply = await self._redis.of(key).run("store", partial(self._store, keys, arguments))
         if not reply:
@@ -340,10 +375,16 @@ class RedisAnswerCache:
     def _decoded(self, key: str, values: Sequence[Any]) -> CachedAnswer | None:
         """Counts an unreadable entry and skips it. It stays: a later release may read it."""
         try:
-            return _decode(key, values)
-        except (ValueError, TypeError, KeyError):
+            return _decode(key, self._plain(key, values) if self._texts.keys else values)
+        except (ValueError, TypeError, KeyError, Undecryptable):
             self._counters.add("corrupt")
             return None
+
+    def _plain(self, key: str, values: Sequence[Any]) -> list[Any]:
+        return [
+            self._texts.decrypt(key, name, value) if name in TEXTS and value is not None else value
+            for name, value in zip(FIELDS, values, strict=True)
+        ]
 
 
 def _fields(scope: str, vector: Vector | None, answer: NewAnswer, release: str) -> dict[str, Any]:
@@ -466,6 +507,7 @@ class RedisCondensedQuestions:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, ttl_ms: int) -> None:
         self._redis = redis
+        self._texts = redis.texts
         self._keys = keys
         self._ttl_ms = ttl_ms
 
@@ -473,9 +515,14 @@ class RedisCondensedQuestions:
         """The stand-alone question; empty if it cannot be rewritten; None if nothing is stored."""
         key = self._keys.condensed(place)
         found: Any = await self._redis.of(key).run("condensed", lambda client: client.get(key))
-        return None if found is None else str(found.decode())
+        if found is None:
+            return None
+        with suppress(Undecryptable):
+            return self._texts.decrypt(key, "question", found).decode()
+        return None
 
     async def remember(self, place: str, question: str) -> None:
         """Stores it for as long as an answer is fresh."""
         key = self._keys.condensed(place)
-        await self._redis.of(key).run("condensed", lambda client: client.set(key, question, px=self._ttl_ms))
+        stored = self._texts.encrypt(key, "question", question)
+        await self._redis.of(key).run("condensed", lambda client: client.set(key, stored, px=self._ttl_ms))

@@ -13,7 +13,9 @@ from typing import Any, Final, TypeAlias, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import MovedError, RedisError, ResponseError
 
+from api.errors import Undecryptable
 from api.ports.answer_cache import CachedQuestion
+from api.redis_store.encryption import TextCipher
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, replies_of, scanned, script
@@ -39,6 +41,7 @@ class RedisInvalidationTags:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, indexes: SemanticIndexes) -> None:
         self._redis = redis
+        self._texts = redis.texts
         self._keys = keys
         self._indexes = indexes
         self._expire = script(redis.client, "stores/cache/answers", "expire")
@@ -82,7 +85,11 @@ class RedisInvalidationTags:
             near = [one for one in results if 1.0 - float(one[b"extra_attributes"].get(b"d", 0.0)) >= floor]
             if len(near) >= limit:
                 return [], False
-            found |= {question.entry: question for question in map(_question, near) if question is not None}
+            try:
+                questions = [_question(self._texts, one) for one in near]
+            except Undecryptable:
+                return [], False  # other workers may have its key and serve it
+            found |= {question.entry: question for question in questions if question is not None}
         return list(found.values()), True
 
     async def incomparable(self, embedder: EmbedderIdentity, tenant: str, limit: int) -> tuple[Sequence[str], bool]:
@@ -172,10 +179,10 @@ def _all(found: Sequence[Found[T]]) -> tuple[Sequence[T], bool]:
     return [one for of_one, _ in found for one in of_one], True
 
 
-def _question(found: Any) -> CachedQuestion | None:
+def _question(texts: TextCipher, found: Any) -> CachedQuestion | None:
     fields = {name.decode(): value for name, value in found[b"extra_attributes"].items()}
     with suppress(KeyError, ValueError):
-        return cached_question(found[b"id"].decode(), fields)
+        return cached_question(texts, found[b"id"].decode(), fields)
     return None
 
 

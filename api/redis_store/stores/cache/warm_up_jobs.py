@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
+from api.errors import Undecryptable
 from api.ports.answer_cache import WarmUpCount, WarmUpProgress, WarmUpStatus
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
@@ -24,6 +26,9 @@ class RedisWarmUpJobs:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str) -> None:
         self._redis = redis.of(keys.cache_warm_ups)
+        self._texts = redis.texts
+        self._stored: dict[bytes, bytes] = {}
+        """The encrypted questions that were last read, as in the queue."""
         self._keys = keys
         self._worker = worker
         self._acquire = script(redis.client, "stores/cache/warm_up_jobs", "acquire")
@@ -37,7 +42,7 @@ class RedisWarmUpJobs:
         """
         _, queue, _ = self._keys.cache_warm_up(job)
         for start in range(0, len(questions), PUSHED):
-            part = questions[start : start + PUSHED]
+            part = [self._texts.encrypt(queue, "question", one) for one in questions[start : start + PUSHED]]
             await self._redis.run("warm_up", lambda client, part=part: _push(client, queue, part))  # type: ignore[misc]
         await self._redis.run("warm_up", lambda client: self._begin(client, job, len(questions)))
 
@@ -56,7 +61,8 @@ class RedisWarmUpJobs:
         """Returns the progress of a job; None if it does not exist or has expired."""
         key = self._keys.cache_warm_up(job)[0]
         fields: Mapping[Any, Any] = await self._redis.run("warm_up", lambda client: client.hgetall(key))
-        return _progress(job, {name.decode(): value.decode() for name, value in fields.items()}) if fields else None
+        texts = {name.decode(): self._shown(key, value) for name, value in fields.items()}
+        return _progress(job, texts) if fields else None
 
     async def cancel(self, job: str) -> None:
         """Cancels a running job."""
@@ -79,21 +85,40 @@ class RedisWarmUpJobs:
         """Returns the first `count` remaining questions."""
         queue = self._keys.cache_warm_up(job)[1]
         found: Any = await self._redis.run("warm_up", lambda client: client.lrange(queue, 0, count - 1))
-        return list(found)
+        return [self._decrypted(queue, one) for one in found] if self._texts.keys else list(found)
 
     async def settle(self, job: str, question: bytes, counts: Sequence[WarmUpCount], error: str = "") -> bool:
         """Counts a question as done, once. Without a question, ends the job if none is left.
 
         Returns whether the job is still running.
         """
-        return bool(await self._run(self._settle, job, job, LIFETIME_MS, ERRORS_KEPT, question, error, *counts))
+        key, stored = self._keys.cache_warm_up(job)[0], self._stored.get(question, question)
+        what = self._texts.encrypt(key, "error", error) if error else ""
+        is_running = await self._run(self._settle, job, job, LIFETIME_MS, ERRORS_KEPT, stored, what, *counts)
+        self._stored.pop(question, None)
+        return bool(is_running)
+
+    def _decrypted(self, queue: str, stored: bytes) -> bytes:
+        """A question that cannot be decrypted stays as it is, and then counts as one that cannot be read."""
+        with suppress(Undecryptable):
+            question = self._texts.decrypt(queue, "question", stored)
+            if question != stored:
+                self._stored[question] = stored
+            return question
+        return stored
+
+    def _shown(self, key: str, value: bytes) -> str:
+        """A value of the progress as text; an error may be encrypted."""
+        with suppress(Undecryptable):
+            return self._texts.decrypt(key, "error", value).decode("utf-8", "replace")
+        return "the error cannot be decrypted"
 
     async def _run(self, called: AsyncScript, job: str, *arguments: str | bytes | int) -> Any:
         keys = self._keys.cache_warm_up(job)
         return await self._redis.run("warm_up", lambda client: called(keys, arguments, client))
 
 
-async def _push(client: Redis, queue: str, questions: Sequence[bytes]) -> None:
+async def _push(client: Redis, queue: str, questions: Sequence[str | bytes]) -> None:
     async with client.pipeline(transaction=True) as pipe:
         pipe.rpush(queue, *questions)
         pipe.pexpire(queue, LIFETIME_MS)

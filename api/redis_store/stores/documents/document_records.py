@@ -5,6 +5,7 @@ The first functions convert documents, work and chunks from and to hashes.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,13 +29,16 @@ from api.ports.document_store import (
     Proposal,
 )
 from api.ports.document_work import EmbeddedChunk, Work, WorkPhase
-from api.redis_store.health_gated import HealthGatedClients
+from api.redis_store.encryption import CONTENT, NO_CIPHER, TextCipher
+from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import Keys
-from api.redis_store.scripts import script, uploaded
+from api.redis_store.scripts import downloaded, script, uploaded
 from api.values import Vector
 from api.values import owner_of as owner_of
 
 Fields = Mapping[str, bytes]
+SEALED: Final = "sealed"
+"""The field with a chunk's encrypted texts."""
 
 
 def tag_key(tag: str) -> str:
@@ -144,10 +148,12 @@ def work_of(document: str, fields: Fields) -> Work:
     )
 
 
-def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]:
+def chunk_fields(
+    work: Work, embedded: EmbeddedChunk, texts: TextCipher = NO_CIPHER, key: str = ""
+) -> list[str | bytes | int]:
     """A chunk as fields and values; every chunk has the same number of them.
 
-    A chunk that could not be embedded is in the index without a vector.
+    A chunk that could not be embedded is in the index without a vector. `key` is that of its hash.
     """
     chunk, facts = embedded.chunk, work.facts
     fields: dict[str, str | bytes | int] = {
@@ -156,8 +162,7 @@ def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]
         "revision": work.revision,
         "number": chunk.number,
         "title": facts.title,
-        "heading": chunk.heading,
-        "text": chunk.text,
+        **passage_texts(texts, key, chunk.heading, chunk.text),
         "tags": ",".join(map(tag_key, facts.tags)),
         "stemmer": stemmer_of(facts.language),
         "start": chunk.start,
@@ -173,10 +178,25 @@ def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]
     return [part for pair in fields.items() for part in pair]
 
 
-def chunk_of(fields: Fields) -> Chunk:
-    """Parses the fields of a chunk that readers need."""
+def passage_texts(texts: TextCipher, key: str, heading: str, text: str) -> dict[str, str | bytes]:
+    """The fields with a chunk's texts. Encrypted ones are not in the index: no word of them could be found."""
+    if not texts.encrypts:
+        return {"heading": heading, "text": text}
+    return {SEALED: texts.encrypt(key, SEALED, orjson.dumps([heading, text]))}
+
+
+def texts_of(texts: TextCipher, key: str, fields: Fields) -> tuple[str, str]:
+    """The heading and the text of a chunk. Raises `Undecryptable`."""
+    if (sealed := fields.get(SEALED)) is not None:
+        heading, text = orjson.loads(texts.decrypt(key, SEALED, sealed))
+        return heading, text
+    return fields["heading"].decode(), fields["text"].decode("utf-8", "replace")
+
+
+def chunk_of(fields: Fields, texts: TextCipher, key: str) -> Chunk:
+    """Parses the fields of a chunk that readers need. Raises `Undecryptable`."""
     number, start, end = (_int(fields, name) for name in ("number", "start", "end"))
-    text, heading = fields["text"].decode("utf-8", "replace"), fields["heading"].decode()
+    heading, text = texts_of(texts, key, fields)
     return Chunk(number, text, heading, start, end, page_of(fields))
 
 
@@ -205,6 +225,23 @@ def _text(fields: Fields, name: str) -> str | None:
     return value.decode() if value is not None else None
 
 
+async def encrypted_upload(redis: HealthGated, keys: Keys, texts: TextCipher, document: str, content: bytes) -> str:
+    """Uploads the content of a document, and returns its temporary key."""
+    if texts.encrypts:  # in a thread: of a large file it takes milliseconds
+        content = await asyncio.to_thread(texts.encrypt_content, keys.document_text(document), content)
+    return await uploaded(redis, keys, content)
+
+
+async def decrypted_download(
+    redis: HealthGated, keys: Keys, texts: TextCipher, document: str, key: str
+) -> bytes | None:
+    """Reads the content of a document: `key` is its text or its draft. Raises `Undecryptable`."""
+    content = await downloaded(redis, key)
+    if content is None or not content.startswith(CONTENT):
+        return content
+    return await asyncio.to_thread(texts.decrypt_content, keys.document_text(document), content)
+
+
 LOOKED_AT: Final = 200
 """Documents per read when a list is filtered."""
 
@@ -214,6 +251,7 @@ class RedisDocuments:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
+        self._texts = redis.texts
         self._keys = keys
         self._propose = script(redis.client, "stores/documents/document_records", "propose")
         self._delete = script(redis.client, "stores/documents/document_records", "delete")
@@ -221,7 +259,7 @@ class RedisDocuments:
     async def propose(self, draft: Draft, most: int) -> Proposal:
         """Stores a draft to be ingested; the newest draft of a document wins. `most`: documents a tenant may have."""
         keys, owner = self._keys, owner_of(draft.facts.tenant)
-        content = await uploaded(self._redis, keys, draft.content)
+        content = await encrypted_upload(self._redis, keys, self._texts, draft.id, draft.content)
         names = [
             keys.document(draft.id),
             keys.document_work(draft.id),
@@ -295,7 +333,7 @@ class RedisDocuments:
         numbers = range(offset, min(offset + limit, totals[embedder]))
         names = [self._keys.chunk(embedder, document, revision, number) for number in numbers]
         found = await self._redis.run("document_read", lambda client: _all(client, names))
-        return [chunk_of(one) for one in found if one]
+        return [chunk_of(one, self._texts, name) for name, one in zip(names, found, strict=True) if one]
 
     async def delete(self, document: str, tenant: str | None = None) -> bool:
         """Deletes a document. Returns False if it does not exist, or belongs to another tenant."""

@@ -16,15 +16,37 @@ from redisvl.schema import IndexSchema
 
 from api.languages.function_words import BY_WORD
 from api.ports.document_store import DocumentFilter, Hit, Rankings
+from api.redis_store.encryption import TextCipher
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import hybrid_policy
-from api.redis_store.stores.documents.document_records import STEMMERS, owner_of, page_of, range_of, tag_key
+from api.redis_store.stores.documents.document_records import (
+    SEALED,
+    STEMMERS,
+    owner_of,
+    page_of,
+    range_of,
+    tag_key,
+    texts_of,
+)
 from api.values import EmbedderIdentity, Vector
 
 M: Final = 16
 EF_CONSTRUCTION: Final = 200
 EF_RUNTIME: Final = 200
-FIELDS: Final = ("document", "revision", "number", "text", "heading", "span", "reach", "start", "end", "page", "vector")
+FIELDS: Final = (
+    "document",
+    "revision",
+    "number",
+    "text",
+    "heading",
+    "span",
+    "reach",
+    "start",
+    "end",
+    "page",
+    "vector",
+    SEALED,
+)
 WORDS: Final = 32
 """Most words of a question to search for."""
 RARE: Final = 8
@@ -169,10 +191,10 @@ def is_cut_short(reply: Any) -> bool:
     return isinstance(reply, ResponseError) or bool(reply.get(b"warning"))
 
 
-def counted(replies: Mapping[str, Any], embedder: str) -> Rankings:
+def counted(replies: Mapping[str, Any], embedder: str, texts: TextCipher) -> Rankings:
     """Returns the chunks with rare terms, the terms that are not rare, and those that no chunk has."""
     totals = {term: total(reply) for term, reply in replies.items()}
-    rare = [hit for term, reply in replies.items() if totals[term] <= RARE for hit in hits(reply, embedder)]
+    rare = [hit for term, reply in replies.items() if totals[term] <= RARE for hit in hits(reply, embedder, texts)]
     frequent = frozenset(term for term, number in totals.items() if number > RARE)
     absent = frozenset(term for term, number in totals.items() if number == 0)
     return Rankings(rare=rare, frequent=frequent, absent=absent)
@@ -183,30 +205,33 @@ def total(reply: Any) -> int:
     return -1 if isinstance(reply, ResponseError) else int(reply[b"total_results"])
 
 
-def best(replies: Sequence[Any], embedder: str, count: int) -> list[Hit]:
+def best(replies: Sequence[Any], embedder: str, count: int, texts: TextCipher) -> list[Hit]:
     """The best of several searches by words. Their scores can be compared: one index has all the chunks."""
-    return sorted((hit for reply in replies for hit in hits(reply, embedder)), key=lambda hit: -hit.score)[:count]
+    return sorted((hit for reply in replies for hit in hits(reply, embedder, texts)), key=lambda hit: -hit.score)[
+        :count
+    ]
 
 
-def hits(reply: Any, embedder: str) -> Iterator[Hit]:
-    """The chunks that a search found, best first."""
+def hits(reply: Any, embedder: str, texts: TextCipher) -> Iterator[Hit]:
+    """The chunks that a search found, best first. Raises `Undecryptable`."""
     if reply is None or isinstance(reply, ResponseError):
         return  # a refused search finds nothing; the other one may
     for found in reply[b"results"]:
         fields = {name.decode(): value for name, value in found[b"extra_attributes"].items()}
         score = 1.0 - float(fields["d"]) if "d" in fields else float(found.get(b"score", 0.0))
         with suppress(KeyError, ValueError):  # the chunk is being removed
-            yield _hit(fields, score, embedder)
+            yield _hit(fields, score, embedder, texts_of(texts, found[b"id"].decode(), fields))
 
 
-def _hit(fields: Mapping[str, bytes], score: float, embedder: str) -> Hit:
+def _hit(fields: Mapping[str, bytes], score: float, embedder: str, texts: tuple[str, str]) -> Hit:
+    heading, text = texts
     return Hit(
         document=fields["document"].decode(),
         revision=int(fields["revision"]),
         number=int(fields["number"]),
         score=score,
-        text=fields["text"].decode("utf-8", "replace"),
-        heading=fields["heading"].decode(),
+        text=text,
+        heading=heading,
         vector=fields.get("vector"),
         span=range_of(fields["span"]),
         reach=range_of(fields["reach"]),

@@ -19,6 +19,7 @@ from redis.commands.search.index_definition import IndexDefinition, IndexType
 from redis.exceptions import ResponseError
 
 from api.ports.document_store import Corpus, CurrentDocument, DocumentFilter, Hit, Rankings
+from api.redis_store.encryption import CONTENT, HEADER, stored_range
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import replies_of
@@ -54,6 +55,7 @@ class RedisPassageIndex:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
+        self._texts = redis.texts
         self._keys = keys
         self._embeddings = RedisUnusedEmbeddings(redis, keys)
         self._complete: dict[str, tuple[float, bool]] = {}
@@ -97,12 +99,14 @@ class RedisPassageIndex:
         """Searches by meaning, if there is a `vector`, and by words: up to `count` chunks each, best first.
 
         In the same round trip it counts the tenant's chunks with each of `terms`. `languages`: those of the
-        tenant's `corpus`.
+        tenant's `corpus`. Encrypted passages are found by meaning only, and no terms are counted.
 
         The result may contain chunks that are not in service. `complete` is False if the embedder has not embedded all
         documents or a search ended early. `other` is then the embedder that has embedded the most.
         """
         fingerprint, stemmers = embedder.fingerprint, [STEMMERS[one] for one in languages]
+        if self._texts.encrypts:
+            question, terms = "", ()
         asked = (tenant, wanted, question, vector, count, terms, stemmers)
         replies = await self._replies(self._searches(fingerprint, *asked))
         if any(says_missing(reply) for some in replies.values() for reply in some):
@@ -117,11 +121,13 @@ class RedisPassageIndex:
         behind, other = is_behind(named(state), fingerprint)
         # Searches for common words may always end early.
         refused = any(map(is_cut_short, meaning)) or any(isinstance(reply, ResponseError) for reply in words)
-        rankings = counted({term.removeprefix("="): reply for term, (reply,) in replies.items()}, fingerprint)
+        rankings = counted(
+            {term.removeprefix("="): reply for term, (reply,) in replies.items()}, fingerprint, self._texts
+        )
         return replace(
             rankings,
-            meaning=best(meaning, fingerprint, count),
-            words=best(words, fingerprint, count),
+            meaning=best(meaning, fingerprint, count, self._texts),
+            words=best(words, fingerprint, count, self._texts),
             complete=not (behind or refused),
             other=other,
         )
@@ -182,8 +188,10 @@ class RedisPassageIndex:
     ) -> Sequence[Hit]:
         """Searches the chunks of an embedder by words alone, see `by_words`. A missing index has no passages.
 
-        An embedder that no worker uses any more may have the earlier index only.
+        An embedder that no worker uses any more may have the earlier index only. Encrypted passages cannot be found.
         """
+        if self._texts.encrypts:
+            return ()
         index, stemmers = self._index(embedder, [STEMMERS[one] for one in languages])
         replies: list[Any] = []
         for name, some in ((index, stemmers), (self._keys.chunk_index(embedder), ())):
@@ -191,7 +199,7 @@ class RedisPassageIndex:
             replies = await self._redis.run("passages", lambda client, asked=commands: _execute(client, asked))  # type: ignore[misc]
             if not any(map(says_missing, replies)):
                 break
-        return best(replies, embedder, count)
+        return best(replies, embedder, count, self._texts)
 
     async def is_complete(self, embedder: EmbedderIdentity) -> bool:
         """Returns whether Redis has finished building the index. The answer is cached: yes for longer than no."""
@@ -235,18 +243,31 @@ class RedisPassageIndex:
 
         async def read(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=True) as pipe:
-                for document, _, (start, end) in spans:
+                for document, _, span in spans:
                     pipe.hget(self._keys.document(document), "revision")
-                    pipe.getrange(self._keys.document_text(document), start, end - 1)
+                    for start, end in self._ranges(span):
+                        pipe.getrange(self._keys.document_text(document), start, end - 1)
                 replies: list[Any] = await pipe.execute()
                 return replies
 
-        replies = await self._redis.run("passages", read) if spans else []
-        pairs = zip(spans, replies[::2], replies[1::2], strict=True)
+        replies, each = await self._redis.run("passages", read) if spans else [], 1 + len(self._ranges((0, 1)))
+        of_spans = zip(spans, range(0, len(replies), each), strict=True)
         return [
-            text.decode("utf-8", "replace") if at is not None and int(at) == revision else None
-            for (_, revision, _), at, text in pairs
+            self._text(document, span, replies[at + 1 : at + each]).decode("utf-8", "replace")
+            if replies[at] is not None and int(replies[at]) == revision
+            else None
+            for (document, revision, span), at in of_spans
         ]
+
+    def _ranges(self, span: tuple[int, int]) -> list[tuple[int, int]]:
+        """What to read for a part of a text, which may be plain or encrypted."""
+        return [span, (0, HEADER), stored_range(span)] if self._texts.keys else [span]
+
+    def _text(self, document: str, span: tuple[int, int], read: Sequence[bytes]) -> bytes:
+        """A part of a text, from what was read of these ranges. Raises `Undecryptable`."""
+        if len(read) == 1 or not read[1].startswith(CONTENT):
+            return read[0]
+        return self._texts.decrypt_part(self._keys.document_text(document), read[1], read[2], span)
 
     async def _forget(self) -> None:
         """A restarted Redis rebuilds its indexes."""

@@ -18,8 +18,16 @@ from api.ports.document_store import FailedChunk
 from api.ports.document_work import Delayed, EmbeddedChunk, Work, Written
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
-from api.redis_store.scripts import downloaded, script, uploaded
-from api.redis_store.stores.documents.document_records import chunk_fields, named, owner_of, stemmer_of, work_of
+from api.redis_store.scripts import script
+from api.redis_store.stores.documents.document_records import (
+    chunk_fields,
+    decrypted_download,
+    encrypted_upload,
+    named,
+    owner_of,
+    stemmer_of,
+    work_of,
+)
 from api.values import EmbedderIdentity, Vector
 
 REMOVED: Final = 200
@@ -38,6 +46,7 @@ class RedisDocumentWork:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str, reads: Collection[str]) -> None:
         self._redis = redis.of(keys.corpus_state)
+        self._texts = redis.texts
         self._keys = keys
         self._worker = worker
         self._reads = tuple(reads)
@@ -105,18 +114,21 @@ class RedisDocumentWork:
 
     async def draft(self, work: Work) -> bytes | None:
         """Reads what was uploaded: text or a file."""
-        return await downloaded(self._redis, self._keys.document_draft(work.id))
+        return await self._content(work.id, self._keys.document_draft(work.id))
 
     async def text(self, document: str) -> bytes | None:
         """Reads the text of the revision in service."""
-        return await downloaded(self._redis, self._keys.document_text(document))
+        return await self._content(document, self._keys.document_text(document))
+
+    async def _content(self, document: str, key: str) -> bytes | None:
+        return await decrypted_download(self._redis, self._keys, self._texts, document, key)
 
     async def settle_text(self, work: Work, text: bytes) -> bool:
         """Replaces the uploaded file by the text, title, tags, warnings and language that were read from it.
 
         False if the work is void or another worker's.
         """
-        content = await uploaded(self._redis, self._keys, text)
+        content = await encrypted_upload(self._redis, self._keys, self._texts, work.id, text)
         keys = [self._keys.document_work(work.id), self._keys.document_draft(work.id), content]
         facts = work.facts
         read = [facts.title, orjson.dumps(facts.tags), orjson.dumps(facts.warnings)]
@@ -221,8 +233,8 @@ class RedisDocumentWork:
         self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk]
     ) -> tuple[list[str], int, list[Any]]:
         """Chunks for a script: their keys, the number of values per chunk, and all values."""
-        values = [chunk_fields(work, one) for one in chunks]
         names = self._chunks(work, embedder, [one.chunk.number for one in chunks])
+        values = [chunk_fields(work, one, self._texts, name) for one, name in zip(chunks, names, strict=True)]
         return names, len(values[0]) if values else 0, [part for fields in values for part in fields]
 
     def _chunks(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> list[str]:
