@@ -65,6 +65,7 @@ COMMANDS: Final = {
     "redis-acl": Entry("redis_acl", "Redis", "Print the ACL rule for Ragherd's Redis user."),
     "backup": Entry("backup", "Redis", "Save documents and cached answers to a file."),
     "export": Entry("backup", "Redis", "Write all data of one tenant to a file."),
+    "reencrypt": Entry("reencrypt", "Redis", "Encrypt texts in Redis again, with the first key."),
     "restore": Entry("backup", "Redis", "Load a backup into Redis."),
 }
 

@@ -198,8 +198,8 @@ _KEY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,16}")
 def _encryption_key(number: int, entry: str) -> tuple[str, bytes]:
     if entry == "plain":
         return entry, b""
-    name, _, encoded = entry.partition("=")
-    if not _KEY_ID.fullmatch(name) or name == "plain":
+    name, separator, encoded = entry.partition("=")
+    if not separator or not _KEY_ID.fullmatch(name) or name == "plain":
         raise ValueError(f"entry {number}: expected id=key, with an ID of up to 16 letters, digits, _ or -")
     try:
         key = b64decode(encoded, validate=True)

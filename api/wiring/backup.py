@@ -33,6 +33,7 @@ from api.redis_store.stores.documents.work import RedisDeletions, RedisDocumentW
 from api.redis_store.stores.feedback import MOST_QUARANTINED, QuarantinedAnswer, quarantined_answers
 from api.redis_store.stores.label_store import RedisLabels
 from api.redis_store.stores.quality_store import RedisVerifierModels
+from api.redis_store.stores.reencryption import Counts, RedisReencryption
 from api.settings import Settings
 from api.wiring.redis import redis_address
 
@@ -121,6 +122,14 @@ async def roll_back_verifier(settings: Settings) -> str | None:
     async with _opened(settings, writes=True) as (client, keys, worker):
         await _audited(client, keys, worker, "verifier.roll-back")
         return await RedisVerifierModels(client, keys).roll_back()
+
+
+async def reencrypt(settings: Settings, *, dry_run: bool) -> Counts:
+    """Encrypts again what another key has encrypted, or none. Raises `StoreUnavailable` like `opened_memory`."""
+    async with _opened(settings, writes=not dry_run) as (client, keys, worker):
+        if not dry_run:
+            await _audited(client, keys, worker, "reencrypt")
+        return await RedisReencryption(client, keys).run(dry_run=dry_run)
 
 
 @asynccontextmanager
