@@ -109,7 +109,8 @@ async def test_no_text_is_in_redis_and_all_of_them_are_served(
 async def follows_and_waits(redis: Redis) -> bool:
     """True when one worker follows the generation of the other, and questions of a warm-up wait."""
     patterns = ("rag:flight:*:words", "rag:warm:*:queue")
-    return all([[key async for key in redis.scan_iter(match=pattern)] for pattern in patterns])
+    found = [[key async for key in redis.scan_iter(match=pattern)] for pattern in patterns]
+    return all(found)
 
 
 async def test_plain_texts_are_encrypted_rotated_and_decrypted_again(

@@ -18,7 +18,7 @@ from api.redis_store.encryption import HEADER
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import SCANNED, replies_of, script
-from api.redis_store.stores.cache.answers import ANSWER_DIGEST, CITES, TEXTS, decrypted_fields, encrypted_fields
+from api.redis_store.stores.cache.answers import ANSWER_DIGEST, TEXTS, decrypted_fields, encrypted_fields
 from api.redis_store.stores.documents.document_records import (
     SEALED,
     decrypted_download,
@@ -32,8 +32,8 @@ Kind: TypeAlias = Literal["answers", "passages", "documents", "drafts", "condens
 Outcome: TypeAlias = Literal["rewritten", "current", "changed", "unreadable", "waiting"]
 Counts: TypeAlias = Counter[tuple[Kind, Outcome]]
 """`changed`: replaced meanwhile. `waiting`: the draft of a document, until it is in service."""
-_ENTRY: Final = (*TEXTS, "comment", "request", "created_ms")
-_ABOUT: Final = ("request", "created_ms")
+_ENTRY: Final = (*TEXTS, "sources", "comment", "request", "created_ms")
+_ABOUT: Final = ("sources", "request", "created_ms")
 """The fields of these that are plain."""
 _PASSAGE: Final = ("heading", "text", SEALED)
 BATCH: Final = 100
@@ -124,7 +124,7 @@ class RedisReencryption:
         parts = [value] if isinstance(value, bytes) else value
         fields = dict(zip(_ENTRY if kind == "answers" else _PASSAGE, parts, strict=False))
         read = {key: part for key, part in fields.items() if part is not None and key not in _ABOUT}
-        if not read or (kind == "answers" and not {"question", "answer", "sources"} <= read.keys()):
+        if not read or (kind == "answers" and not {"question", "answer"} <= read.keys()):
             return None
         if self._is_current(kind, read):
             return "current"
@@ -141,7 +141,7 @@ class RedisReencryption:
         except Undecryptable:
             return "unreadable"
         sets = [part for pair in new.items() for part in pair]
-        gone = ("heading", "text", SEALED) if kind == "passages" else (ANSWER_DIGEST, CITES)
+        gone = ("heading", "text", SEALED) if kind == "passages" else (ANSWER_DIGEST,)
         anchor = "created_ms" if kind == "answers" else SEALED if SEALED in read else "text"
         arguments = [anchor, fields[anchor], len(new), *sets, *(key for key in gone if key not in new)]
         return await self._replaced(server, self._fields, [name], arguments, dry_run=dry_run)
@@ -154,7 +154,7 @@ class RedisReencryption:
     def _entry(self, name: str, fields: Mapping[str, bytes | None]) -> dict[str, Any]:
         """The texts of an entry, in service or in quarantine, as they are to be stored."""
         entry = next(part for part in self._keys.partitions if part.holds(part.released(name))).released(name)
-        read = {key: part for key, part in fields.items() if part is not None and key in TEXTS}
+        read = {key: part for key, part in fields.items() if part is not None and key in (*TEXTS, "sources")}
         plain = {key: part.decode() for key, part in decrypted_fields(self._texts, entry, read).items()}
         stored = encrypted_fields(self._texts, entry, plain)
         comment, request = fields["comment"], (fields["request"] or b"").decode("utf-8", "replace")

@@ -27,7 +27,7 @@ from api.ports.answer_cache import (
 from api.ports.document_store import DocumentFilter
 from api.ports.limits import Charge
 from api.redis_store.connections import BatchingRedis
-from api.redis_store.encryption import TextCipher
+from api.redis_store.encryption import VALUE, TextCipher
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
@@ -53,12 +53,10 @@ MOST_AT_ONCE: Final = 2
 """Such commands of a worker under way."""
 MOST_AGAIN, LONGEST_AGAIN = 128, 16 * 1024
 """Entries that are kept decoded for repeats, and bytes of each."""
-TEXTS: Final = ("question", "answer", "sources", "unread")
-"""The fields of an entry that are encrypted."""
+TEXTS: Final = ("question", "answer", "unread")
+"""The fields of an entry that are encrypted. The answer then has the sources too."""
 ANSWER_DIGEST: Final = "answer_digest"
 """The field of an encrypted entry that feedback finds its answer by."""
-CITES: Final = "cites"
-"""The field of an encrypted entry with the documents that it cites."""
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
 
 
@@ -74,19 +72,24 @@ def ground_fields(tenant: str, grounds: RetrievalSnapshot, *, stands_alone: bool
 
 
 def encrypted_fields(texts: TextCipher, entry: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an entry as they are stored."""
+    """The fields of an entry as they are stored. Its sources keep only the documents: deletions find them there."""
     if not texts.encrypts:
         return dict(fields)
-    hidden = {name: texts.encrypt(entry, name, fields[name]) for name in TEXTS if name in fields}
-    cites = [{"document_id": source["document_id"]} for source in orjson.loads(fields["sources"])]
-    about = {ANSWER_DIGEST: answer_digest(fields["answer"]), CITES: orjson.dumps(cites)}
-    return {**fields, **hidden, **about}
+    answer, sources = fields["answer"], orjson.loads(fields["sources"])
+    cited = orjson.dumps([{"document_id": source["document_id"]} for source in sources])
+    plain = {**fields, "answer": orjson.dumps([answer, sources])}
+    hidden: dict[str, Any] = {name: texts.encrypt(entry, name, plain[name]) for name in TEXTS if name in plain}
+    return {**fields, **hidden, "sources": cited, ANSWER_DIGEST: answer_digest(answer)}
 
 
 def decrypted_fields(texts: TextCipher, entry: str, fields: Mapping[str, bytes]) -> dict[str, bytes]:
     """The fields of an entry as they were before `encrypted_fields`. Raises `Undecryptable`."""
     plain = {name: texts.decrypt(entry, name, value) if name in TEXTS else value for name, value in fields.items()}
-    return {name: value for name, value in plain.items() if name not in (ANSWER_DIGEST, CITES)}
+    if fields.get("answer", b"").startswith(VALUE):
+        answer, sources = orjson.loads(plain["answer"])
+        plain |= {"answer": answer.encode(), "sources": orjson.dumps(sources)}
+    plain.pop(ANSWER_DIGEST, None)
+    return plain
 
 
 def answer_digest(answer: str) -> str:
@@ -381,10 +384,9 @@ class RedisAnswerCache:
             return None
 
     def _plain(self, key: str, values: Sequence[Any]) -> list[Any]:
-        return [
-            self._texts.decrypt(key, name, value) if name in TEXTS and value is not None else value
-            for name, value in zip(FIELDS, values, strict=True)
-        ]
+        stored = {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
+        plain = decrypted_fields(self._texts, key, stored)
+        return [plain.get(name) for name in FIELDS]
 
 
 def _fields(scope: str, vector: Vector | None, answer: NewAnswer, release: str) -> dict[str, Any]:

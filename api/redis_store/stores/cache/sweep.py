@@ -77,7 +77,6 @@ def wanted_fields(selection: Selection) -> list[str]:
         "tenant": selection.tenant,
         "model": selection.model,
         "sources": selection.sources,
-        "cites": selection.sources,
         "vector": selection.near,
         "release": selection.release,
     }
@@ -99,7 +98,7 @@ def _is_meant(selection: Selection, fields: Fields) -> bool:
         fields["created_ms"] is not None
         and (selection.tenant is None or fields["tenant"] == selection.tenant.encode())
         and (selection.model is None or _same_model(selection.model, fields["model"] or b""))
-        and (selection.sources is None or _cites((fields["cites"] or fields["sources"] or b""), selection.sources))
+        and (selection.sources is None or _cites(fields["sources"] or b"", selection.sources))
         and (selection.release is None or fields["release"] == selection.release.encode())
         and (selection.since_ms is None or _milliseconds(fields["created_ms"]) >= selection.since_ms)
     )
