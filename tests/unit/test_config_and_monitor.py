@@ -46,6 +46,7 @@ def test_no_secret_is_printed() -> None:
     secrets = {
         "API_KEYS": "acme=second-secret-key",
         "BATCH_KEYS": "second-secret-key",
+        "ENCRYPTION_KEYS": f"a={('secret' * 8)[:43]}=",
         "REDIS_URL": "redis+sentinel://me:third-secret-key@a:26379,b:26379/main",
         "REDIS_SENTINEL_USERNAME": "me",
         "REDIS_SENTINEL_PASSWORD": "fourth-secret-key",
