@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar, cast
 
 from redis.asyncio import Redis
 
+from api.redis_store.encryption import NO_CIPHER
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 
 T = TypeVar("T")
@@ -154,6 +155,7 @@ class HandGate:
 
     def __init__(self, change: LuaChange = unchanged) -> None:
         self.client = HandClient(change)
+        self.texts = NO_CIPHER
 
     def of(self, key: str) -> HealthGated:
         """One server has all keys."""

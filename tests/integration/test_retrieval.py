@@ -332,6 +332,7 @@ class _Passages:
 
     def __init__(self, client: BatchingRedis) -> None:
         self.gate = HealthGatedRedis(client, 2)
+        self.texts = self.gate.texts
         self.passages = RedisPassageIndex(self, Keys())  # type: ignore[arg-type]
         self._early = ""
 
