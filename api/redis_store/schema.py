@@ -41,8 +41,10 @@ class Schema:
         return cls(int(found[1]), int(found[2])) if found else None
 
 
-SCHEMA: Final = Schema(1, 1)
-"""The schema of this release."""
+SCHEMA: Final = Schema(1, 2)
+"""The schema of this release. Workers from this one on read encrypted texts, if they have the key."""
+ENCRYPTED: Final = Schema(2, 0)
+"""The schema of a fleet that encrypts. Releases before `SCHEMA` would take encrypted documents for text."""
 FIRST: Final = Schema(1, 0)
 """The schema of releases that do not report one."""
 
@@ -74,7 +76,7 @@ class FleetSchema:
     schema is down; a worker that starts during that outage waits.
 
     `on_conflict` is called once per conflict with a one-line message. `states=False` only checks: a process that only
-    reads does not write a version.
+    reads does not write a version. `own`: by default that of this release, or `ENCRYPTED` if it encrypts.
     """
 
     def __init__(
@@ -84,10 +86,11 @@ class FleetSchema:
         worker: str,
         release: str,
         on_conflict: Callable[[str], None],
-        own: Schema = SCHEMA,
+        own: Schema | None = None,
         *,
         states: bool = True,
     ) -> None:
+        self.own = own or (ENCRYPTED if states and redis.texts.encrypts else SCHEMA)
         self._redis = redis
         self._home = redis.of(keys.corpus_schema)
         self._agreed = False
@@ -96,7 +99,6 @@ class FleetSchema:
         self._worker = worker
         self._release = release
         self._on_conflict = on_conflict
-        self._own = own
         self._states = states
         self.conflict = ""
         """Why this worker cannot use the keys, in one line; empty if it can."""
@@ -155,20 +157,22 @@ class FleetSchema:
         key = self._keys.corpus_schema
         version: Any = await client.hget(key, "version")
         found = Schema.parsed(version.decode("utf-8", "replace")) if version is not None else None
-        if not self._states or (found is not None and found >= self._own):
-            return str(found or self._own)
-        is_raised = found is None or found.major < self._own.major
-        alone = not is_raised or (await oldest(client, self._keys, self._own)).major >= self._own.major
-        own = (self._own.major, self._own.minor)
+        if not self._states or (found is not None and found >= self.own):
+            return str(found or self.own)
+        is_raised = found is None or found.major < self.own.major
+        beside = SCHEMA if self.own == ENCRYPTED else Schema(self.own.major, 0)
+        alone = not is_raised or await oldest(client, self._keys, self.own) >= beside
+        own = (self.own.major, self.own.minor)
         arguments: list[str | int] = [*own, int(alone), self._worker, self._release]
         settled: Any = await self._settle([key], arguments, client)
         return str(settled.decode("utf-8", "replace"))
 
     def _judged(self, settled: str) -> str:
         """Returns the conflict in one line; '' if there is none."""
-        own = self._own
+        own = self.own
         found = Schema.parsed(settled)
-        if found is not None and found.major == own.major:
+        reads = {own.major, ENCRYPTED.major} if own == SCHEMA else {own.major}
+        if found is not None and found.major in reads:
             return ""
         if not settled or (found is not None and found.major < own.major):
             return (

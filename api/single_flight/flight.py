@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
-from api.errors import RagherdError, StoreUnavailable
+from api.errors import RagherdError, StoreUnavailable, Undecryptable
 from api.ports.answer_cache import Claim
 from api.single_flight.buffer import Flight
 from api.single_flight.wire import FlightPayload, LeaderLeft, SourcesMessage, TextMessage, decode
@@ -145,15 +145,20 @@ class FollowingFlight:
     async def read_along(self) -> Joined | None:
         """Reads until the answer is complete or this worker gets the lead, and returns the last `Joined`.
 
-        Returns None if this worker must generate alone, since the leader or Redis has been silent for too long.
+        Returns None if this worker must generate alone: the leader or Redis has been silent for too long, or the
+        leader encrypts with a key that this worker lacks.
         """
         joined: Joined | None = Joined(FlightRole.FOLLOW, self._fence)
         while joined is not None and joined.role is FlightRole.FOLLOW and self._flight.buffer.end is None:
-            with suppress(StoreUnavailable):
+            try:
                 await self._read()
                 if self._flight.buffer.end is None:
                     joined = await self._wait()
                 self._reached = time.monotonic()
+            except Undecryptable:
+                return None
+            except StoreUnavailable:
+                pass
             if self._out_of_patience() and await self._is_silent():
                 joined = None
             elif not self._is_reached():

@@ -41,7 +41,7 @@ from api.ports.tracing import Tracing
 from api.query.limits import Limiter
 from api.query.shadow_calls import SpareTime
 from api.redis_store.keys import Keys
-from api.redis_store.schema import SCHEMA, FleetSchema
+from api.redis_store.schema import FleetSchema
 from api.redis_store.stores.access_keys import RedisAccessKeys
 from api.redis_store.stores.audit import RedisAuditLog
 from api.redis_store.stores.fleet import RedisLeaderLease, WorkerRegistry
@@ -135,7 +135,7 @@ class _Worker:
             redis,
             parts.telemetry,
             self._metrics,
-            str(SCHEMA),
+            str(schema.own),
             cache.quality,
             parts.near,
         )

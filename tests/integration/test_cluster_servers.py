@@ -136,7 +136,7 @@ def user_of_breakers(cluster: Cluster) -> Iterator[None]:
 async def newer(cluster: Cluster) -> AsyncIterator[blocking.Redis]:
     """The shard with the schema, which is one of a later release."""
     with blocking.Redis(port=cluster.owner(KEYS.corpus_schema).port) as client:
-        client.hset(KEYS.corpus_schema, "version", "2.0")
+        client.hset(KEYS.corpus_schema, "version", "9.0")
         yield client
 
 
@@ -159,7 +159,7 @@ async def test_who_worked_with_the_keys_leaves_them_when_a_later_release_has_the
     client = await cluster_serve()
     await wait_until_async(lambda: database(client))
     with blocking.Redis(port=cluster.owner(KEYS.corpus_schema).port) as shard:
-        shard.hset(KEYS.corpus_schema, "version", "2.0")
+        shard.hset(KEYS.corpus_schema, "version", "9.0")
 
     async def is_left_alone() -> bool:
         found = [(await ask(client, QUESTION, tenant=str(number)))["cache"]["status"] for number in range(6)]

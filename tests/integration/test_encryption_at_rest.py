@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
+from api.redis_store.encryption import CONTENT
+from api.redis_store.health_gated import HealthGatedRedis
+from api.redis_store.keys import Keys
+from api.redis_store.stores.documents.passages import RedisPassageIndex
 from ragherd.commands import commands
 from tests.stub_ollama import StubOllama
 from tests.support.every_value import everything
@@ -20,7 +25,7 @@ from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
 MARKS = (b"zebraquestion", b"zebraanswer", b"zebrapassage", b"zebracomment", b"zebraheading")
-OLD, NEW = (f"{name}={b64encode(bytes([number]) * 32).decode()}" for name, number in (("old", 1), ("new", 2)))
+OLD, NEW, WRONG = (f"{name}={b64encode(bytes([n]) * 32).decode()}" for name, n in (("old", 1), ("new", 2), ("old", 3)))
 TOLD: dict[str, Any] = {
     "server": {"log_questions": True, "log_level": "error"},
     "cache": {"keep_pairs": True, "shadow_rate": 1.0, "condense": True},
@@ -161,6 +166,47 @@ async def test_a_missing_key_is_a_counted_miss_and_an_error_that_says_what_to_do
     left = await command(redis_url, NEW, "reencrypt")
     assert left.exit_code == 1
     assert "unreadable" in left.stdout
+
+
+@pytest.mark.parametrize("keys", ["", WRONG], ids=["no key", "another key of the same name"])
+async def test_who_cannot_decrypt_misses_and_answers(keys: str, serve: Service, redis: Redis, stub: StubOllama) -> None:
+    client, without = await serve(**told(OLD)), await serve(**told(keys))
+    assert (await client.post("/documents", json=DOCUMENT)).status_code == 201
+    stub.behaviour(answer="The zebraanswer is noon. " * 10, pace=0.03)
+    slowly = {"question": "Is the zebrapassage fed at noon, by the keeper, slowly?"}
+    calls = [asyncio.create_task(client.post("/query", json=slowly))]
+    await wait_until_async(lambda: redis.keys("rag:flight:*"))
+    calls.append(asyncio.create_task(without.post("/query", json=slowly)))
+    led, followed = [(await call).json() for call in calls]
+    assert led["sources"]
+    assert followed["answer"] == led["answer"]
+    assert followed["cache"]["status"] == "miss", "it generated alone"
+    assert followed["sources"] == []
+    stub.behaviour(answer="It is night.")
+    history = [{"role": "user", "content": "I like the zebraquestion."}, {"role": "assistant", "content": "So do I."}]
+    for words, before in ((QUESTION, []), ("Is the zebraquestion it?", history)):
+        await ask(client, words, history=before)
+        assert (await ask(without, words, history=before))["cache"]["status"] == "miss"
+    assert (await ask(without, "The zebraquestion, when is it asked?"))["answer"] == "It is night."
+    assert re.search(r"^ragherd_undecryptable_texts_total [1-9]", (await without.get("/metrics")).text, re.MULTILINE)
+    passages = RedisPassageIndex(await a_gate(redis), Keys())
+    document = (await client.get("/documents")).json()["documents"][0]["id"]
+    revision = int(await redis.hget(f"rag:doc:{document}", "revision") or 0)
+    if not keys:
+        assert await passages.texts([(document, revision, (100, 200))]) == [None]
+
+
+async def a_gate(redis: Redis) -> HealthGatedRedis:
+    gate = HealthGatedRedis(redis, 2)
+    assert await gate.check()
+    return gate
+
+
+async def test_a_file_that_looks_encrypted_is_refused(serve: Service) -> None:
+    client = await serve()
+    files = {"file": ("a.pdf", CONTENT + b"%PDF-" + b" " * 3_000_000, "application/pdf")}
+    refused = await client.post("/documents", files=files)
+    assert (refused.status_code, refused.json()["type"].rpartition(":")[2]) == (422, "unreadable-document")
 
 
 async def test_a_moved_answer_is_a_miss(serve: Service, redis: Redis, stub: StubOllama) -> None:

@@ -19,7 +19,7 @@ from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.schema import SCHEMA, FleetSchema, Schema, SchemaConflict
+from api.redis_store.schema import ENCRYPTED, SCHEMA, FleetSchema, Schema, SchemaConflict
 from api.redis_store.stores.documents.document_records import RedisDocuments
 from api.redis_store.stores.documents.embeddings import RedisReembedding
 from api.redis_store.stores.documents.work import RedisDocumentWork
@@ -34,7 +34,7 @@ from tests.support.waiting import wait_until_async
 from tests.unit.test_parsing import archive
 
 KEYS = Keys()
-NEXT = Schema(SCHEMA.major + 1, 0)
+NEXT = Schema(ENCRYPTED.major + 1, 0)
 FURTHER = Schema(SCHEMA.major, SCHEMA.minor + 1)
 QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I reset?"
 
@@ -120,7 +120,42 @@ async def test_workers_of_both_kinds_that_start_at_once_never_use_the_keys_toget
         assert (new.is_up, old.is_up) != (True, True)
 
 
-@pytest.mark.parametrize("stated", [str(NEXT), "2", "a later form"])
+async def test_who_encrypts_waits_for_releases_that_cannot_read_it_and_keeps_them_away(
+    redis: Redis, redis_url: str
+) -> None:
+    before = Schema(SCHEMA.major, SCHEMA.minor - 1)
+    async with (
+        opened(redis_url, before, "old") as (old, schema),
+        opened(redis_url, SCHEMA, "plain") as (plain, _),
+        opened(redis_url, ENCRYPTED, "encrypts") as (encrypts, _),
+    ):
+        registries = [
+            WorkerRegistry(gate, KEYS, name, lambda own=own: {"schema": str(own)})  # type: ignore[misc]
+            for gate, name, own in ((old, "old", before), (plain, "plain", SCHEMA))
+        ]
+        assert await old.check()
+        assert await plain.check()
+        for registry in registries:
+            await registry.heartbeat()
+        assert not await encrypts.check()
+        assert await version(redis) == str(SCHEMA)
+        await registries[0].leave()
+        assert await encrypts.check()
+        assert await version(redis) == str(ENCRYPTED)
+        with pytest.raises(SchemaConflict):
+            await schema.look()
+        assert await plain.check(), "it reads encrypted texts too"
+        await redis.delete(KEYS.corpus_schema)
+        assert await plain.check()
+        plain.shut()
+        assert await plain.check()
+        assert await version(redis) == str(SCHEMA)
+        encrypts.shut()
+        assert await encrypts.check()
+        assert await version(redis) == str(ENCRYPTED)
+
+
+@pytest.mark.parametrize("stated", [str(NEXT), "9", "a later form"])
 async def test_a_worker_that_finds_a_newer_schema_says_so_and_answers_without_it(
     serve: Service, redis: Redis, stated: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

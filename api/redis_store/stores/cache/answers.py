@@ -381,6 +381,9 @@ class RedisAnswerCache:
             return _decode(key, self._plain(key, values) if self._texts.keys else values)
         except (ValueError, TypeError, KeyError, Undecryptable):
             self._counters.add("corrupt")
+            if not self._texts.keys:  # count it as undecryptable too, if it is encrypted
+                with suppress(ValueError, TypeError, KeyError, Undecryptable):
+                    self._plain(key, values)
             return None
 
     def _plain(self, key: str, values: Sequence[Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import orjson
 from redis.asyncio import Redis
 
-from api.errors import StoreUnavailable
+from api.errors import StoreUnavailable, UnreadableDocument
 from api.ports.document_store import (
     Chunk,
     Corpus,
@@ -226,7 +226,9 @@ def _text(fields: Fields, name: str) -> str | None:
 
 
 async def encrypted_upload(redis: HealthGated, keys: Keys, texts: TextCipher, document: str, content: bytes) -> str:
-    """Uploads the content of a document, and returns its temporary key."""
+    """Uploads the content of a document, and returns its temporary key. Raises `UnreadableDocument`."""
+    if content.startswith(CONTENT):
+        raise UnreadableDocument("The file begins like an encrypted text of Ragherd.")
     if texts.encrypts:  # in a thread: of a large file it takes milliseconds
         content = await asyncio.to_thread(texts.encrypt_content, keys.document_text(document), content)
     return await uploaded(redis, keys, content)

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from operator import methodcaller
 from typing import Any, Final
@@ -253,7 +254,7 @@ class RedisPassageIndex:
         replies, each = await self._redis.run("passages", read) if spans else [], 1 + len(self._ranges((0, 1)))
         of_spans = zip(spans, range(0, len(replies), each), strict=True)
         return [
-            self._text(document, span, replies[at + 1 : at + each]).decode("utf-8", "replace")
+            self._text(document, span, replies[at + 1 : at + each])
             if replies[at] is not None and int(replies[at]) == revision
             else None
             for (document, revision, span), at in of_spans
@@ -263,11 +264,17 @@ class RedisPassageIndex:
         """What to read for a part of a text, which may be plain or encrypted."""
         return [span, (0, HEADER), stored_range(span)] if self._texts.keys else [span]
 
-    def _text(self, document: str, span: tuple[int, int], read: Sequence[bytes]) -> bytes:
-        """A part of a text, from what was read of these ranges. Raises `Undecryptable`."""
-        if len(read) == 1 or not read[1].startswith(CONTENT):
-            return read[0]
-        return self._texts.decrypt_part(self._keys.document_text(document), read[1], read[2], span)
+    def _text(self, document: str, span: tuple[int, int], read: Sequence[bytes]) -> str | None:
+        """A part of a text, from what was read of these ranges. None if a worker without keys reads ciphertext.
+
+        Raises `Undecryptable`.
+        """
+        text = read[0]
+        if len(read) > 1 and read[1].startswith(CONTENT):
+            text = self._texts.decrypt_part(self._keys.document_text(document), read[1], read[2], span)
+        with suppress(UnicodeDecodeError):
+            return text.decode()
+        return None
 
     async def _forget(self) -> None:
         """A restarted Redis rebuilds its indexes."""
