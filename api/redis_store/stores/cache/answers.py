@@ -54,7 +54,9 @@ MOST_AT_ONCE: Final = 2
 MOST_AGAIN, LONGEST_AGAIN = 128, 16 * 1024
 """Entries that are kept decoded for repeats, and bytes of each."""
 TEXTS: Final = ("question", "answer", "unread")
-"""The fields of an entry that are encrypted. The answer then has the sources too."""
+"""The fields of an entry that are encrypted. The answer then has its length before it and the sources after it."""
+LENGTH: Final = 4
+"""Bytes of this length."""
 ANSWER_DIGEST: Final = "answer_digest"
 """The field of an encrypted entry that feedback finds its answer by."""
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
@@ -75,9 +77,11 @@ def encrypted_fields(texts: TextCipher, entry: str, fields: Mapping[str, Any]) -
     """The fields of an entry as they are stored. Its sources keep only the documents: deletions find them there."""
     if not texts.encrypts:
         return dict(fields)
-    answer, sources = fields["answer"], orjson.loads(fields["sources"])
-    cited = orjson.dumps([{"document_id": source["document_id"]} for source in sources])
-    plain = {**fields, "answer": orjson.dumps([answer, sources])}
+    answer, sources = fields["answer"], fields["sources"]
+    text = answer.encode()
+    cited = orjson.dumps([{"document_id": source["document_id"]} for source in orjson.loads(sources)])
+    both = len(text).to_bytes(LENGTH, "big") + text + (sources.encode() if isinstance(sources, str) else sources)
+    plain = {**fields, "answer": both}
     hidden: dict[str, Any] = {name: texts.encrypt(entry, name, plain[name]) for name in TEXTS if name in plain}
     return {**fields, **hidden, "sources": cited, ANSWER_DIGEST: answer_digest(answer)}
 
@@ -86,8 +90,9 @@ def decrypted_fields(texts: TextCipher, entry: str, fields: Mapping[str, bytes])
     """The fields of an entry as they were before `encrypted_fields`. Raises `Undecryptable`."""
     plain = {name: texts.decrypt(entry, name, value) if name in TEXTS else value for name, value in fields.items()}
     if fields.get("answer", b"").startswith(VALUE):
-        answer, sources = orjson.loads(plain["answer"])
-        plain |= {"answer": answer.encode(), "sources": orjson.dumps(sources)}
+        both = plain["answer"]
+        end = LENGTH + int.from_bytes(both[:LENGTH], "big")
+        plain |= {"answer": both[LENGTH:end], "sources": both[end:]}
     plain.pop(ANSWER_DIGEST, None)
     return plain
 
