@@ -57,6 +57,8 @@ TEXTS: Final = ("question", "answer", "unread")
 """The fields of an entry that are encrypted. The answer then has its length before it and the sources after it."""
 LENGTH: Final = 4
 """Bytes of this length."""
+_PLACES: Final = tuple((FIELDS.index(name), name) for name in TEXTS)
+_ANSWER, _SOURCES = FIELDS.index("answer"), FIELDS.index("sources")
 ANSWER_DIGEST: Final = "answer_digest"
 """The field of an encrypted entry that feedback finds its answer by."""
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
@@ -90,11 +92,15 @@ def decrypted_fields(texts: TextCipher, entry: str, fields: Mapping[str, bytes])
     """The fields of an entry as they were before `encrypted_fields`. Raises `Undecryptable`."""
     plain = {name: texts.decrypt(entry, name, value) if name in TEXTS else value for name, value in fields.items()}
     if fields.get("answer", b"").startswith(VALUE):
-        both = plain["answer"]
-        end = LENGTH + int.from_bytes(both[:LENGTH], "big")
-        plain |= {"answer": both[LENGTH:end], "sources": both[end:]}
+        plain["answer"], plain["sources"] = _apart(plain["answer"])
     plain.pop(ANSWER_DIGEST, None)
     return plain
+
+
+def _apart(both: bytes) -> tuple[bytes, bytes]:
+    """The answer and its sources."""
+    end = LENGTH + int.from_bytes(both[:LENGTH], "big")
+    return both[LENGTH:end], both[end:]
 
 
 def answer_digest(answer: str) -> str:
@@ -392,9 +398,14 @@ class RedisAnswerCache:
             return None
 
     def _plain(self, key: str, values: Sequence[Any]) -> list[Any]:
-        stored = {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
-        plain = decrypted_fields(self._texts, key, stored)
-        return [plain.get(name) for name in FIELDS]
+        """Does what `decrypted_fields` does, for the values of `FIELDS`."""
+        plain = list(values)
+        for place, name in _PLACES:
+            if plain[place] is not None:
+                plain[place] = self._texts.decrypt(key, name, plain[place])
+        if values[_ANSWER] is not None and values[_ANSWER].startswith(VALUE):
+            plain[_ANSWER], plain[_SOURCES] = _apart(plain[_ANSWER])
+        return plain
 
 
 def _fields(scope: str, vector: Vector | None, answer: NewAnswer, release: str) -> dict[str, Any]:
