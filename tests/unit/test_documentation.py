@@ -286,7 +286,7 @@ def test_key_patterns_covers_every_key_method() -> None:
         *("served", "recent", "served_count"),
         *("audit", "erasures", "erasure_lease"),
     }
-    assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {
+    assert spelled(CacheKeys) - {"prefix", "tag", "holds", "released"} == {
         *("entry", "eviction_keys", "entries_of", "invalidated", "index", "index_uses", "flight"),
         *("feedback", "quarantine", "quarantined", "votes"),
         *("entries", "embedded_by", "indexes", "quarantines"),  # what all of them begin with, and what an index covers
