@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from tests.support.redis_cluster import Cluster
 from tests.support.service import Service, ask, make_settings, running_service
 
 TENANTS = [f"tenant-{number}" for number in range(8)]
+RING = f"one={b64encode(bytes(32)).decode()}"
+"""ENCRYPTION_KEYS of the cluster."""
 
 
 @pytest.fixture
@@ -78,7 +81,9 @@ async def test_from_one_redis_to_a_cluster_and_back(
             answers[tenant] = (await ask(client, QUESTION, tenant=tenant))["answer"]
     await ok(ragherd, "backup", first, REDIS_URL=alone)
     assert await ok(ragherd, "restore", first) == "documents: restored 8\nanswers: restored 8\n"
-    await ok(ragherd, "backup", second)
+    rewritten = await ok(ragherd, "reencrypt", ENCRYPTION_KEYS=RING)
+    assert rewritten.startswith("answers: rewritten 8\ndocuments: rewritten 8\npassages: rewritten ")
+    await ok(ragherd, "backup", second, ENCRYPTION_KEYS=RING)
     assert len([line for line in read(second) if line["is"] == "answer"]) == 8
     assert sum(bool(of_one) for of_one in keys(cluster, "rag:cache:*").values()) > 1, "all on one shard"
 
@@ -86,8 +91,9 @@ async def test_from_one_redis_to_a_cluster_and_back(
         await client.flushall()
     assert await ok(ragherd, "restore", second, REDIS_URL=alone) == "documents: restored 8\nanswers: restored 8\n"
     asked = stub.stats["requests"]["/api/chat"]
-    for url in (cluster.url, alone):
-        async with running_service(make_settings(url, stub.base_url, embedder=ONNX)) as client:
+    for url, ring in ((cluster.url, RING), (alone, "")):
+        settings = make_settings(url, stub.base_url, embedder=ONNX, access={"encryption_keys": ring})
+        async with running_service(settings) as client:
             for tenant, answer in answers.items():
                 hit = await ask(client, QUESTION, tenant=tenant)
                 assert (hit["cache"]["kind"], hit["answer"]) == ("exact", answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from api import cancellation as background
 from api.bulkhead.bulkhead_rules import AcquireResult, BulkheadPolicy, RenewedLeases, Taken
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
+from api.errors import Undecryptable
 from api.single_flight import fleet_flights as flights_following
 from api.single_flight.fleet_flights import FleetFlights, running_flights
+from api.single_flight.flight import FlightRole, FollowingFlight, Joined
 from tests.support.waiting import wait_until_async
 
 
@@ -68,3 +71,24 @@ async def test_of_flights() -> None:
     store: Any = FaultyStore()
     async with running_flights(FleetFlights(store, 1.0)):
         await wait_until_async(store.goes_on)
+
+
+class SealedStore:
+    """A store with words that this worker cannot decrypt."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    async def read(self, key: object, after: str) -> list[Any]:
+        self.reads += 1
+        raise Undecryptable("old", is_known=False)
+
+    async def join(self, *asked: Any) -> Joined:
+        return Joined(FlightRole.FOLLOW, "fence", "place")
+
+
+async def test_who_cannot_decrypt_the_leaders_words_generates_at_once() -> None:
+    store: Any = SealedStore()
+    flight: Any = SimpleNamespace(key=None, joining=(), buffer=SimpleNamespace(end=None), woken=asyncio.Event())
+    assert await FollowingFlight(flight, store, "fence", 30.0).read_along() is None
+    assert store.reads == 1
