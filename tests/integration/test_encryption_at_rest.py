@@ -197,7 +197,7 @@ async def test_who_cannot_decrypt_misses_and_answers(keys: str, serve: Service, 
 
 
 async def a_gate(redis: Redis) -> HealthGatedRedis:
-    gate = HealthGatedRedis(redis, 2)
+    gate = HealthGatedRedis(redis, 2)  # type: ignore[arg-type]
     assert await gate.check()
     return gate
 
