@@ -23,7 +23,9 @@ FLAT_UP_TO: Final = 5_000
 M: Final = 16
 EF_CONSTRUCTION: Final = 200
 EF_RUNTIME: Final = 100
-"""Candidates of a look-up in a graph. At least 99 of 100 look-ups find all of the 5 nearest."""
+"""Candidates of a search in a graph that does not say how many it wants."""
+EF_LOOKUP: Final = 50
+"""Candidates of a look-up in a graph. More only find more of the entries that are too far away to answer."""
 NEIGHBOURS: Final = 5
 """Entries to find for one question. A guard may reject the nearest one."""
 

@@ -26,7 +26,7 @@ from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.search_index import (
     ALGORITHMS,
-    EF_RUNTIME,
+    EF_LOOKUP,
     NEIGHBOURS,
     Algorithm,
     created,
@@ -308,7 +308,7 @@ def nearest_clause(algorithm: Algorithm, share: float | None = None, neighbours:
     """The part of a query that finds the nearest entries. `share`: the scope's share of the index, if known."""
     if algorithm == "flat":
         return f"[KNN {neighbours} @vector $v AS d]"
-    return f"[KNN {neighbours} @vector $v EF_RUNTIME {EF_RUNTIME}{hybrid_policy(share)} AS d]"
+    return f"[KNN {neighbours} @vector $v EF_RUNTIME {EF_LOOKUP}{hybrid_policy(share)} AS d]"
 
 
 async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
