@@ -7,6 +7,7 @@
 | 2 | usage error: an invalid option or setting, or a missing package |
 | 3 | the service cannot be reached |
 | 130 | interrupted |
+| 143 | ended by SIGTERM |
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ FAILED: Final = 1
 USAGE_ERROR: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 
 
 def exit_with(line: str, code: int = FAILED) -> typer.Exit:
@@ -50,6 +52,27 @@ def ctrl_c_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Raises `Terminated` in the body at SIGTERM, so that a command cleans up as after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # only that thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _exit(_number: int, _frame: FrameType | None) -> None:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from ragherd.exits import FAILED, INTERRUPTED, UNREACHABLE, USAGE_ERROR, exit_with
+from ragherd.exits import (
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    UNREACHABLE,
+    USAGE_ERROR,
+    Terminated,
+    exit_with,
+    sigterm_interrupts,
+)
 from ragherd.rehearsal.added import Keys
 from ragherd.rehearsal.disruption_steps import remove_namespace
 from ragherd.rehearsal.kubectl import ClusterUnreachable, Kubectl, KubectlError
@@ -25,6 +33,8 @@ from ragherd.rehearsal.steps import Result, Step, results
 from ragherd.service_client import AsJson, clean, print_document
 
 NAMESPACE: Final = "ragherd-rehearsal"
+INTERRUPTIONS: Final = {"by the user": INTERRUPTED, "by SIGTERM": TERMINATED}
+"""Exit codes. Any other interruption is the cluster's."""
 
 
 def rehearse(
@@ -62,6 +72,9 @@ def rehearse(
     and keys are replaced. It needs no GPU: a stand-in answers instead of Ollama. Draining cordons a node for minutes,
     and moves only the rehearsal's pods.
 
+    Ctrl-C and SIGTERM end it, uncordon the node and remove the namespace. What could not be restored is named with the
+    command that does it.
+
     The exit code is 1 if a step failed, 3 if the cluster cannot be reached.
     """
     steps = _steps(only)
@@ -83,7 +96,9 @@ def rehearse(
     except KubectlError as error:
         raise exit_with(str(error)) from None
     found |= {"manifests": str(manifests), "ollama": ollama or "", "began": began.isoformat(timespec="seconds")}
-    _run(rehearsal, (*steps, *(() if keep else (DELETE,))), found, keep=keep)
+    with sigterm_interrupts():
+        _run(rehearsal, (*steps, *(() if keep else (DELETE,))), found)
+        _restore(rehearsal, found, keep=keep)
     _finish(found, out, as_json=as_json)
 
 
@@ -102,7 +117,7 @@ def _nodes(kubectl: Kubectl) -> tuple[str, ...]:
     """Returns the nodes that take pods. Raises `KubectlError` and `Unusable`."""
     found = tuple(
         str(each["metadata"]["labels"].get("kubernetes.io/hostname", ""))
-        for each in Kubectl(kubectl.context, "", kubectl.program).items("nodes")
+        for each in kubectl.outside().items("nodes")
         if is_ready(each)
         and not each["spec"].get("unschedulable")
         and all(one["effect"] == "PreferNoSchedule" for one in each["spec"].get("taints", []))
@@ -116,8 +131,7 @@ def _rehearsal(
     kubectl: Kubectl, adapted: Rehearsed, given: list[Object], options: Options, nodes: tuple[str, ...]
 ) -> Rehearsal:
     """Raises `KubectlError`, and `Unusable` if the namespace exists."""
-    outside = Kubectl(kubectl.context, "", kubectl.program)
-    if outside.run("get", "namespace", kubectl.namespace, "--ignore-not-found", "--output", "name").strip():
+    if kubectl.outside().run("get", "namespace", kubectl.namespace, "--ignore-not-found", "--output", "name").strip():
         raise Unusable(f"--namespace {kubectl.namespace}: it exists, and a rehearsal removes its namespace")
     keys = Keys(*(secrets.token_hex(24) for _ in range(3)))
     return Rehearsal(kubectl, adapted, options, keys, namespace_labels(given), nodes[0], nodes)
@@ -137,31 +151,45 @@ def _facts(rehearsal: Rehearsal) -> dict[str, Any]:
         "timeout": options.timeout,
         "left_out": list(rehearsal.manifests.left_out),
         "interrupted": "",
+        "remains": [],
         "steps": [],
     }
 
 
-def _run(rehearsal: Rehearsal, steps: tuple[Step, ...], found: dict[str, Any], *, keep: bool) -> None:
-    """Runs the steps, and adds their results to the document. Removes the namespace whatever happens."""
+def _run(rehearsal: Rehearsal, steps: tuple[Step, ...], found: dict[str, Any]) -> None:
+    """Runs the steps, and adds their results to the document."""
     start = time.monotonic()
     total = len(steps)
-    namespace = rehearsal.kubectl.namespace
-    typer.echo(f"Namespace {namespace}, {total} steps", err=True)
+    typer.echo(f"Namespace {rehearsal.kubectl.namespace}, {total} steps", err=True)
     try:
         for number, result in enumerate(results(steps, rehearsal, _announce), 1):
             found["steps"].append(result.document())
             typer.echo(_line(number, total, result), err=True)
-    except KeyboardInterrupt:
-        found["interrupted"] = "by the user"
+    except KeyboardInterrupt as signal:
+        found["interrupted"] = "by SIGTERM" if isinstance(signal, Terminated) else "by the user"
     except ClusterUnreachable as error:
         found["interrupted"] = str(error)
     found["seconds"] = round(time.monotonic() - start, 1)
+
+
+def _restore(rehearsal: Rehearsal, found: dict[str, Any], *, keep: bool) -> None:
+    """Uncordons the node, and removes the namespace after an interruption. Adds what could not be done, as commands."""
+    kubectl = rehearsal.kubectl
+    remains = bool(found["interrupted"]) and not keep
     if keep:
-        typer.echo(f"Kept: kubectl delete namespace {namespace}", err=True)
-    elif found["interrupted"]:
-        typer.echo(f"Removing {namespace}", err=True)
-        with suppress(KubectlError):
-            remove_namespace(rehearsal.kubectl)
+        typer.echo(f"Kept: {' '.join(kubectl.outside().command('delete', 'namespace', kubectl.namespace))}", err=True)
+    try:
+        rehearsal.uncordon()
+        if remains:
+            typer.echo(f"Removing {kubectl.namespace}", err=True)
+            remove_namespace(kubectl)
+            remains = False
+    except (KubectlError, KeyboardInterrupt):
+        commands = [("uncordon", node) for node in sorted(rehearsal.cordoned)]
+        commands += [("delete", "namespace", kubectl.namespace)] if remains else []
+        found["remains"] = [" ".join(kubectl.outside().command(*one)) for one in commands]
+        for line in found["remains"]:
+            typer.echo(f"Run this when the cluster can be reached: {line}", err=True)
 
 
 def _announce(step: Step) -> None:
@@ -188,7 +216,6 @@ def _finish(found: dict[str, Any], out: Path | None, *, as_json: bool) -> None:
     else:
         typer.echo(markdown(found))
     if found["interrupted"]:
-        by_user = found["interrupted"] == "by the user"
-        raise exit_with(f"interrupted: {found['interrupted']}", INTERRUPTED if by_user else UNREACHABLE)
+        raise exit_with(f"interrupted: {found['interrupted']}", INTERRUPTIONS.get(found["interrupted"], UNREACHABLE))
     if not found["ok"]:
         raise typer.Exit(FAILED)

@@ -52,7 +52,7 @@ def drain(rehearsal: Rehearsal) -> Seen:
     with rehearsal.load("drain") as load:
         began = time.monotonic()
         # Only this rehearsal's pods leave: others on the node are no concern of it.
-        rehearsal.kubectl.run("cordon", node)
+        rehearsal.cordon(node)
         moved = _evict(rehearsal, node)
         rehearsal.rolled_out()
         seconds = time.monotonic() - began
@@ -98,9 +98,7 @@ def _on(rehearsal: Rehearsal, node: str) -> list[Object]:
 
 def uncordon(rehearsal: Rehearsal) -> None:
     """Lets pods return to the nodes, and waits until all are ready."""
-    for node in rehearsal.nodes:
-        if node != rehearsal.node:
-            rehearsal.kubectl.run("uncordon", node)
+    rehearsal.uncordon()
     rehearsal.settled()
 
 
@@ -328,7 +326,7 @@ def delete(rehearsal: Rehearsal) -> Seen:
 
 def remove_namespace(kubectl: Kubectl) -> None:
     """Deletes the namespace with everything in it. Raises `TooLate`."""
-    outside = Kubectl(kubectl.context, "", kubectl.program)
+    outside = kubectl.outside()
     outside.run("delete", "namespace", kubectl.namespace, "--ignore-not-found", "--timeout=240s", seconds=260)
     try:
         outside.get("namespace", kubectl.namespace)
@@ -345,7 +343,7 @@ def _volumes_of(kubectl: Kubectl) -> list[str]:
     """Returns the volumes that still belong to claims of the namespace, once the provisioner has had its time."""
 
     def claimed() -> list[str]:
-        volumes = Kubectl(kubectl.context, "", kubectl.program).items("persistentvolumes")
+        volumes = kubectl.outside().items("persistentvolumes")
         return [
             f"PersistentVolume {each['metadata']['name']}"
             for each in volumes

@@ -56,6 +56,10 @@ class Kubectl:
         namespace = ["--namespace", self.namespace] if self.namespace else []
         return [self.program, *context, *namespace, *arguments]
 
+    def outside(self) -> Kubectl:
+        """Returns the same without a namespace."""
+        return Kubectl(self.context, "", self.program)
+
     def run(self, *arguments: str, text: str | None = None, seconds: float = CALL_SECONDS) -> str:
         """Returns what a call printed. `text` is its standard input. Raises `KubectlError`."""
         try:

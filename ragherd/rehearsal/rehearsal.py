@@ -48,6 +48,7 @@ class Rehearsal:
     labels: Mapping[str, str] = field(default_factory=dict)
     node: str = ""
     nodes: tuple[str, ...] = ()
+    cordoned: set[str] = field(default_factory=set)
 
     # -- What is deployed ----------------------------------------------------------------------------------------------
 
@@ -112,6 +113,17 @@ class Rehearsal:
     def _nothing_leaves(self) -> bool:
         pods = self.kubectl.items("pods", f"{NAME_LABEL}={SERVICE}")
         return not any("deletionTimestamp" in each["metadata"] for each in pods)
+
+    def cordon(self, node: str) -> None:
+        """Lets no pod go to a node until `uncordon`."""
+        self.cordoned.add(node)
+        self.kubectl.run("cordon", node)
+
+    def uncordon(self) -> None:
+        """Lets pods go to the nodes again. Raises `KubectlError`."""
+        for node in sorted(self.cordoned):
+            self.kubectl.run("uncordon", node)
+            self.cordoned.discard(node)
 
     @contextmanager
     def load(self, what: str) -> Iterator[Load]:

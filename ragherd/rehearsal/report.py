@@ -27,6 +27,7 @@ def verdict(found: Document) -> tuple[bool, list[str]]:
     reasons += [f"{step['name']} was skipped: {clean(step['seen'])}" for step in by_result[SKIPPED]]
     if found["interrupted"]:
         reasons.insert(0, f"Interrupted: {clean(found['interrupted'])}")
+    reasons += [f"Still to be done: {clean(command)}" for command in found.get("remains", ())]
     return not by_result[FAILED] and not found["interrupted"], reasons
 
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import ragherd
 from ragherd.rehearsal.added import STRANGER, client, forbidden_pod, namespace, secrets, stand_in
-from ragherd.rehearsal.kubectl import Kubectl, KubectlError, until
+from ragherd.rehearsal.kubectl import KubectlError, until
 from ragherd.rehearsal.manifests import REDIS, SENTINEL, SERVICE, Object
 from ragherd.rehearsal.rehearsal import ADMIN, Rehearsal, StepFailed, container_port, is_ready, names
 from ragherd.rehearsal.steps import Seen
@@ -33,7 +33,7 @@ FORBIDDEN: Final = "violates PodSecurity"
 def apply(rehearsal: Rehearsal) -> Seen:
     """Creates everything. The API server warns about what Pod Security would not admit."""
     kubectl = rehearsal.kubectl
-    Kubectl(kubectl.context, "", kubectl.program).apply([namespace(kubectl.namespace, dict(rehearsal.labels))])
+    kubectl.outside().apply([namespace(kubectl.namespace, dict(rehearsal.labels))])
     kubectl.apply([*secrets(rehearsal.keys), stand_in()])
     kubectl.apply(rehearsal.manifests.objects)
     kubectl.apply(client(rehearsal.options.image, rehearsal.node))

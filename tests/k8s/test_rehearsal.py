@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,36 @@ def test_an_interrupted_rehearsal_removes_its_namespace(cluster: RecordedCluster
     assert result.exit_code == 130
     assert json.loads(result.stdout)["interrupted"] == "by the user"
     assert cluster.calls[-2].startswith(f"delete namespace {NAMESPACE}")
+
+
+def test_sigterm_while_a_node_is_drained_uncordons_it_and_removes_the_namespace(cluster: RecordedCluster) -> None:
+    def stop(printed: str) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return printed
+
+    cluster.alter("--pod-selector", stop)
+    result = rehearse("--json", only=("drain",))
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["interrupted"], found["remains"]) == (143, "by SIGTERM", [])
+    [node] = [call.split()[1] for call in cluster.calls if call.startswith("cordon ")]
+    after = cluster.calls[cluster.calls.index(f"cordon {node}") :]
+    assert f"uncordon {node}" in after
+    assert cluster.calls[-2].startswith(f"delete namespace {NAMESPACE}")
+
+
+def test_what_cannot_be_restored_is_named_with_its_command(cluster: RecordedCluster) -> None:
+    def lost(_: Any) -> Any:
+        raise ClusterUnreachable("kubectl drain: connection refused")
+
+    for call in ("--pod-selector", "uncordon"):
+        cluster.alter(call, lost)
+    result = rehearse("--json", "--context", "lab", only=("drain",))
+    [node] = [call.split()[1] for call in cluster.calls if call.startswith("cordon ")]
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["remains"] == [
+        f"kubectl --context lab uncordon {node}",
+        f"kubectl --context lab delete namespace {NAMESPACE}",
+    ]
 
 
 def test_a_kept_namespace_stays(cluster: RecordedCluster) -> None:
