@@ -135,6 +135,8 @@ def _rows(demand: Demand, found: Plan) -> list[tuple[str, str, str]]:
     return [
         ("workers needed", f"{found.workers_needed:,}", f"{found.replicas_needed:,} replicas of {demand.workers}"),
         ("load of a worker", f"{found.worker_share:.0%}", "of its core"),
+        ("CPU request of a pod", f"{math.ceil(1000 * found.pod_cores):,}m", "its load at 70 %; limit: WORKERS"),
+        ("memory request of a pod", f"{found.pod_bytes // 2**20:,}Mi", "and up to 1 GiB a document being read"),
         ("Redis's main thread", f"{found.redis_share:.1%}", causes),
         ("Redis's commands", f"{redis.commands:,.0f}/s", "including those in scripts"),
         ("Redis's network", f"{_megabits(redis.bytes_in)} in, {_megabits(redis.bytes_out)} out", "Mbit/s"),

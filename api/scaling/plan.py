@@ -127,6 +127,12 @@ class Limit:
     moved_by: str
 
 
+REPLICA_BYTES: Final = 60 * 2**20
+"""Memory of the master and of the metrics process."""
+WORKER_BYTES: Final = 360 * 2**20
+"""Memory of a worker at its start, and while it ingests documents. Later, it is a quarter less."""
+MEMORY_STEP: Final = 64 * 2**20
+
 MOVED_BY: Final[Mapping[str, str]] = {
     "Redis's main thread": "fewer, busier workers; a higher hit rate; a faster core; io-threads in redis.conf; "
     "BREAKER_REDIS_URL; redis+cluster:// with several tenants",
@@ -259,12 +265,15 @@ def notice_ms(demand: Demand, costs: Costs, utilisation: float) -> float:
 class Plan:
     """The needs of a fleet in seconds, bytes and shares of 1.
 
-    `redis_parts`: microseconds of Redis's main thread per second, by cause.
+    `pod_cores` and `pod_bytes`: what the container of a replica should request on Kubernetes. `redis_parts`:
+    microseconds of Redis's main thread per second, by cause.
     """
 
     workers_needed: int
     replicas_needed: int
     worker_share: float
+    pod_cores: float
+    pod_bytes: int
     redis: Cost
     redis_parts: dict[str, float]
     redis_share: float
@@ -297,6 +306,7 @@ def plan(demand: Demand, costs: Costs, capacity: Capacity) -> Plan:
     gpus = servers_for(load / demand.slots, capacity.gpu_share)
     installed = capacity.gpus or gpus
     needed = servers_for(work / (1 - costs.worker.idle / 1e6), capacity.worker_share)
+    busy = work / demand.fleet + costs.worker.idle / 1e6
     idle, most = connections(demand, costs, capacity)
     memory = redis_memory(demand, costs, capacity)
     used = {
@@ -311,7 +321,9 @@ def plan(demand: Demand, costs: Costs, capacity: Capacity) -> Plan:
     return Plan(
         workers_needed=needed,
         replicas_needed=math.ceil(needed / demand.workers),
-        worker_share=work / demand.fleet + costs.worker.idle / 1e6,
+        worker_share=busy,
+        pod_cores=min(1.0, busy / capacity.worker_share) * demand.workers,
+        pod_bytes=replica_memory(demand.workers),
         redis=redis,
         redis_parts={name: cost.server_us for name, cost in parts.items()},
         redis_share=share,
@@ -336,6 +348,12 @@ def worker_load(demand: Demand, costs: Costs) -> float:
     generation = worker.miss + worker.token * demand.answer_tokens
     hits = demand.exact * worker.exact_hit + demand.semantic * worker.semantic_hit
     return (demand.rate * hits + demand.generations * generation) / 1e6
+
+
+def replica_memory(workers: int) -> int:
+    """Returns the bytes of a replica without documents being read, rounded up to 64 MiB."""
+    needed = REPLICA_BYTES + workers * WORKER_BYTES
+    return math.ceil(needed / MEMORY_STEP) * MEMORY_STEP
 
 
 def connections(demand: Demand, costs: Costs, capacity: Capacity) -> tuple[int, int]:

@@ -8,9 +8,14 @@ import pytest
 import yaml
 
 from api.errors import SettingsError
+from api.scaling.costs import load_costs
+from api.scaling.plan import Capacity, Demand, plan
 from api.settings import load_settings, variable_names
 from tests.k8s.rendered import K8S, Rendered, rendered
 
+RATES = {"base": 130, "overlays/dev": 17, "overlays/staging": 130, "overlays/production": 200}
+"""Requests per second, half of them hits, that the fewest pods of each have the CPU for."""
+OVERLAY_OF = {"redis": "overlays/staging", "redis-sentinel": "overlays/production"}
 SECRET = {"API_KEYS", "ADMIN_KEYS"}
 PASSWORD = "0123abcd" * 8
 
@@ -120,3 +125,30 @@ def test_a_secrets_template_holds_no_value_and_is_not_applied(template: object) 
     assert "secret.example.yaml" not in (template.parent / "kustomization.yaml").read_text().replace(  # type: ignore[attr-defined]
         "Secrets: secret.example.yaml", ""
     ).replace("`redis`: secret.example.yaml", "")
+
+
+@pytest.mark.parametrize("folder", RATES)
+def test_the_requests_are_those_of_ragherd_plan(folder: str) -> None:
+    manifests = rendered(folder)
+    found, settings = manifests.container()["resources"], manifests.settings()
+    workers, entries = int(settings["WORKERS"]), int(settings.get("SEMANTIC_CACHE_MAX_SIZE", 1000))
+    scalers = manifests.kind("HorizontalPodAutoscaler")
+    replicas = scalers[0]["spec"]["minReplicas"] if scalers else manifests.named("Deployment")["spec"]["replicas"]
+    demand = Demand(rate=RATES[folder], entries=entries, replicas=replicas, workers=workers)
+    needed = plan(demand, load_costs(None), Capacity())
+    assert 0.9 * cores(found["requests"]["cpu"]) < needed.pod_cores <= cores(found["requests"]["cpu"])
+    assert found["requests"]["memory"] == f"{needed.pod_bytes >> 20}Mi"
+    assert cores(found["limits"]["cpu"]) >= workers
+    assert needed.redis_bytes < 2**30  # maxmemory
+
+
+@pytest.mark.parametrize("component", ["redis", "redis-sentinel"])
+def test_redis_asks_for_its_data_and_half_as_much_for_a_rewrite(component: str) -> None:
+    configuration = (K8S / "components" / component / "redis.conf").read_text()
+    assert re.findall(r"^maxmemory (\S+)$", configuration, re.MULTILINE) == ["1gb"]
+    [redis] = rendered(OVERLAY_OF[component]).pods()["redis"]["spec"]["containers"]
+    assert redis["resources"]["requests"]["memory"] == f"{int(1024 * Capacity().memory_factor)}Mi"
+
+
+def cores(quantity: str) -> float:
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)

@@ -121,6 +121,16 @@ def test_the_maximum_connections_are_the_pool_plus_readers() -> None:
     assert connections(demand, COSTS, CAPACITY)[0] < connections(demand, COSTS, CAPACITY)[1]
 
 
+def test_a_pod_asks_for_the_cpu_of_its_load_at_seventy_percent_and_at_most_a_core_for_each_worker() -> None:
+    found = planned(rate=200, replicas=3, workers=2)
+    assert found.pod_cores == pytest.approx(2 * found.worker_share / 0.7)
+    assert planned(rate=1e6, replicas=3, workers=2).pod_cores == 2
+
+
+def test_a_pod_asks_for_the_memory_of_its_workers_in_steps_of_64_mebibytes() -> None:
+    assert [planned(workers=workers).pod_bytes >> 20 for workers in (1, 2, 4)] == [448, 832, 1536]
+
+
 # -- more load never needs less ----------------------------------------------------------------------------------------
 
 GROWS = {
