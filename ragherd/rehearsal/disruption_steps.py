@@ -197,18 +197,32 @@ def lose_primary(rehearsal: Rehearsal) -> Seen:
         rehearsal.kubectl.run("delete", "pod", primary, "--grace-period=0", "--force")
         chosen = until(lambda: _chosen(rehearsal, primary), 120, "no other primary was chosen")
         seconds = time.monotonic() - began
+        until(lambda: _is_only_primary(rehearsal, chosen), 120, f"{primary} does not follow {chosen}")
+        follows = time.monotonic() - began
         rehearsal.settled()
     away = load.figures()["hits_away_seconds"]
-    text = f"{primary} killed, {chosen} leads after {seconds:.0f} s, hits were away for {away:g} s"
-    return without_failures(load, text, failover_seconds=seconds)
+    text = (
+        f"{primary} killed, {chosen} leads after {seconds:.0f} s and alone after {follows:.0f} s, "
+        f"hits were away for {away:g} s"
+    )
+    return without_failures(load, text, failover_seconds=seconds, follows_seconds=follows)
 
 
 def _chosen(rehearsal: Rehearsal, former: str) -> str:
+    """Returns the primary that the Sentinels name, once it is another."""
     try:
-        found = rehearsal.primary()
+        found = rehearsal.named_primary()
     except (StepFailed, KubectlError):
         return ""
     return found if found != former else ""
+
+
+def _is_only_primary(rehearsal: Rehearsal, chosen: str) -> bool:
+    """Returns whether no other pod takes itself for the primary. The former one learns it from the Sentinels."""
+    try:
+        return rehearsal.primary() == chosen
+    except (StepFailed, KubectlError):
+        return False
 
 
 def no_sentinels(rehearsal: Rehearsal) -> str:

@@ -166,6 +166,14 @@ class Rehearsal:
         line = 'REDISCLI_AUTH=$(cat /run/redis/password) exec redis-cli "$@"'
         return self.kubectl.execute(name, "sh", "-c", line, "redis-cli", *command)
 
+    def named_primary(self) -> str:
+        """Returns the pod that a Sentinel names as Redis's primary, or ''."""
+        sentinels = self.pods(SENTINEL)
+        if not sentinels:
+            raise StepFailed("no Sentinel is ready")
+        ask = ("redis-cli", "-p", "26379", "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+        return self.kubectl.execute(names(sentinels)[0], *ask).partition(".")[0].strip()
+
     def primary(self) -> str:
         """Returns the name of the pod that is Redis's primary."""
         roles = {
