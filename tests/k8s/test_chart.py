@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
 from api import __version__
 from scripts.chart_values import described, with_table
 from tests.k8s.chart import CHART, OPERATOR, VALUES, chart, chart_of, comparable, helm, objects, template
+from tests.k8s.custom_resources import validate
 from tests.k8s.rendered import Rendered, containers, rendered
 from tests.k8s.test_manifests import KUBERNETES, OPERATORS
 from tests.k8s.test_settings import environment
@@ -27,8 +27,7 @@ def options(values: dict[str, Any], folder: Path) -> Rendered:
     (folder / "values.yaml").write_text(yaml.safe_dump(values))
     manifests = chart("-f", str(folder / "values.yaml"))
     for each in manifests.all:
-        if each["kind"] not in OPERATORS:
-            kubernetes_validate.validate(each, KUBERNETES, strict=True)
+        validate(each, KUBERNETES)
     return manifests
 
 

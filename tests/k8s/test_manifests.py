@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import kubernetes_validate
 import pytest
 
+from tests.k8s.custom_resources import validate
 from tests.k8s.rendered import OVERLAYS, ROOT, Rendered, containers, rendered
 from worker_config.gunicorn_conf import CLOSING_SECONDS
 
 pytestmark = pytest.mark.once(reason="checks files that kubectl and helm render")
 
 OPERATORS = {"PodMonitor", "PrometheusRule", "ServiceMonitor"}
-"""Not Kubernetes's own: test_monitoring.py reads them."""
+"""Not Kubernetes's own."""
 KUBERNETES = "1.33"
 
 
 def test_kubernetes_knows_every_field(manifests: Rendered) -> None:
     for each in manifests.all:
-        if each["kind"] not in OPERATORS:
-            kubernetes_validate.validate(each, KUBERNETES, strict=True)
+        validate(each, KUBERNETES)
 
 
 def test_the_base_is_what_a_deployment_needs() -> None:

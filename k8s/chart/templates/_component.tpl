@@ -15,6 +15,14 @@ Redis and Ollama. Takes root, component (the folder's name), files (those to rea
 {{- $_ = set $object.metadata "namespace" $.Release.Namespace }}
 {{- if eq $object.kind "StatefulSet" }}
 {{- include "ragherd.fill" (dict "root" $ "set" $object "values" $values "configuration" $configuration) }}
+{{- if eq $object.metadata.name "ollama" }}
+{{- include "ragherd.fillOllama" (dict "root" $ "set" $object) }}
+{{- end }}
+{{- else if and (eq $object.kind "Service") $.Values.ipFamilyPolicy }}
+{{- $_ = set $object.spec "ipFamilyPolicy" $.Values.ipFamilyPolicy }}
+{{- else if and (eq $object.kind "NetworkPolicy") (eq $object.metadata.name "ollama") $.Values.ollama.modelImage }}
+{{- /* Without the rule for the registry of models. */}}
+{{- $_ = set $object.spec "egress" (list (first $object.spec.egress)) }}
 {{- end }}
 ---
 {{ toYaml $object }}
@@ -66,5 +74,32 @@ Redis and Ollama. Takes root, component (the folder's name), files (those to rea
 {{- end }}
 {{- with $.Values.imagePullSecrets }}
 {{- $_ := set $pod "imagePullSecrets" . }}
+{{- end }}
+{{- end }}
+
+{{/* Puts the image with models, the number of Ollamas and the IP families into Ollama's StatefulSet. Prints nothing. */}}
+{{- define "ragherd.fillOllama" -}}
+{{- $ := .root }}
+{{- $set := .set }}
+{{- $pod := $set.spec.template.spec }}
+{{- $ollama := first $pod.containers }}
+{{- with $.Values.ollama.modelImage }}
+{{- $_ := unset $set.spec "volumeClaimTemplates" }}
+{{- $image := dict "reference" . "pullPolicy" "IfNotPresent" }}
+{{- $_ := set $pod "volumes" (append $pod.volumes (dict "name" "models" "image" $image)) }}
+{{- range $container := concat $pod.initContainers $pod.containers }}
+{{- $_ := set $container "env" (append $container.env (dict "name" "OLLAMA_NOPRUNE" "value" "1")) }}
+{{- end }}
+{{- end }}
+{{- if $.Values.ollama.autoscaling.enabled }}
+{{- $_ := unset $set.spec "replicas" }}
+{{- $_ = set $ollama "lifecycle" (dict "preStop" (dict "exec" (dict "command" (list "sleep" "45")))) }}
+{{- end }}
+{{- if include "ragherd.listensOnIPv6" $ }}
+{{- range $variable := $ollama.env }}
+{{- if eq $variable.name "OLLAMA_HOST" }}
+{{- $_ := set $variable "value" "[::]:11434" }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}

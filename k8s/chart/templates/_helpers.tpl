@@ -71,7 +71,18 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{/* The settings as strings, without those that a values file sets to null. */}}
 {{- define "ragherd.settings" -}}
-{{- range $name, $value := .Values.settings }}
+{{- $settings := .Values.settings }}
+{{- if and (include "ragherd.listensOnIPv6" .) (eq (toString .Values.settings.HOST) "0.0.0.0") }}
+{{- $settings = merge (dict "HOST" "::") $settings }}
+{{- end }}
+{{- if and .Values.ollama.enabled .Values.ollama.autoscaling.enabled }}
+{{- $ollamas := list }}
+{{- range $number := until (int .Values.ollama.autoscaling.maxReplicas) }}
+{{- $ollamas = append $ollamas (printf "http://ollama-%d:11434" $number) }}
+{{- end }}
+{{- $settings = merge (dict "OLLAMA_BASE_URL" (join "," $ollamas)) $settings }}
+{{- end }}
+{{- range $name, $value := $settings }}
 {{- if not (kindIs "invalid" $value) }}
 {{- /* Helm reads 1000000 as a float, which would print as 1e+06. */}}
 {{- if and (kindIs "float64" $value) (eq (floor $value) $value) }}
@@ -83,6 +94,11 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if and (eq .Values.redis.mode "external") .Values.redis.url }}
 REDIS_URL: {{ .Values.redis.url | quote }}
 {{- end }}
+{{- end }}
+
+{{/* True if pods may have IPv6 addresses. */}}
+{{- define "ragherd.listensOnIPv6" -}}
+{{- if has .Values.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack") }}true{{ end }}
 {{- end }}
 
 {{/* True if the cluster has the Prometheus operator. */}}
