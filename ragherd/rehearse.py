@@ -53,7 +53,12 @@ def rehearse(
     small: Annotated[
         bool, typer.Option("--small", help="Request little CPU and memory, for a cluster on a laptop.")
     ] = False,
-    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Requests per second in each step with load.")] = 10.0,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=1000, help="Requests per second in each step with load. The stand-in alone answers 20."
+        ),
+    ] = 10.0,
     seconds: Annotated[float, typer.Option(min=1, help="Least seconds of load in each step with load.")] = 30.0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until a request has failed.")] = 10.0,
     ready_seconds: Annotated[
@@ -185,7 +190,7 @@ def _restore(rehearsal: Rehearsal, found: dict[str, Any], *, keep: bool) -> None
             remove_namespace(kubectl)
             remains = False
     except (KubectlError, KeyboardInterrupt):
-        commands = [("uncordon", node) for node in sorted(rehearsal.cordoned)]
+        commands: list[tuple[str, ...]] = [("uncordon", node) for node in sorted(rehearsal.cordoned)]
         commands += [("delete", "namespace", kubectl.namespace)] if remains else []
         found["remains"] = [" ".join(kubectl.outside().command(*one)) for one in commands]
         for line in found["remains"]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import httpx
@@ -19,6 +20,7 @@ from ragherd.rehearsal.rehearsal import ADMIN, Rehearsal, StepFailed, container_
 from ragherd.rehearsal.steps import Seen
 
 BREAKER_MS: Final = 100.0
+BREAKER_TRIES: Final = 3
 QUESTION: Final = "How do I reset my password?"
 PARAPHRASE: Final = "My password, how do I reset?"
 WRITTEN: Final = ("cache", "cb", "stats", "worker")
@@ -131,7 +133,24 @@ def paraphrase(rehearsal: Rehearsal) -> Seen:
 
 
 def breaker(rehearsal: Rehearsal) -> Seen:
-    """Opens the breaker on one replica, and watches every replica from inside the cluster."""
+    """Opens the breaker on one replica three times, and watches every replica from inside the cluster.
+
+    The median counts: one try may meet a busy client, whose questions are late.
+    """
+    tries = []
+    for number in range(BREAKER_TRIES):
+        if number:
+            close_breaker(rehearsal)
+        tries.append(_opened(rehearsal))
+    slowest = median(max(one.values()) for one in tries)
+    seen = f"open on {len(tries[0])} replicas, on the last one {slowest:.0f} ms after the request was sent"
+    if slowest > BREAKER_MS:
+        raise StepFailed(seen)
+    return Seen(seen, {"open_after_ms": tries})
+
+
+def _opened(rehearsal: Rehearsal) -> dict[str, float]:
+    """Opens the breaker. Returns the milliseconds until each replica showed it. Raises `StepFailed`."""
     pods = rehearsal.pods()
     found = rehearsal.probe(
         {
@@ -147,11 +166,7 @@ def breaker(rehearsal: Rehearsal) -> Seen:
     times = dict(zip(names(pods), found["ms"], strict=True))
     if never := [name for name, ms in times.items() if ms is None]:
         raise StepFailed(f"never open on {', '.join(never)}")
-    slowest = max(times.values())
-    seen = f"open on {len(pods)} replicas, on the last one {slowest:.0f} ms after the request was sent"
-    if slowest > BREAKER_MS:
-        raise StepFailed(seen)
-    return Seen(seen, {"open_after_ms": times})
+    return times
 
 
 def close_breaker(rehearsal: Rehearsal) -> None:
