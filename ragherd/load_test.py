@@ -161,8 +161,8 @@ def asker(http: httpx.AsyncClient, body: dict[str, Any]) -> Ask:
     async def ask(question: str) -> Reply:
         try:
             response = await http.post("/query", json={**body, "question": question})
-        except httpx.ConnectError as error:
-            return Reply(error=NO_CONNECTION, reason=clean(str(error)))
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            return Reply(error=NO_CONNECTION, reason=clean(str(error)) or type(error).__name__)
         except httpx.TransportError as error:
             return Reply(error="connection lost", reason=clean(str(error)) or type(error).__name__)
         return reply_of(response)

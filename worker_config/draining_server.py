@@ -66,8 +66,11 @@ HEARTBEAT_SECONDS = 5.0
 """Interval of heartbeats to the master during the start and the drain."""
 MAX_START_SECONDS = 90.0
 """A starting worker sends heartbeats for this time. Loading a large re-ranker from a slow disk takes long."""
-QUIET_SECONDS = 2.0
-"""A draining worker assumes that no request is in transit on a connection that was quiet for this time."""
+QUIET_SECONDS = (2.0, 6.0)
+"""Least and most time without data after which a draining worker assumes that no request is in transit.
+
+Many clients, httpx and Node among them, use a connection again within 5 s.
+"""
 POLL_SECONDS = 0.05
 """Interval between checks for requests in flight."""
 
@@ -79,6 +82,12 @@ class DrainTimes:
     drain_delay: float = 0.0
     graceful_timeout: float = 30.0
     replaced_timeout: float = 30.0
+
+    @property
+    def quiet(self) -> float:
+        """Seconds without data after which a connection may be closed. Responses in the drain close theirs anyway."""
+        least, most = QUIET_SECONDS
+        return min(max(least, self.drain_delay + 1), most)
 
 
 def _is_not_cancellation(record: logging.LogRecord) -> bool:
@@ -210,7 +219,7 @@ class DrainingServer(Server):
         while (state.connections or state.tasks) and loop.time() < self._deadline:
             self._guard.sweep(loop.time())
             for connection in list(state.connections):
-                if isinstance(connection, TimedProtocol) and connection.is_quiet(QUIET_SECONDS):
+                if isinstance(connection, TimedProtocol) and connection.is_quiet(self._times.quiet):
                     connection.shutdown()
             await asyncio.sleep(POLL_SECONDS)
 

@@ -20,6 +20,7 @@ BAD_SECONDS: Final = 30.0
 SCHEDULE_SECONDS: Final = 30.0
 SCALE_UP_SECONDS: Final = 300.0
 SCALE_DOWN_SECONDS: Final = 300.0
+FAILOVER_SECONDS: Final = 120.0
 AUTOSCALER: Final = "horizontalpodautoscaler"
 PULL_ERRORS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 
@@ -195,9 +196,9 @@ def lose_primary(rehearsal: Rehearsal) -> Seen:
     with rehearsal.load("primary") as load:
         began = time.monotonic()
         rehearsal.kubectl.run("delete", "pod", primary, "--grace-period=0", "--force")
-        chosen = until(lambda: _chosen(rehearsal, primary), 120, "no other primary was chosen")
+        chosen = until(lambda: _chosen(rehearsal, primary), FAILOVER_SECONDS, "no other primary was chosen")
         seconds = time.monotonic() - began
-        until(lambda: _is_only_primary(rehearsal, chosen), 120, f"{primary} does not follow {chosen}")
+        until(lambda: _is_only_primary(rehearsal, chosen), FAILOVER_SECONDS, f"{primary} does not follow {chosen}")
         follows = time.monotonic() - began
         rehearsal.settled()
     away = load.figures()["hits_away_seconds"]

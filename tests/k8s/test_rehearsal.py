@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,7 +33,20 @@ PROMISES = {"restart", "drain", "autoscale", "redis", "rotate", "upgrade", "bad 
 @pytest.fixture
 def cluster() -> Iterator[RecordedCluster]:
     """The staging overlay on two nodes."""
-    recorded = RecordedCluster(RECORDED / "staging.jsonl.gz")
+    with replayed("staging") as recorded:
+        yield recorded
+
+
+@pytest.fixture
+def sentinels() -> Iterator[RecordedCluster]:
+    """The production overlay on two nodes, whose primary is lost."""
+    with replayed("primary") as recorded:
+        yield recorded
+
+
+@contextmanager
+def replayed(name: str) -> Iterator[RecordedCluster]:
+    recorded = RecordedCluster(RECORDED / f"{name}.jsonl.gz")
 
     def run(self: Kubectl, *arguments: str, text: str | None = None, seconds: float = 60.0) -> str:
         return recorded.run(self, *arguments, text=text, seconds=seconds)
@@ -47,10 +61,10 @@ def cluster() -> Iterator[RecordedCluster]:
         yield recorded
 
 
-def rehearse(*arguments: str, only: tuple[str, ...] = ()) -> Result:
+def rehearse(*arguments: str, only: tuple[str, ...] = (), overlay: str = "staging") -> Result:
     need_tool("kubectl")
     chosen = [option for one in only for option in ("--only", one)]
-    command = ["rehearse", str(K8S / "overlays/staging"), "--image", IMAGE, "--second-image", SECOND, "--small"]
+    command = ["rehearse", str(K8S / "overlays" / overlay), "--image", IMAGE, "--second-image", SECOND, "--small"]
     return CliRunner().invoke(
         commands, [*command, "--namespace", NAMESPACE, *chosen, *arguments], catch_exceptions=False
     )
@@ -159,6 +173,28 @@ def test_a_fault_of_the_cluster_fails_its_step(cluster: RecordedCluster, name: s
     found = steps_of(result)[step]
     assert (found["result"], result.exit_code) == ("failed", 1), found
     assert seen in found["seen"]
+
+
+def test_the_step_of_the_primary_waits_for_the_sentinels_and_for_the_former_primary(
+    sentinels: RecordedCluster,
+) -> None:
+    result = rehearse("--json", only=("primary",), overlay="production")
+    step = steps_of(result)["primary"]
+    assert (step["result"], result.exit_code) == ("passed", 0), step
+    [killed] = [call.split()[2] for call in sentinels.calls if call.startswith("delete pod redis-")]
+    assert step["seen"].startswith(f"{killed} killed, redis-")
+    assert step["figures"]["load"]["failed"] == 0
+    named = [number for number, call in enumerate(sentinels.calls) if "GET-MASTER-ADDR-BY-NAME" in call]
+    roles = [number for number, call in enumerate(sentinels.calls) if call.endswith("redis-cli ROLE")]
+    assert named[-1] < roles[-1]
+
+
+def test_sentinels_that_choose_no_other_primary_fail_the_step(sentinels: RecordedCluster) -> None:
+    with patch("ragherd.rehearsal.disruption_steps.FAILOVER_SECONDS", 0.0):
+        sentinels.alter("GET-MASTER-ADDR-BY-NAME", lambda _: "")
+        result = rehearse("--json", only=("primary",), overlay="production")
+    assert result.exit_code == 1
+    assert "no other primary was chosen" in steps_of(result)["primary"]["seen"]
 
 
 def test_an_interrupted_rehearsal_removes_its_namespace(cluster: RecordedCluster) -> None:

@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from uvicorn.config import Config
 
 from api.observability.metrics import Metrics
@@ -42,3 +43,8 @@ async def test_a_slowly_starting_worker_sends_heartbeats_to_the_master() -> None
             await asyncio.sleep(0)
     server.should_exit = True
     await serving
+
+
+@pytest.mark.parametrize(("drain_delay", "quiet"), [(0, 2), (1, 2), (3, 4), (5, 6), (60, 6)])
+def test_a_connection_is_closed_when_its_client_would_not_use_it_again(drain_delay: float, quiet: float) -> None:
+    assert DrainTimes(drain_delay=drain_delay).quiet == quiet
