@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from ragherd.commands import commands
 from ragherd.rehearsal.kubectl import ClusterUnreachable, Kubectl
 from ragherd.rehearsal.load import document
+from ragherd.rehearsal.rehearsal import is_ready
 from tests.k8s.recorded_cluster import FORWARD, NAMESPACE, RecordedCluster
 from tests.k8s.rendered import K8S
 from tests.support.needed_tools import need_tool
@@ -120,7 +121,7 @@ def unscheduled(found: Any) -> Any:
 
 
 def unready(found: Any) -> Any:
-    return {"items": found["items"][:1]}
+    return {"items": [each for each in found["items"] if not is_ready(each)] or found["items"][:1]}
 
 
 def accepted(found: Any) -> Any:
