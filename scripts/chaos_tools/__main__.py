@@ -17,8 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from scripts.chaos_tools.fleet import DEFECTS, is_isolated
-from scripts.chaos_tools.plan import ISOLATED, KINDS, Fault, Kind, as_json, from_json, made, minimized
+from scripts.chaos_tools.fleet import DEFECTS, clock_library, is_isolated
+from scripts.chaos_tools.plan import (
+    CLOCK,
+    ISOLATED,
+    KINDS,
+    Fault,
+    Kind,
+    as_json,
+    from_json,
+    kinds_of,
+    made,
+    minimized,
+)
 from scripts.chaos_tools.report import as_document, as_markdown, slopes
 from scripts.chaos_tools.run import Verdict, run
 
@@ -32,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = possible(options.kinds.split(",") if options.kinds else KINDS)
     verdicts: list[Verdict] = []
     for seed in seeds:
-        plan = [] if options.soak else made(seed, options.seconds, kinds)
+        plan = [] if options.soak else made(seed, options.seconds, kinds_of(seed, kinds))
         if options.plan is not None:
             plan = from_json(json.loads(options.plan.read_text()))
         verdict = run(seed, plan, options.seconds, _say, options.defect)
@@ -48,10 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def possible(kinds: Sequence[Kind]) -> Sequence[Kind]:
     """Returns the kinds of faults that this process may inject."""
-    if is_isolated() or not ISOLATED.intersection(kinds):
-        return kinds
-    _say(f"Not injected, since this needs root: {', '.join(sorted(ISOLATED))}")
-    return [kind for kind in kinds if kind not in ISOLATED]
+    missing = {
+        "root": frozenset() if is_isolated() else ISOLATED,
+        "libfaketime (scripts/install-test-tools)": frozenset() if clock_library() else frozenset({CLOCK}),
+    }
+    for needed, without in missing.items():
+        if without.intersection(kinds):
+            _say(f"Not injected, since this needs {needed}: {', '.join(sorted(without))}")
+    return [kind for kind in kinds if not any(kind in without for without in missing.values())]
 
 
 def _reported(verdicts: Sequence[Verdict], folder: Path, *, soak: bool) -> str:

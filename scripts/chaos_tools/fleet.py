@@ -1,11 +1,15 @@
-"""The fleet under test, as processes: two replicas of two workers, a load balancer, Redis, a stub of Ollama."""
+"""The fleet under test, as processes: two replicas of two workers, a load balancer, Redis, a stub of Ollama.
+
+Only fleets whose plan needs it have Sentinels, a small disk for Redis, or clocks that can be moved.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +20,11 @@ import httpx
 from redis import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from scripts.chaos_tools.plan import CLOCK, FAILOVER, MEMORY_LIMIT
 from tests.stub_ollama import StubProcess, stub_process
 from tests.support.balancer import Balancer, running_balancer
 from tests.support.gunicorn_process import MODULE, Gunicorn, all_are_gone, children, free_port
+from tests.support.redis_sentinel import Failover, sentinel_failover
 from tests.support.rollout_fleet import ROOT, Patch, Release, release
 from tests.support.waiting import wait_until
 
@@ -27,6 +33,10 @@ TENANTS: Final = {"birch": "key-birch", "cedar": "key-cedar"}
 ADMIN_KEY: Final = "key-admin"
 REPLICAS, WORKERS = 2, 2
 PROBES: Final = 2
+DISK: Final = "128m"
+"""Size of Redis's disk, where it has its own."""
+CLOCK_SECONDS: Final = 1
+"""Seconds after which processes see that their clock was moved."""
 SETTINGS: Final = {
     "API_KEYS": ",".join(f"{tenant}={key}" for tenant, key in TENANTS.items()),
     "ADMIN_KEYS": ADMIN_KEY,
@@ -43,6 +53,7 @@ SETTINGS: Final = {
     "EMBED_TIMEOUT": "2",
     "CIRCUIT_BREAKER_TIMEOUT": "1",
     "CIRCUIT_BREAKER_HALF_OPEN_MAX_CALLS": str(PROBES),
+    "WORKER_MEMORY_LIMIT": f"{MEMORY_LIMIT}Mi",
     "DRAIN_DELAY": "1",
     "GRACEFUL_TIMEOUT": "10",
 }
@@ -65,12 +76,30 @@ class Fleet:
     folder: Path
     balancer: Balancer
     ollama: StubProcess
-    redis: EmbeddedRedis
+    server: EmbeddedRedis | Failover
     releases: Sequence[Release]
+    has_clocks: bool = False
+    """Whether the clocks of replicas can be moved."""
     replicas: list[Gunicorn] = field(default_factory=list)
     started: list[Gunicorn] = field(default_factory=list)
     leaving: set[int] = field(default_factory=set)
     """Replicas that get no new connections, by process ID."""
+    clocks: dict[int, Path] = field(default_factory=dict)
+    """By process ID, the file that says how many seconds the clock of a replica is ahead."""
+
+    @property
+    def redis(self) -> EmbeddedRedis:
+        """The only Redis. Raises `RuntimeError` in a fleet with Sentinels."""
+        if isinstance(self.server, Failover):
+            raise RuntimeError("this fleet has several servers of Redis")
+        return self.server
+
+    @property
+    def sentinels(self) -> Failover:
+        """The servers with Sentinels. Raises `RuntimeError` in a fleet with one Redis."""
+        if isinstance(self.server, EmbeddedRedis):
+            raise RuntimeError("this fleet has one server of Redis")
+        return self.server
 
     @property
     def url(self) -> str:
@@ -79,20 +108,26 @@ class Fleet:
 
     def client(self) -> Redis:
         """Opens a client of Redis for the injector."""
-        return Redis.from_url(self.redis.url, socket_timeout=5)
+        failover = self.server if isinstance(self.server, Failover) else None
+        return Redis(port=failover.primary_port() if failover else self.redis.port, socket_timeout=5)
 
     def start(self, version: int = 0) -> Gunicorn:
         """Starts a replica of one of the releases."""
         folder = self.releases[version].folder
         settings = {
             **SETTINGS,
-            "REDIS_URL": self.redis.url,
+            "REDIS_URL": self.server.url,
             "OLLAMA_BASE_URL": self.ollama.base_url,
             "METRICS_PORT": free_port(),
             "PYTHONPATH": f"{folder}:{ROOT}",
         }
+        clock = self.folder / f"clock-{len(self.started)}"
+        if self.has_clocks:
+            clock.write_text("+0")
+            settings |= _moved_by(clock)
         log = self.folder / f"replica-{len(self.started)}.log"
-        replica = Gunicorn("api.asgi:app", log, settings, self.folder, configuration=MODULE)
+        replica = Gunicorn("scripts.chaos_tools.grown:app", log, settings, self.folder, configuration=MODULE)
+        self.clocks[replica.pid] = clock
         self.started.append(replica)
         return replica
 
@@ -125,19 +160,60 @@ def _is_ready(replica: Gunicorn) -> bool:
         return False
 
 
+def clock_library() -> Path | None:
+    """Returns the library that moves the clock of a process, if it is installed."""
+    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
+def _moved_by(clock: Path) -> dict[str, str]:
+    """The variables with which a process reads from a file how far its wall clock is ahead."""
+    return {
+        "LD_PRELOAD": str(clock_library()),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": str(CLOCK_SECONDS),
+        "DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
+
+
 @contextmanager
-def running_fleet(folder: Path, defect: str | None = None) -> Iterator[Fleet]:
-    """Starts the fleet and returns when every worker is ready. Ends all of it afterwards."""
+def _own_disk(folder: Path) -> Iterator[None]:
+    """Gives Redis a small disk, if nobody else sees it."""
+    folder.mkdir()
+    if not is_isolated():
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def _server(folder: Path, kinds: Collection[str]) -> Iterator[EmbeddedRedis | Failover]:
     with ExitStack() as stack:
-        server = stack.enter_context(
-            embedded_redis(folder / "redis", arguments=("--appendfsync", "always"), port=int(free_port()))
+        if FAILOVER in kinds:
+            yield stack.enter_context(sentinel_failover(folder))
+            return
+        stack.enter_context(_own_disk(folder / "redis"))
+        arguments = ("--appendfsync", "always")
+        yield stack.enter_context(
+            embedded_redis(folder / "redis", log=folder / "redis.log", arguments=arguments, port=int(free_port()))
         )
+
+
+@contextmanager
+def running_fleet(folder: Path, defect: str | None = None, kinds: Collection[str] = ()) -> Iterator[Fleet]:
+    """Starts the fleet for faults of these kinds, and returns when every worker is ready. Ends all of it afterwards."""
+    with ExitStack() as stack:
+        server = stack.enter_context(_server(folder, kinds))
         ollama = stack.enter_context(stub_process())
         balancer = stack.enter_context(running_balancer())
         patches = [DEFECTS[defect]] if defect else []
         current = release(folder / "current", "9.9.8", patches) if defect else Release("", ROOT)
         releases = [current, release(folder / "next", "9.9.9", patches)]
-        fleet = Fleet(folder, balancer, ollama, server, releases)
+        fleet = Fleet(folder, balancer, ollama, server, releases, has_clocks=CLOCK in kinds)
         stack.callback(_ended, fleet)
         ollama.behaviour(numbered=True)
         fleet.replicas = [fleet.start() for _ in range(REPLICAS)]

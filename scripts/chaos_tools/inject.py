@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +17,8 @@ from typing import Any, Final
 
 import redis
 
-from scripts.chaos_tools.fleet import Fleet, is_isolated, pause
-from scripts.chaos_tools.plan import Fault
+from scripts.chaos_tools.fleet import CLOCK_SECONDS, Fleet, is_isolated, pause
+from scripts.chaos_tools.plan import CLOCK, FAILOVER, GROW, Fault
 from tests.support.gunicorn_process import Gunicorn
 from tests.support.waiting import wait_until
 
@@ -65,6 +66,33 @@ def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+def _use_up_memory(fleet: Fleet, fault: Fault) -> None:
+    """Lets a worker grow beyond WORKER_MEMORY_LIMIT. Its master replaces it."""
+    replica, worker = _replica(fleet, fault), _worker(fleet, fault)
+    os.kill(worker, GROW)
+    wait_until(lambda: worker not in replica.workers() and replica.is_complete(), timeout=60)
+
+
+HOURS: Final = (1, -1, 24, -24)
+
+
+def _move_clock(fleet: Fleet, fault: Fault) -> None:
+    """Moves the wall clock of a replica by an hour or a day, forward or back, and then back again."""
+    replica, ahead = _replica(fleet, fault), HOURS[fault.target // 7 % len(HOURS)] * 3600
+    clock = fleet.clocks[replica.pid]
+    clock.write_text(f"{ahead:+d}")
+    try:
+        wait_until(lambda: abs(_seconds_ahead(replica) - ahead) < 60, timeout=10)
+        pause(fault.seconds)
+    finally:
+        clock.write_text("+0")
+        pause(CLOCK_SECONDS)
+
+
+def _seconds_ahead(replica: Gunicorn) -> float:
+    return parsedate_to_datetime(replica.get("/health/live").headers["date"]).timestamp() - time.time()
+
+
 def _reload(fleet: Fleet, fault: Fault) -> None:
     replica = _replica(fleet, fault)
     before = replica.workers()
@@ -97,6 +125,46 @@ def _slow_redis(fleet: Fleet, fault: Fault) -> None:
         while time.monotonic() < until:
             client.execute_command("CLIENT", "PAUSE", 200, "ALL")
             pause(0.25)
+
+
+def _fill_disk(fleet: Fleet, fault: Fault) -> None:
+    """Fills the disk of the append-only file. Redis then refuses writes, or ends if it must sync each of them."""
+    if not is_isolated():
+        raise RuntimeError("redis disk full needs a disk that nobody else uses: run scripts/chaos as root")
+    ends, filler = bool(fault.target % 2), fleet.redis.files.directory / "filler"
+    with fleet.client() as client:
+        client.config_set("appendfsync", "always" if ends else "everysec")
+        try:
+            _fill(filler)
+            wait_until(lambda: _cannot_write(fleet), timeout=20)
+            pause(fault.seconds)
+        finally:
+            filler.unlink()
+    fleet.redis.start()
+    wait_until(lambda: not _cannot_write(fleet), timeout=20)
+    with fleet.client() as client:
+        client.config_set("appendfsync", "always")
+
+
+def _fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as filler:
+        for size in (1 << 20, 4096):
+            with suppress(OSError):
+                while filler.write(bytes(size)):
+                    pass
+
+
+def _cannot_write(fleet: Fleet) -> bool:
+    """Returns whether Redis has ended or says that it cannot write its append-only file."""
+    try:
+        with fleet.client() as client:
+            return bool(client.info("persistence")["aof_last_write_status"] != "ok")
+    except redis.RedisError:
+        return not fleet.redis.child.is_running()
+
+
+def _fail_over(fleet: Fleet, fault: Fault) -> None:
+    fleet.sentinels.fail_over()
 
 
 def _empty_redis(fleet: Fleet, fault: Fault) -> None:
@@ -159,6 +227,8 @@ INJECTIONS: Final[Mapping[str, Injection]] = MappingProxyType(
         "worker killed": _kill_worker,
         "worker stopped": _stop_worker,
         "worker without descriptors": _use_up_descriptors,
+        "worker at its memory limit": _use_up_memory,
+        CLOCK: _move_clock,
         "master killed": partial(_replace, kill=True),
         "workers reloaded": _reload,
         "replica upgraded": partial(_replace, kill=False),
@@ -170,6 +240,8 @@ INJECTIONS: Final[Mapping[str, Injection]] = MappingProxyType(
         "redis full": partial(_configured, "maxmemory", 1),
         "redis connections cut": _cut_redis,
         "redis half-open": _drop_packets,
+        "redis disk full": _fill_disk,
+        FAILOVER: _fail_over,
         "ollama refuses": _ollama("refuse"),
         "ollama hangs": _ollama("hang"),
         "ollama trickles": _ollama("ok", pace=0.5),

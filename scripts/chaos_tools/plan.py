@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -12,6 +13,8 @@ KINDS: Final[tuple[Kind, ...]] = (
     "worker killed",
     "worker stopped",
     "worker without descriptors",
+    "worker at its memory limit",
+    "clock jumps",
     "master killed",
     "workers reloaded",
     "replica upgraded",
@@ -23,6 +26,8 @@ KINDS: Final[tuple[Kind, ...]] = (
     "redis full",
     "redis connections cut",
     "redis half-open",
+    "redis disk full",
+    "redis failover",
     "ollama refuses",
     "ollama hangs",
     "ollama trickles",
@@ -35,16 +40,22 @@ KINDS: Final[tuple[Kind, ...]] = (
     "ollama connections cut",
 )
 SKIPPED: Final = {
-    "redis failover": "tests/integration/test_sentinel_failover.py and tests/k8s: needs sentinels and replicas",
     "hosts cut off": "tests/chaos/test_cut_off.py",
-    "disk full": "needs a separate file system for the append-only file",
-    "clock jumps": "needs libfaketime; all shared times come from Redis, and workers measure with monotonic clocks",
-    "worker at its memory limit": "tests/unit/test_worker_memory.py and tests/integration/test_worker_replacement.py",
 }
 """Faults that this command does not inject, and where they are tested instead."""
 
-ISOLATED: Final = frozenset({"redis half-open"})
-"""Faults that need a network that nobody else uses: only root can have one."""
+ISOLATED: Final = frozenset({"redis half-open", "redis disk full"})
+"""Faults that need a network or a disk that nobody else uses: only root can have one."""
+CLOCK: Final = "clock jumps"
+"""The fault that needs libfaketime."""
+FAILOVER: Final = "redis failover"
+"""The fault that needs Sentinels. No other fault of Redis is injected in its fleet."""
+OFTEN: Final = 4
+"""Every so many seeds have a fleet with Sentinels."""
+GROW: Final = signal.SIGRTMIN
+"""The signal that makes a worker of the fleet use up its memory."""
+MEMORY_LIMIT: Final = 400
+"""MiB that a worker may use: more than it ever does without that signal."""
 FIRST: Final = 2.0
 """Seconds of load before the first fault."""
 CALM: Final = 4.0
@@ -59,6 +70,14 @@ class Fault:
     at: float
     seconds: float
     target: int
+
+
+def kinds_of(seed: int, kinds: Sequence[Kind]) -> list[Kind]:
+    """Returns the kinds of faults of a seed: those of a fleet with Sentinels, or those of one with a single Redis."""
+    single = [kind for kind in kinds if kind != FAILOVER]
+    shared = [kind for kind in single if not kind.startswith("redis ")]
+    has_sentinels = FAILOVER in kinds and (seed % OFTEN == 0 or single == shared)
+    return [*shared, FAILOVER] if has_sentinels else single
 
 
 def made(seed: int, seconds: float, kinds: Sequence[Kind] = KINDS) -> list[Fault]:

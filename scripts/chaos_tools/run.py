@@ -70,7 +70,11 @@ def run(
     seed: int, plan: Sequence[Fault], seconds: float, say: Report = lambda line: None, defect: str | None = None
 ) -> Verdict:
     """Runs a plan on a new fleet. Only the main thread may do that: Redis is started again in it."""
-    with tempfile.TemporaryDirectory(prefix="ragherd-chaos-") as folder, running_fleet(Path(folder), defect) as fleet:
+    kinds = frozenset(fault.kind for fault in plan)
+    with (
+        tempfile.TemporaryDirectory(prefix="ragherd-chaos-") as folder,
+        running_fleet(Path(folder), defect, kinds) as fleet,
+    ):
         return _driven(fleet, seed, plan, seconds, say)
 
 

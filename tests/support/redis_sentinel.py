@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,33 @@ class Failover:
     """The running servers. `url` is for the service."""
 
     url: str
-    primary: subprocess.Popen[bytes]
+    servers: dict[int, subprocess.Popen[bytes]]
+    """The servers by port."""
+    start_replica: Callable[[int, int], subprocess.Popen[bytes]]
+    """Starts one on a port, as a replica of the one on another port."""
     sentinel_port: int
     sentinel_password: str = ""
+
+    @property
+    def primary(self) -> subprocess.Popen[bytes]:
+        """The server that began as the primary."""
+        return next(iter(self.servers.values()))
 
     def primary_port(self) -> int:
         """Returns the port of the primary, as a Sentinel reports it."""
         with _client(self.sentinel_port, self.sentinel_password) as sentinel:
             found = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
             return int(found[1])
+
+    def fail_over(self, timeout: float = 60) -> None:
+        """Kills the primary, and starts it again as a replica once Sentinel has promoted the other server."""
+        before = self.primary_port()
+        self.servers[before].kill()
+        self.servers[before].wait()
+        wait_until(lambda: self.primary_port() != before, timeout=timeout)
+        after = self.primary_port()
+        self.servers[before] = self.start_replica(before, after)
+        wait_until(lambda: _is_followed(after), timeout=timeout)
 
 
 @contextmanager
@@ -50,8 +68,11 @@ def sentinel_failover(folder: Path, *, password: str = "", users: Sequence[str] 
 
         first, second, *watchers = (free_port() for _ in range(5))
         module = ["--loadmodule", str(binary.search_module), "--save", "", "--repl-diskless-sync-delay", "0"]
-        primary = start("--port", str(first), *module)
-        start("--port", str(second), *module, "--replicaof", f"127.0.0.1 {first}")
+
+        def replica(port: int, of: int) -> subprocess.Popen[bytes]:
+            return start("--port", str(port), *module, "--replicaof", f"127.0.0.1 {of}")
+
+        servers = {first: start("--port", str(first), *module), second: replica(second, first)}
         for port in watchers:
             config = folder / f"sentinel-{port}.conf"
             config.write_text(
@@ -63,11 +84,21 @@ def sentinel_failover(folder: Path, *, password: str = "", users: Sequence[str] 
             start(str(config), "--sentinel")
         wait_until(lambda: all(_sees_all(port, password) for port in watchers), timeout=30)
         hosts = ",".join(f"127.0.0.1:{port}" for port in watchers)
-        yield Failover(f"redis+sentinel://{hosts}/{NAME}", primary, watchers[0], password)
+        yield Failover(f"redis+sentinel://{hosts}/{NAME}", servers, replica, watchers[0], password)
 
 
 def _client(port: int, password: str) -> redis.Redis:
     return redis.Redis(port=port, password=password or None, decode_responses=True)
+
+
+def _is_followed(port: int) -> bool:
+    """Returns whether the server is a primary with a replica that is up to date."""
+    try:
+        with _client(port, "") as client:
+            state = client.info("replication")
+    except redis.RedisError:
+        return False
+    return bool(state["role"] == "master" and state.get("slave0", {}).get("state") == "online")
 
 
 def _sees_all(port: int, password: str) -> bool:

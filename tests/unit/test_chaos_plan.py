@@ -14,7 +14,21 @@ from scripts.chaos_tools import __main__ as command
 from scripts.chaos_tools.fleet import DEFECTS
 from scripts.chaos_tools.inject import CUTS, INJECTIONS
 from scripts.chaos_tools.linearizability import NEVER, Operation, cache, is_linearizable
-from scripts.chaos_tools.plan import CALM, FIRST, ISOLATED, KINDS, Fault, as_json, from_json, made, minimized
+from scripts.chaos_tools.plan import (
+    CALM,
+    CLOCK,
+    FAILOVER,
+    FIRST,
+    ISOLATED,
+    KINDS,
+    OFTEN,
+    Fault,
+    as_json,
+    from_json,
+    kinds_of,
+    made,
+    minimized,
+)
 from scripts.chaos_tools.report import slopes
 from scripts.chaos_tools.run import Injected, Verdict, judged, recoveries, with_unseen_stores
 from scripts.chaos_tools.traffic import (
@@ -49,7 +63,15 @@ def test_a_plan_fits_its_time_and_uses_every_kind() -> None:
 def test_every_kind_can_be_injected() -> None:
     assert set(INJECTIONS) == set(KINDS)
     assert set(KINDS) > CUTS | ISOLATED
-    assert set(KINDS) - set(command.possible(KINDS)) <= ISOLATED
+    assert set(KINDS) - set(command.possible(KINDS)) <= ISOLATED | {CLOCK}
+
+
+def test_a_fleet_with_sentinels_has_no_other_faults_of_redis() -> None:
+    single, with_sentinels = kinds_of(1, KINDS), kinds_of(OFTEN, KINDS)
+    assert set(single) == set(KINDS) - {FAILOVER}
+    assert [kind for kind in with_sentinels if kind.startswith("redis ")] == [FAILOVER]
+    assert set(with_sentinels) | set(single) == set(KINDS)
+    assert kinds_of(1, [FAILOVER, CLOCK]) == [CLOCK, FAILOVER]
 
 
 def test_a_plan_is_minimized_to_the_faults_that_it_needs() -> None:
