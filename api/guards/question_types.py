@@ -387,7 +387,8 @@ def _opens_question(words: Sequence[str], index: int) -> bool:
     word, after = words[index], words[index + 1 : index + 3]
     if word in AUXILIARIES:
         before = words[max(index - 2, 0) : index]
-        is_asked = bool(before) and (before[-1] in ASKING_WORDS or before[0] in SHORT_OPENERS)
+        is_short = bool(before) and before[0] in SHORT_OPENERS and before[-1] not in SUBJECT_PRONOUNS
+        is_asked = bool(before) and (before[-1] in ASKING_WORDS or is_short)
         return index > 0 and not is_asked and not SUBJECT_PRONOUNS.isdisjoint(after[:1])
     if word not in ASKING_WORDS or len(after) < 2:
         return False
