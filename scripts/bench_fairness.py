@@ -103,9 +103,9 @@ class Load:
             body = {"title": "Flood", "text": self._words(2000), "tenant": GREEDY}
             headers = {"Authorization": f"Bearer {ADMIN}"}
             return (await self._client.post("/documents", json=body, headers=headers)).status_code
-        body = {"question": self._words(LONG_WORDS), "stream": True}
+        asked: dict[str, Any] = {"question": self._words(LONG_WORDS), "stream": True}
         headers = {"Authorization": f"Bearer key-{GREEDY}"}
-        async with self._client.stream("POST", "/query", json=body, headers=headers) as response:
+        async with self._client.stream("POST", "/query", json=asked, headers=headers) as response:
             async for _ in response.aiter_bytes():
                 pass
             return response.status_code
