@@ -36,6 +36,7 @@ def test_a_pod_that_waits_ends_on_sigterm(tmp_path: Path, script: str, program: 
     path, output = tmp_path / "start.sh", tmp_path / "output"
     path.write_text((K8S / "components" / script).read_text().replace("/etc/redis-secret", str(tmp_path)))
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "POD_NAME": "redis-0", "LLM_MODEL": "llama3.2"}
+    environment |= {"OLLAMA_MODELS": str(tmp_path)}
     command = [need_tool("unshare"), "--pid", "--fork", "--kill-child", "/bin/sh", str(path)]
     with output.open("wb") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
         try:
