@@ -5,7 +5,8 @@
 -- KEYS[3] zset  rag:bulkhead:{name}:waiting  ticket -> end of its lease (ms): the tickets in the queue that are alive
 -- KEYS[4] hash  rag:bulkhead:{name}:stats    service_ms, <priority>_turn, batch_us (when a batch call last got a
 --                                            permit), batch_next_us (when one may go first, after a long one), counts
--- ARGV[1] limit, reserve, batch_after_ms, and the permits that a tenant may hold: '8 2 10000 6'   ARGV[2] lease_ms   ARGV[3] prefix of the workers' channels
+-- ARGV[1] limit, reserve, batch_after_ms, and the permits that a tenant may hold: '8 2 10000 6'   ARGV[2] lease_ms
+-- ARGV[3] prefix of the workers' channels
 -- PUBLISH <prefix><worker>: 'granted <ticket>' or 'displaced <ticket>'
 
 local STATS_MS = 30 * 24 * 3600 * 1000
