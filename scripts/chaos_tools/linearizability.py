@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,23 +57,47 @@ def faults(history: Iterable[Operation], specification: Specification) -> list[s
     return [key for key, found in sorted(by_key.items()) if not is_linearizable(found, specification)]
 
 
-def is_linearizable(history: Sequence[Operation], specification: Specification, first: State = None) -> bool:
+def is_linearizable(history: Iterable[Operation], specification: Specification, first: State = None) -> bool:
     """Returns whether the operations of one key could have happened one at a time, in an order that respects time."""
-    operations = sorted(history, key=lambda one: one.begin)
+    states = {first}
+    for operations in _apart(sorted(history, key=lambda one: one.begin)):
+        states = _states_after(operations, specification, states)
+    return bool(states)
+
+
+def _apart(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
+    """Parts the operations where all before had ended, so that a long history is not searched as a whole."""
+    part: list[Operation] = []
+    last_end = -NEVER
+    for operation in operations:
+        if part and operation.begin > last_end:
+            yield part
+            part = []
+        part.append(operation)
+        last_end = max(last_end, operation.end)
+    yield part
+
+
+def _states_after(operations: Sequence[Operation], specification: Specification, first: Set[State]) -> set[State]:
+    """Returns the states in which operations can leave a key that was in one of the first states.
+
+    Returns at most one if an operation has no end: nothing comes after such a part.
+    """
+    is_last = any(one.end == NEVER for one in operations)
     required = sum(1 << number for number, one in enumerate(operations) if one.end != NEVER)
     searched: set[tuple[int, State]] = set()
-    stack: list[tuple[int, State]] = [(0, first)]
+    stack: list[tuple[int, State]] = [(0, state) for state in first]
     while stack:
         place = stack.pop()
         if place in searched:
             continue
         searched.add(place)
         done, state = place
-        if done & required == required:
-            return True
+        if is_last and done & required == required:
+            return {state}
         for number in _next(operations, done):
             stack += [(done | 1 << number, after) for after in specification(state, operations[number])]
-    return False
+    return {state for done, state in searched if done & required == required}
 
 
 def _next(operations: Sequence[Operation], done: int) -> list[int]:
