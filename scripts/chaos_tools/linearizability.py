@@ -8,13 +8,15 @@ M. Herlihy, J. M. Wing: Linearizability, 1990.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 State = Hashable
 NEVER: Final = math.inf
+OBSERVERS: Final = ("read", "find")
+"""Names of the operations that see a value and change nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,28 @@ def faults(history: Iterable[Operation], specification: Specification) -> list[s
 def is_linearizable(history: Iterable[Operation], specification: Specification, first: State = None) -> bool:
     """Returns whether the operations of one key could have happened one at a time, in an order that respects time."""
     states = {first}
-    for operations in _apart(sorted(history, key=lambda one: one.begin)):
+    for operations in _apart(sorted(_ended(history), key=lambda one: one.begin)):
         states = _states_after(operations, specification, states)
     return bool(states)
+
+
+def _ended(history: Iterable[Operation]) -> list[Operation]:
+    """Gives operations without a reply an end where the others tell it.
+
+    One whose value nobody saw may as well not have happened. If no other operation wrote the value, it took effect
+    before the value was first seen.
+    """
+    known = [one for one in history if one.end != NEVER or one.name not in OBSERVERS]
+    writers = Counter(one.value for one in known if one.name not in OBSERVERS)
+    seen: dict[Hashable, float] = {}
+    for one in known:
+        if one.name in OBSERVERS:
+            seen[one.value] = min(one.end, seen.get(one.value, NEVER))
+    return [
+        replace(one, end=seen[one.value]) if one.end == NEVER and writers[one.value] == 1 else one
+        for one in known
+        if one.end != NEVER or one.value in seen
+    ]
 
 
 def _apart(operations: Sequence[Operation]) -> Iterator[list[Operation]]:

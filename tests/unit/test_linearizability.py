@@ -78,9 +78,11 @@ def test_a_long_history_is_checked_in_linear_time() -> None:
 
 
 def test_a_long_history_is_checked_in_parts() -> None:
-    """As a whole, these 40,000 operations would take minutes."""
+    """As a whole, these 60,000 operations would take minutes."""
     rows: list[Row] = []
     for at in range(0, 80_000, 4):
-        rows += [("write", at, at, at + 2), ("read", at, at + 1, at + 3)]
+        rows += [("write", at, at, at + 2), ("read", at, at + 1, at + 3), ("write", f"never seen {at}", at, NEVER)]
+    rows.append(("write", "seen", 80_001, NEVER))
+    rows.append(("read", "seen", 80_010, 80_011))
     assert is_linearizable(history(*rows), register)
     assert not is_linearizable(history(*rows, ("read", 0, 90_000, 90_001)), register)
