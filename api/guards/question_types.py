@@ -330,10 +330,14 @@ SAYS_LITTLE: Final = (
     | AUXILIARIES
     | SUBJECT_PRONOUNS
     | words_in(
-        "it my so an a the would like want need get know hi hello thanks go about next happen now for on besides"
+        """
+        it my so an a the would like want need get know hi hello hey thanks thank many go about next happen now for on
+        besides but also just um uh er hmm well ok okay sorry excuse pardon bother trouble wondering wonder curious
+        quick silly stupid dumb simple small short another one question
+        """
     )
 )
-"""Words that do not tell one question from another."""
+"""Words that do not tell one question from another, such as courtesies: sorry, quick question."""
 COVERED: Final = 0.6
 """A question that has this part of another's words besides a second question asks both."""
 

@@ -73,8 +73,9 @@ def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behav
 def embed_answer(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
     """Returns the answer of /api/embed."""
     vectors = [vector(_read(text, behaviour), behaviour.dimension, behaviour.scale) for text in texts(request)]
+    answer = {"model": request["model"], "embeddings": vectors, "total_duration": 1_000_000}
     words = sum(len(text.split()) for text in texts(request))
-    return {"model": request["model"], "embeddings": vectors, "total_duration": 1_000_000, "prompt_eval_count": words}
+    return {**answer, "prompt_eval_count": words} if words else answer
 
 
 def texts(request: dict[str, Any]) -> list[str]:
@@ -116,9 +117,12 @@ def openai_models(behaviour: Behaviour) -> dict[str, Any]:
 
 def openai_embeddings(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
     """Returns the answer of /v1/embeddings."""
-    vectors = embed_answer(request, behaviour)["embeddings"]
-    rows = [{"object": "embedding", "index": number, "embedding": one} for number, one in enumerate(vectors)]
-    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    answer = embed_answer(request, behaviour)
+    rows = [
+        {"object": "embedding", "index": number, "embedding": one} for number, one in enumerate(answer["embeddings"])
+    ]
+    read = answer.get("prompt_eval_count", 0)
+    usage = {"prompt_tokens": read, "total_tokens": read}
     return {"object": "list", "data": rows, "model": request["model"], "usage": usage}
 
 
