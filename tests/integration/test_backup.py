@@ -38,6 +38,8 @@ from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
 Command = Callable[..., Awaitable[Result]]
+pytestmark = pytest.mark.once(reason="files and keys are the same on every version")
+
 NEW = "new:"
 OLD_KEYS, NEW_KEYS = Keys(), Keys(NEW)
 QUESTION, NEAR, ELSEWHERE = "Who approves my holiday?", "Who will approve my holiday?", "What is the capital?"

@@ -24,6 +24,8 @@ from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.support.service import Service, ask, make_settings, running_service
 from tests.support.waiting import wait_until, wait_until_async
 
+pytestmark = pytest.mark.once(reason="the jobs live in Redis")
+
 PATH = "/api/semantic-cache/warm"
 JOB = "0123456789abcdef"
 QUESTIONS = [f"{name}, what is it?" for name in ("Paris", "Gravity", "Yeast", "Chess", "Basalt", "Vellum")]

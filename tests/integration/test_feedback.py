@@ -22,6 +22,8 @@ from tests.support.replies import text, texts
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
+pytestmark = pytest.mark.once(reason="what votes do is decided in Redis")
+
 QUESTION, PARAPHRASE, OTHER = "Who approves my holiday?", "my holiday who approves", "Where is the canteen?"
 FRESH = {"Cache-Control": "no-cache"}
 KEYS = {"api_keys": "acme=acme-1,acme=acme-2,other=other-1", "admin_keys": "root"}

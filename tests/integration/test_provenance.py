@@ -22,6 +22,8 @@ from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
 HOLIDAY_QUESTION, CANTEEN_QUESTION = "Who approves my holiday?", "On which floor is the canteen?"
+pytestmark = pytest.mark.once(reason="the invariants are of the Lua scripts")
+
 KEYS = Keys()
 BETTER = "Holiday of more than a month is approved by the office, not by the team lead."
 
