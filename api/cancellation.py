@@ -191,7 +191,7 @@ class Countdown:
         self._handle: asyncio.Handle = self._loop.call_later(self._tick, self._ticked)
 
     def restart(self) -> None:
-        """Counts down anew. The tick in progress does not count, so it may end up to one tick late."""
+        """Starts the countdown again. The tick in progress does not count, so it may end up to one tick late."""
         now = time.monotonic()
         self._last = now + self._longest
         if self._left <= 0:  # it is about to end
@@ -237,7 +237,7 @@ class LagTimeout(CancelScope):
         return self
 
     def restart(self) -> None:
-        """Gives the block all of its time anew."""
+        """Gives the block its full time again."""
         self._countdown.restart()
 
     def __exit__(
