@@ -56,6 +56,8 @@ from api.values import owner_of
 
 FLUSH_SECONDS: Final = 2.0
 """Seconds that the last spans have to reach the collector when the worker stops."""
+ABORT_SECONDS: Final = 0.5
+"""Seconds after these until the worker stops without them."""
 MOST_BUFFERED: Final = 64
 """Spans of one request that wait for its end. Later ones are exported at once."""
 UNTRACED: Final = ("/health", "/metrics")
@@ -308,7 +310,7 @@ async def open_tracing(
 ) -> AsyncIterator[Tracing]:
     """Makes this worker's provider. The SDK reads its settings from the environment, and raises `ValueError`.
 
-    On exit the queued spans have `FLUSH_SECONDS` to reach the collector.
+    On exit the queued spans have `FLUSH_SECONDS` to reach the collector. Then the exporter is told to give up.
     """
     last_error, logger = _LastError(), logging.getLogger("opentelemetry")
     exporter: SpanExporter = ConsoleSpanExporter() if console else OTLPSpanExporter()
@@ -324,15 +326,16 @@ async def open_tracing(
     try:
         yield RequestTracing(provider.get_tracer("ragherd", __version__), latest=latest, captures=captures)
     finally:
-        if await _shut_down(provider):
+        if await _shut_down(provider, exporter):
             logger.removeHandler(last_error)
             logger.propagate = True
 
 
-async def _shut_down(provider: TracerProvider) -> bool:
+async def _shut_down(provider: TracerProvider, exporter: SpanExporter) -> bool:
     """Exports the last spans in a daemon thread: if the collector is dead, the process does not wait for it.
 
-    Returns whether the thread has ended.
+    After `FLUSH_SECONDS` the exporter retries no more, and the thread has `ABORT_SECONDS` to end. A request without a
+    reply cannot be aborted. Returns whether the thread has ended.
     """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
@@ -342,8 +345,15 @@ async def _shut_down(provider: TracerProvider) -> bool:
             loop.call_soon_threadsafe(done.set)
 
     threading.Thread(target=shut_down, name="tracing-shutdown", daemon=True).start()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(FLUSH_SECONDS):
-            return await done.wait()
+    if await _is_set(done, FLUSH_SECONDS):
+        return True
     structlog.get_logger("ragherd.tracing").warning("spans_not_flushed", seconds=FLUSH_SECONDS)
+    exporter.shutdown()
+    return await _is_set(done, ABORT_SECONDS)
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await event.wait()
     return False

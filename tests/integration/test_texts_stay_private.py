@@ -265,10 +265,10 @@ def marks_in(text: str) -> set[str]:
 
 @pytest.mark.once(reason="the same lines are written on every version")
 async def test_no_marked_text_is_written_anywhere(
+    collector: OtlpCollector,  # first, so that it outlives the service
     serve: Service,
     redis_server: EmbeddedRedis,
     stub: StubOllama,
-    collector: OtlpCollector,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,23 @@ from opentelemetry.trace import SpanKind, Tracer
 from prometheus_client import CollectorRegistry
 
 from api.errors import UpstreamError, UpstreamFault
+from api.observability import tracing
 from api.observability.metrics import Metrics
 from api.observability.traced_steps import TracedEmbedder, TracedTelemetry, Vocabulary, span_of
-from api.observability.tracing import MOST_BUFFERED, HitSampler, ReportedExporter, RequestTracing, _LastError
+from api.observability.tracing import (
+    MOST_BUFFERED,
+    HitSampler,
+    ReportedExporter,
+    RequestTracing,
+    _LastError,
+    open_tracing,
+)
 from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome
 from api.ports.inference import CurrentIdentity
 from api.ports.question import AnswerFinished, Timings
 from api.settings import TracingSettings
 from api.values import CacheStatus
+from tests.support.gunicorn_process import free_port
 
 ROOT = Path(__file__).parents[2]
 SECRET = "How much does Ms. Smith owe?"
@@ -332,3 +343,15 @@ def test_packages_for_collectors_tools_and_documents_are_not_imported_before_use
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "['api.ports.tracing', 'api.settings.tracing']"]
+
+
+async def test_spans_for_a_dead_collector_leave_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(tracing, "FLUSH_SECONDS", 0.1)
+    before = set(threading.enumerate())
+    metrics = Metrics(CollectorRegistry())
+    async with open_tracing("w-1", metrics, console=False, hit_share=1, latest=True, captures=False) as made:
+        with made.step("chat"):
+            pass
+    assert set(threading.enumerate()) <= before
+    assert logging.getLogger("opentelemetry").propagate
