@@ -9,7 +9,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,6 +57,8 @@ SETTINGS: Final = {
     "DRAIN_DELAY": "1",
     "GRACEFUL_TIMEOUT": "10",
 }
+SOAK_SETTINGS: Final = {"FEEDBACK_TTL": "300"}
+"""Without faults. Each answer leaves a key that lives this long, so their number is level after the warm-up."""
 DEFECTS: Final[dict[str, Patch]] = {
     "flights without a lifetime": (
         "api/redis_store/stores/flights.lua",
@@ -80,6 +82,8 @@ class Fleet:
     releases: Sequence[Release]
     has_clocks: bool = False
     """Whether the clocks of replicas can be moved."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Added to `SETTINGS`."""
     replicas: list[Gunicorn] = field(default_factory=list)
     started: list[Gunicorn] = field(default_factory=list)
     leaving: set[int] = field(default_factory=set)
@@ -116,6 +120,7 @@ class Fleet:
         folder = self.releases[version].folder
         settings = {
             **SETTINGS,
+            **self.settings,
             "REDIS_URL": self.server.url,
             "OLLAMA_BASE_URL": self.ollama.base_url,
             "METRICS_PORT": free_port(),
@@ -213,7 +218,8 @@ def running_fleet(folder: Path, defect: str | None = None, kinds: Collection[str
         patches = [DEFECTS[defect]] if defect else []
         current = release(folder / "current", "9.9.8", patches) if defect else Release("", ROOT)
         releases = [current, release(folder / "next", "9.9.9", patches)]
-        fleet = Fleet(folder, balancer, ollama, server, releases, has_clocks=CLOCK in kinds)
+        settings = {} if kinds else SOAK_SETTINGS
+        fleet = Fleet(folder, balancer, ollama, server, releases, CLOCK in kinds, settings)
         stack.callback(_ended, fleet)
         ollama.behaviour(numbered=True)
         fleet.replicas = [fleet.start() for _ in range(REPLICAS)]

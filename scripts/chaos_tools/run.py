@@ -96,7 +96,10 @@ def _driven(fleet: Fleet, seed: int, plan: Sequence[Fault], seconds: float, say:
                 _note_emptied(traffic, injected[-1])
             say(f"seed {seed}: {at - began:5.1f} s  {fault.kind}, {injected[-1].end - at:.1f} s")
         pause(max(CALM, began + seconds - time.monotonic()))
-    return judged(seed, time.monotonic() - began, injected, traffic, watch)
+    verdict = judged(seed, began, injected, traffic, watch)
+    if verdict.lost:
+        verdict.lost += [f"load balancer at {at - began:.1f} s: {why}" for at, why in fleet.balancer.failures]
+    return verdict
 
 
 @contextmanager
@@ -123,8 +126,8 @@ def _note_emptied(traffic: Traffic, injected: Injected) -> None:
     traffic.documents += [Operation(tenant, "write", None, begin, end) for tenant in traffic.versions]
 
 
-def judged(seed: int, seconds: float, injected: Sequence[Injected], traffic: Traffic, watch: Watch) -> Verdict:
-    """Judges what clients and the watch have seen."""
+def judged(seed: int, began: float, injected: Sequence[Injected], traffic: Traffic, watch: Watch) -> Verdict:
+    """Judges what clients and the watch have seen since `began`."""
     wrong = [*traffic.wrong, *dict.fromkeys(watch.wrong)]
     histories = {
         "answers": (with_unseen_stores(traffic.answers), linearizability.cache),
@@ -137,12 +140,12 @@ def judged(seed: int, seconds: float, injected: Sequence[Injected], traffic: Tra
     hung = [one for one in traffic.requests if one.outcome == "hung"]
     return Verdict(
         seed,
-        seconds,
+        time.monotonic() - began,
         injected,
         traffic.requests,
         wrong,
-        [f"{one.kind}: {one.outcome} {one.detail}" for one in lost],
-        [f"{one.kind}: {one.end - one.begin:.1f} s" for one in hung],
+        [f"{one.end - began:.1f} s, {one.kind}: {one.outcome} {one.detail}" for one in lost],
+        [f"{one.end - began:.1f} s, {one.kind}: {one.end - one.begin:.1f} s" for one in hung],
         recoveries(injected, [one for one in traffic.requests if not _is_forced(one, traffic.overrides)]),
         {name: len(history) for name, (history, _) in histories.items()},
         watch.samples,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ class Balancer:
 
     def __init__(self) -> None:
         self.url = ""
+        self.failures: list[tuple[float, str]] = []
+        """Connections without a replica: when (s of the monotonic clock), and why."""
         self._replicas: tuple[Address, ...] = ()
         self._turn = 0
 
@@ -31,9 +34,14 @@ class Balancer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection until either side closes it."""
         self._turn += 1
-        with suppress(OSError, IndexError, ZeroDivisionError):
-            server = await asyncio.open_connection(*self._replicas[self._turn % len(self._replicas)])
-            await relay((reader, writer), server)
+        replicas = self._replicas
+        try:
+            server = await asyncio.open_connection(*replicas[self._turn % len(replicas)])
+        except (OSError, ZeroDivisionError) as error:
+            self.failures.append((time.monotonic(), str(error) if replicas else "no replica is ready"))
+        else:
+            with suppress(OSError):
+                await relay((reader, writer), server)
         writer.close()
 
 

@@ -174,9 +174,9 @@ def test_a_connection_may_be_cut_only_by_a_fault_that_kills() -> None:
     killed = Injected(Fault("worker killed", 10.0, 1.0, 0), 10.0, 11.0)
     emptied = Injected(Fault("redis emptied", 20.0, 1.0, 0), 20.0, 21.0)
     traffic = Traffic(1, [Request("/query", at, at + 0.5, "cut", "") for at in (9.8, 20.1)])
-    verdict = judged(1, 30.0, [killed, emptied], traffic, Watch(cast(Any, None)))
+    verdict = judged(1, 0.0, [killed, emptied], traffic, Watch(cast(Any, None)))
     assert verdict.failed
-    assert verdict.lost == ["/query: cut "]
+    assert verdict.lost == ["20.6 s, /query: cut "]
 
 
 def _verdict(seed: int, plan: Sequence[Fault], wrong: list[str]) -> Verdict:
