@@ -25,6 +25,16 @@ PACE: Final = 0.01
 """Seconds between two tokens of a stream, so that each comes alone, as a model sends them."""
 IDLE_SECONDS: Final = 3.0
 NUMBERS: Final = itertools.count(1)
+_WORDS: Final = [
+    line.split()
+    for line in (
+        "rent buy sell repair return insure register deliver clean paint store borrow move inspect order",
+        "London Paris Berlin Madrid Rome Vienna Oslo Dublin Lisbon Prague Athens Warsaw Geneva Bristol",
+        "small large heavy light green yellow purple broken wooden modern old used cheap plain round",
+        "bicycle table piano printer camera window boat tractor mirror carpet lamp fridge tent guitar sofa helmet",
+    )
+]
+"""What is done, where, and to what kind of which thing."""
 
 
 def misses(place: Place, service: Server, rounds: int, requests: dict[str, int]) -> dict[str, Any]:
@@ -54,7 +64,13 @@ def new_questions(count: int) -> list[str]:
 
 
 def _question(number: int) -> str:
-    return f"{number * 7919 % 10007} {'abcdefghij'[number % 10] * 5} question {number}?"
+    """Returns a question in English, so that the cache searches by meaning. All numbers below 50,400 differ in it."""
+    words = []
+    for choices in _WORDS:
+        number, chosen = divmod(number, len(choices))
+        words.append(choices[chosen])
+    deed, place, look, thing = words
+    return f"How do I {deed} a {look} {thing} in {place}?"
 
 
 def _query(number: int, seed: int, **fields: Any) -> str:
