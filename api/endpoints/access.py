@@ -17,7 +17,7 @@ from api.endpoints.known_keys import KnownKeys, WrongKeys
 from api.errors import KeysUnavailable, NotAuthenticated, NotAuthorized, StoreUnavailable
 from api.loopback import is_loopback_address, is_loopback_host
 from api.ports.access import MARK, RANKS, Caller, Lease, TokenVerifier, is_token
-from api.ports.limits import UNLIMITED, Charge, Limits, plan_of
+from api.ports.limits import CHARGED, UNLIMITED, Charge, Limits, plan_of
 from api.values import Priority
 
 DEFAULT_TENANT: Final = "default"
@@ -133,7 +133,8 @@ class Access:
             plan = plan_of(request.state.tenant, "", UNLIMITED, self._limits)
         else:
             return None
-        charge = request.state.charge = Charge(plan, counts_hits=self._counts_hits)
+        charged: Charge | None = request.scope["state"].pop(CHARGED, None)  # by the fast path, which had no answer
+        charge = request.state.charge = charged or Charge(plan, counts_hits=self._counts_hits)
         return charge
 
     def priority(self, request: Request, requested: Priority | None) -> Priority:

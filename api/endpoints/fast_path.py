@@ -10,7 +10,8 @@ the body and the deciding parts of the head. It stands outside of all middleware
 it answers as `HttpMetrics` does.
 
 Everything else takes the full path: the first request, an answer that is no longer in the cache, a header that changes
-how the cache is used, a stream, a slow or long body.
+how the cache is used, a stream, a slow or long body. If the cache no longer answers a request that was charged, its
+charge goes along.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from api.endpoints.middleware import EndedRequest, RequestLog, RequestMetrics, g
 from api.endpoints.streaming import cache_headers
 from api.errors import StoreUnavailable
 from api.ports.access import Caller
-from api.ports.limits import Charge
+from api.ports.limits import CHARGED, Charge, LimitPlan
 from api.ports.question import UNLIMITED, AnswerFinished, Query
 from api.query.repeats import Repeat
 from api.values import CacheStatus
@@ -83,7 +84,7 @@ Head = tuple[str | tuple[bytes, bytes], ...]
 class Repeatable:
     """A request that was answered: its body and query, and how an answer with a request id becomes JSON."""
 
-    __slots__ = ("body", "caller", "encoded", "forms", "place", "repeat", "until")
+    __slots__ = ("body", "caller", "encoded", "forms", "place", "plan", "repeat", "until")
 
     def __init__(self, body: bytes, query: Query, encoded: Callable[[AnswerFinished, str], bytes]) -> None:
         self.body = body
@@ -95,6 +96,8 @@ class Repeatable:
         self.until = 0.0
         self.caller: Caller | None = None
         """Whose key it has, if the key is in Redis."""
+        self.plan: LimitPlan | None = None
+        """What limits it, if an answer from the cache is charged. Then each repeat needs Redis."""
 
     @property
     def path(self) -> str:
@@ -267,9 +270,12 @@ class FastPath:
         return self._ids.pop()
 
     def begin(self, whole: bytes, state: Mapping[str, Any]) -> Repetition | None:
-        """The repetition of a known request, by all its bytes. `state` is that of the lifespan."""
+        """The repetition of a known request, by all its bytes. `state` is that of the lifespan.
+
+        A charged request must be read first: the full path has to know that it was charged.
+        """
         found = self.known.whole(whole)
-        return Repetition(found, self.new_id(), {**state}) if found is not None else None
+        return Repetition(found, self.new_id(), {**state}) if found is not None and found.plan is None else None
 
     def note(self, scope: Scope, whole: bytes) -> None:
         """Learns all bytes of a request that has just arrived. It is remembered when it was answered."""
@@ -278,6 +284,8 @@ class FastPath:
 
     def near(self, asked: Repetition) -> Reply | None:
         """The response from this worker's copies, without I/O."""
+        if asked.found.plan is not None:
+            return None
         try:
             answered = asked.state["worker"].queries.near(asked.found.repeat, asked.request_id)
             return self._reply(asked, answered) if answered is not None else None
@@ -287,20 +295,22 @@ class FastPath:
 
     async def again(self, asked: Repetition) -> Reply | None:
         """The response from the cache, or None: the full path must answer, and the request is forgotten."""
-        reply = None
+        reply, charge = None, None
         if self._may_look_up():
             self._metrics.running += 1
+            if (plan := asked.found.plan) is not None:
+                charge = asked.state[CHARGED] = Charge(plan, counts_hits=True)
             try:
-                answered = await asked.state["worker"].queries.again(asked.found.repeat, asked.request_id)
+                answered = await asked.state["worker"].queries.again(asked.found.repeat, asked.request_id, charge)
                 self._paused_until = 0.0
-                reply = self._reply(asked, answered) if answered is not None else None
+                reply = self._reply(asked, answered, charge) if answered is not None else None
             except StoreUnavailable:  # the full path meets it too, and reports it
                 self._paused_until = time.monotonic() + PAUSE
             except Exception:  # noqa: BLE001 - a bug, which the full path need not have
                 structlog.get_logger("ragherd").exception("fast_path_failed", path=asked.found.path)
             finally:
                 self._metrics.running -= 1
-        if reply is None:
+        if reply is None and not (charge is not None and charge.is_refused):
             self.known.forget(*asked.found.place)
         return reply
 
@@ -313,7 +323,7 @@ class FastPath:
         self._paused_until = now + PAUSE
         return True
 
-    def _reply(self, asked: Repetition, answered: AnswerFinished) -> Reply:
+    def _reply(self, asked: Repetition, answered: AnswerFinished, charge: Charge | None = None) -> Reply:
         """The response, with the headers that the full path sends, in the same order."""
         query = asked.found.repeat.query
         asked.state["tenant"], asked.state["query"], asked.state["answered"] = query.tenant, query, answered
@@ -322,6 +332,8 @@ class FastPath:
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in of_cache]
         headers += (b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")
         headers += (b"x-request-id", asked.request_id.encode("latin-1")), self._worker
+        if charge is not None:
+            headers += charge.headers
         return Reply(headers, body)
 
     def ended(self, asked: Repetition, reply: Reply) -> None:
@@ -362,8 +374,9 @@ class FastPathMiddleware:
         await self._app(scope, _replayed(messages, receive) if messages else receive, send)
         repeatable: Repeatable | None = state.get("repeatable")
         charge: Charge | None = state.get("charge")
-        if repeatable is not None and (charge is None or not charge.charges_hits):
+        if repeatable is not None:
             repeatable.caller = state.get("caller")
+            repeatable.plan = charge.plan if charge is not None and charge.charges_hits else None
             fast.known.add(head, repeatable, state["answered"], _whole_of(scope))
 
 

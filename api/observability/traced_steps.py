@@ -184,9 +184,11 @@ class TracedAnswerCache:
                 span.set_attribute("ragherd.cache.candidates", len(found.similar))
             return found
 
-    async def reread(self, scope: str, entries: Sequence[str]) -> tuple[int, list[CachedAnswer | None]]:
+    async def reread(
+        self, scope: str, entries: Sequence[str], charge: Charge | None = None
+    ) -> tuple[int, list[CachedAnswer | None]]:
         with span_of(self._tracer, "cache.exact") as span:
-            now_ms, answers = await self._cache.reread(scope, entries)
+            now_ms, answers = await self._cache.reread(scope, entries, charge)
             span.set_attribute("ragherd.cache.found", answers[0] is not None)
             return now_ms, answers
 

@@ -69,7 +69,9 @@ class AnswerCache(Protocol):
 
     def find_near(self, entry: str) -> CacheMatch | None: ...
 
-    async def reread(self, scope: str, entries: Sequence[str]) -> tuple[int, list[CachedAnswer | None]]: ...
+    async def reread(
+        self, scope: str, entries: Sequence[str], charge: Charge | None = None
+    ) -> tuple[int, list[CachedAnswer | None]]: ...
 
     async def find_exact(
         self,

@@ -26,6 +26,8 @@ MOST_REQUESTS: Final = 1_000_000
 """In a minute: Redis counts whole microseconds."""
 MOST_TOKENS: Final = 1_000_000_000
 MOST_STREAMS: Final = 10_000
+CHARGED: Final = "charged"
+"""Key of a request's state: a charge that was made before the request took the full path."""
 WARNED_SHARE: Final = 0.2
 """A limit with less than this left is in the warning header."""
 
@@ -155,6 +157,11 @@ class Charge:
         """Sets the decision."""
         self.decision = Decision(wait, left)
         self.warned = self.plan.warned(left)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a limit refuses the question."""
+        return self.decision is not None and self.decision.wait > 0
 
     def check(self) -> None:
         """Raises `RateLimited` if the question was refused."""

@@ -51,8 +51,8 @@ class Limiter:
 
     async def settle(self, charge: Charge, *, is_hit: bool = False) -> None:
         """Charges a request that was not charged yet. Raises `RateLimited`. A hit may be free."""
-        if charge.decision is None and charge.plan.has_rates and (charge.counts_hits or not is_hit):
-            await self._decide(charge)
+        if charge.counts_hits or not is_hit:
+            await self.decide(charge)
         for name in charge.warned:
             self._noted(name, "warned")
         try:
@@ -61,7 +61,10 @@ class Limiter:
             self._noted(error.limit, "refused")
             raise
 
-    async def _decide(self, charge: Charge) -> None:
+    async def decide(self, charge: Charge) -> None:
+        """Charges a request that was not charged yet. `settle` follows: this neither counts nor raises a refusal."""
+        if charge.decision is not None or not charge.plan.has_rates:
+            return
         if not charge.is_sent:
             charge.is_sent = True
             try:

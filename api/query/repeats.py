@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from api.ports.answer_cache import AnswerCache
+from api.ports.limits import Charge
 from api.ports.question import Query, Timings
 from api.values import CachedAnswer, CacheMatch, Vector
 
@@ -77,8 +78,11 @@ class RepeatedLookups:
         match = self._cache.find_near(repeat.entry) if key is not None else None
         return Found(key, match) if key is not None and match is not None else None
 
-    async def read(self, repeat: Repeat, timings: Timings) -> Found | None:
-        """Reads the entries from Redis, in a round trip that other requests may share. Raises `StoreUnavailable`."""
+    async def read(self, repeat: Repeat, timings: Timings, charge: Charge | None = None) -> Found | None:
+        """Reads the entries from Redis, in a round trip that other requests may share. Raises `StoreUnavailable`.
+
+        `charge`: one to send along. It gets its decision.
+        """
         key, agreed = self._key(repeat), repeat.agreed
         if key is None:
             return None
@@ -87,7 +91,7 @@ class RepeatedLookups:
         entries = [repeat.entry] if agreed is None else [repeat.entry, agreed.match.answer.entry]
         started = time.perf_counter()
         try:
-            now_ms, answers = await self._cache.reread(key.scope, entries)
+            now_ms, answers = await self._cache.reread(key.scope, entries, charge)
         finally:
             timings.cache += time.perf_counter() - started
         match = _match(now_ms, answers, agreed)

@@ -54,6 +54,7 @@ from api.values import (
 )
 
 if TYPE_CHECKING:
+    from api.ports.limits import Charge
     from api.query.condense import Condenser
     from api.query.generate import FreshAnswers, Refresher
     from api.query.limits import Limiter
@@ -135,14 +136,21 @@ class QueryService:
         found = lookups.near(repeat) if lookups is not None else None
         return self._repeated(repeat, request_id, found, Timings()) if found is not None else None
 
-    async def again(self, repeat: Repeat, request_id: str) -> AnswerFinished | None:
-        """Answers a question that was answered before, if what answered it then still does.
+    async def again(self, repeat: Repeat, request_id: str, charge: Charge | None = None) -> AnswerFinished | None:
+        """Answers a question that was answered before, if what answered it then still does and its limits allow it.
 
-        If not, returns None and counts nothing: `answer` or `stream` follows. Raises `StoreUnavailable`.
+        If not, returns None and counts nothing but the charge: `answer` or `stream` follows. Raises `StoreUnavailable`.
         """
         lookups, timings = self._lookups(repeat), Timings()
-        found = await lookups.read(repeat, timings) if lookups is not None else None
-        return self._repeated(repeat, request_id, found, timings) if found is not None else None
+        found = await lookups.read(repeat, timings, charge) if lookups is not None else None
+        if found is None:
+            return None
+        if charge is not None and self._limiter is not None:
+            await self._limiter.decide(charge)
+            if charge.is_refused:
+                return None
+            await self._limiter.settle(charge, is_hit=True)
+        return self._repeated(repeat, request_id, found, timings)
 
     def _lookups(self, repeat: Repeat) -> RepeatedLookups | None:
         is_rewritten = repeat.query.history and self._condenser is not None

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from api.ports.limits import Charge
 from api.ports.question import AnswerFinished
 from api.query.repeats import Repeat
 from api.query.service import QueryService
@@ -43,8 +44,10 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
     """Watches the flow's shortcut."""
     counted, again, near = Taken(), QueryService.again, QueryService.near
 
-    async def watched(self: QueryService, repeat: Repeat, request_id: str) -> AnswerFinished | None:
-        answered = await again(self, repeat, request_id)
+    async def watched(
+        self: QueryService, repeat: Repeat, request_id: str, charge: Charge | None = None
+    ) -> AnswerFinished | None:
+        answered = await again(self, repeat, request_id, charge)
         counted.questions += answered is not None
         return answered
 

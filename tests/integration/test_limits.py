@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -241,12 +242,34 @@ async def test_without_redis_each_worker_grants_its_share(serve: Service, redis_
 
 async def test_the_charge_costs_no_round_trip(serve: Service) -> None:
     client = await serve(access={"rate_limit_requests_per_minute": 1000})
-    await ask(client, None, "What?")
-    with round_trips() as written:
-        assert (await ask(client, None, "What?")).json()["cache"]["kind"] == "exact"
-    asked = [one for one in written if "answers.find" in one or "limits.admit" in one]
-    assert len(asked) == 1
-    assert "answers.find + limits.admit" in asked[0], "with what else is sent at this moment"
+    for _ in range(2):  # Redis then knows the scripts
+        await ask(client, None, "What?")
+    for script, headers in (("answers.reread", None), ("answers.find", {"X-Ragherd-Priority": "interactive"})):
+        with round_trips() as written:
+            assert (await ask(client, headers, "What?")).json()["cache"]["kind"] == "exact"
+        asked = [one for one in written if script in one or "limits.admit" in one]
+        assert len(asked) == 1
+        assert f"{script} + limits.admit" in asked[0], "with what else is sent at this moment"
+
+
+async def test_a_repeated_request_is_charged_once_whatever_path_it_takes(serve: Service) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1000})
+    key = await new_key(client)
+    spent = [left(await ask(client, key, "What?"))["tenant-requests"][0] for _ in range(3)]
+    assert [first - second for first, second in pairwise(spent)] == [1, 1]
+    assert (await client.delete("/api/semantic-cache", params={"tenant": "acme"}, headers=ROOT)).is_success
+    generated = await ask(client, key, "What?")
+    assert generated.json()["cache"]["status"] == "miss", "the short way found nothing"
+    assert spent[-1] - left(generated)["tenant-requests"][0] == 1
+
+
+async def test_a_refused_repeat_is_answered_again_when_it_may(serve: Service) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 2})
+    key = await new_key(client)
+    responses = [await ask(client, key, "What?") for _ in range(4)]
+    assert [one.status_code for one in responses] == [200, 200, 429, 429]
+    metrics = (await client.get("/metrics", headers=ROOT)).text
+    assert 'ragherd_rate_limited_total{limit="tenant-requests",outcome="refused"} 2.0' in metrics
 
 
 async def test_the_script_counts_as_a_worker_without_redis_does(redis: BatchingRedis) -> None:

@@ -303,6 +303,6 @@ def test_a_bug_in_the_short_way_leaves_the_request_to_the_full_path() -> None:
     def near(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    found: Any = SimpleNamespace(path="/query", repeat=None)
+    found: Any = SimpleNamespace(path="/query", repeat=None, plan=None)
     state = {"worker": SimpleNamespace(queries=SimpleNamespace(near=near))}
     assert FastPath("worker-1", Metrics(), None).near(Repetition(found, "id", state)) is None

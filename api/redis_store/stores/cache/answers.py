@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 import orjson
-from redis.commands.core import AsyncScript
-from redis.exceptions import NoScriptError, RedisError
 
-from api.cancellation import log_failure, wait_with_lag
 from api.errors import DocumentsChanged, StoreUnavailable, Undecryptable
 from api.ports.answer_cache import (
     CachedQuestion,
@@ -26,12 +22,12 @@ from api.ports.answer_cache import (
 )
 from api.ports.document_store import DocumentFilter
 from api.ports.limits import Charge
-from api.redis_store.connections import BatchingRedis
 from api.redis_store.encryption import VALUE, TextCipher
-from api.redis_store.health_gated import HealthGated, HealthGatedClients
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
 from api.redis_store.search_index import NEIGHBOURS
+from api.redis_store.stores.cache.joint_reads import JointReads, run_along
 from api.redis_store.stores.cache.near import NearCache
 from api.redis_store.stores.cache.semantic_index import FIELDS, Nearest, SemanticIndex, SemanticIndexes, nearest_of
 from api.redis_store.stores.cache.sweep import RUNNING, TAGS_LIFETIME_MS
@@ -47,10 +43,6 @@ EXACT: Final = "exact"
 DIGEST, GROUP_DIGITS, ANSWER_DIGITS = 32, 8, 16
 """Hex digits of the digest that ends an entry's key, how many of them name its answer group, and those that identify an
 answer's text. The scripts have the same numbers."""
-BATCH: Final = 100
-"""Entries that one command reads for repeats."""
-MOST_AT_ONCE: Final = 2
-"""Such commands of a worker under way."""
 MOST_AGAIN, LONGEST_AGAIN = 128, 16 * 1024
 """Entries that are kept decoded for repeats, and bytes of each."""
 TEXTS: Final = ("question", "answer", "unread")
@@ -179,8 +171,13 @@ class RedisAnswerCache:
         """The fresh entry with this key, if this worker has a copy that is certainly current. No I/O."""
         return self._near.find(entry) if self._near is not None else None
 
-    async def reread(self, scope: str, entries: Sequence[str]) -> tuple[int, list[CachedAnswer | None]]:
-        """Redis's clock, and entries that were found before, fresh or not. All are in the partition of `scope`."""
+    async def reread(
+        self, scope: str, entries: Sequence[str], charge: Charge | None = None
+    ) -> tuple[int, list[CachedAnswer | None]]:
+        """Redis's clock, and entries that were found before, fresh or not. All are in the partition of `scope`.
+
+        `charge`: one to send along. It gets its decision.
+        """
         part = self._keys.partition(scope)
         if not self._indexes.by_partition[part].supported:
             raise StoreUnavailable("Redis has no search module")
@@ -188,7 +185,10 @@ class RedisAnswerCache:
             redis = self._redis.of(entries[0])
             reads = self._reads[part] = JointReads(redis, self._reread, self._patience)
         read_at = self._near.copies.changes if self._near is not None else 0
-        now_ms, found = await reads.of(entries)
+        charging = self._charging(charge)
+        now_ms, found, charged = await reads.of(entries, charging)
+        if charge is not None and charging is not None:
+            _settle(charge, charged)
         answers = [self._decoded_again(entry, values) for entry, values in zip(entries, found, strict=True)]
         if self._near is not None:
             for entry, answer in zip(entries, answers, strict=True):
@@ -244,11 +244,11 @@ class RedisAnswerCache:
             reply = await redis.run("exact_lookup", partial(self._find, keys, arguments))
         else:
             along = [charging, also]  # the search last: it takes longest
-            reply, charged, nearest = await redis.run("exact_lookup", partial(self._find_along, keys, arguments, along))
+            reply, charged, nearest = await redis.run(
+                "exact_lookup", partial(run_along, self._find, keys, arguments, along)
+            )
             if charge is not None and charging is not None:
-                charge.is_sent = charged is not None
-                if charged is not None:
-                    decide(charge, charged)
+                _settle(charge, charged)
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
         self._clock = now_ms, time.monotonic()
         if values[0] is None:
@@ -277,28 +277,6 @@ class RedisAnswerCache:
         command = self._charges.command(charge)
         charge.is_sent = command is not None  # if the reply is lost, it may have been charged
         return command
-
-    async def _find_along(
-        self,
-        keys: Sequence[str],
-        arguments: Sequence[str | int],
-        others: Sequence[tuple[Any, ...] | None],
-        client: BatchingRedis,
-    ) -> list[Any]:
-        """Sends all commands in one write, and returns their replies: None for one that is None or that fails.
-
-        Without the index, the search is left to `find_similar`.
-        """
-        # As a command: redis-py would first ask Redis whether it has the script.
-        find = ("EVALSHA", self._find.sha, len(keys), *keys, *arguments)
-        along = [one for one in others if one is not None]
-        reply, *rest = await client.execute_together([find, *along])
-        if isinstance(reply, NoScriptError):
-            reply = await self._find(keys, arguments, client)
-        elif isinstance(reply, RedisError):
-            raise reply
-        replies = iter([None if isinstance(one, RedisError) else one for one in rest])
-        return [reply, *(next(replies) if one is not None else None for one in others)]
 
     def _matches(self, reply: Mapping[bytes, Any], now_ms: int, stale_ms: int) -> Sequence[CacheMatch]:
         """The entries that a search has found, without those that expired before the look-up."""
@@ -459,65 +437,11 @@ def own_group(entry: str, created_ms: int) -> str:
     return f"{created_ms}-{entry[-DIGEST:][:GROUP_DIGITS]}"
 
 
-class JointReads:
-    """Reads entries of one partition for many requests in one round trip. A command costs more than an entry.
-
-    Requests that ask in the same turn of the event loop share a command. So do those that ask while `MOST_AT_ONCE` are
-    under way. Gives up after `seconds`: a late command continues in the background.
-    """
-
-    def __init__(self, redis: HealthGated, read: AsyncScript, seconds: float) -> None:
-        self._redis = redis
-        self._read = read
-        self._seconds = seconds
-        self._wanted: dict[str, int] = {}
-        """The entries that the next command reads, and their places in its reply."""
-        self._waiting: list[asyncio.Future[list[Any]]] = []
-        self._running: set[asyncio.Task[None]] = set()
-        self._scheduled = False
-
-    async def of(self, entries: Sequence[str]) -> tuple[int, list[list[bytes | None]]]:
-        """Redis's clock, and the `FIELDS` of each entry. Raises `StoreUnavailable`."""
-        loop, wanted = asyncio.get_running_loop(), self._wanted
-        places = [wanted.setdefault(entry, len(wanted) + 1) for entry in entries]
-        waiter = loop.create_future()
-        self._waiting.append(waiter)
-        if len(self._wanted) >= BATCH:
-            self._send()
-        elif not self._scheduled and len(self._running) < MOST_AT_ONCE:
-            self._scheduled = True
-            loop.call_soon(self._send)
-        reply = await waiter
-        return int(reply[0]), [reply[place] for place in places]
-
-    def _send(self) -> None:
-        self._scheduled = False
-        if self._waiting:
-            sending = asyncio.create_task(self._sent(list(self._wanted), self._waiting))
-            self._wanted, self._waiting = {}, []
-            self._running.add(sending)
-            sending.add_done_callback(self._ended)
-
-    def _ended(self, sending: asyncio.Task[None]) -> None:
-        self._running.discard(sending)
-        if not self._scheduled:
-            self._send()
-
-    async def _sent(self, entries: list[str], waiting: list[asyncio.Future[list[Any]]]) -> None:
-        command = self._redis.run("exact_lookup", partial(self._read, entries, FIELDS))
-        reading: asyncio.Task[list[Any]] = asyncio.create_task(command)
-        log_failure(reading, StoreUnavailable)
-        await wait_with_lag(reading, self._seconds)
-        error: BaseException | None = StoreUnavailable(f"Redis took longer than {self._seconds:g} s")
-        if reading.done():
-            error = StoreUnavailable("cancelled") if reading.cancelled() else reading.exception()
-        for waiter in waiting:
-            if waiter.done():
-                continue  # its request was cancelled
-            if error is None:
-                waiter.set_result(reading.result())
-            else:
-                waiter.set_exception(error)
+def _settle(charge: Charge, reply: Any) -> None:
+    """Sets a charge's decision. Without a reply, it was not charged."""
+    charge.is_sent = reply is not None
+    if reply is not None:
+        decide(charge, reply)
 
 
 class RedisCondensedQuestions:
