@@ -90,6 +90,7 @@ class Fleet:
     """Replicas that get no new connections, by process ID."""
     clocks: dict[int, Path] = field(default_factory=dict)
     """By process ID, the file that says how many seconds the clock of a replica is ahead."""
+    _balancing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def redis(self) -> EmbeddedRedis:
@@ -152,10 +153,11 @@ class Fleet:
             old.process.wait(30)
 
     def balance(self) -> None:
-        """Sends new connections to the replicas that are ready."""
-        ready = [one for one in self.replicas if one.pid not in self.leaving and _is_ready(one)]
-        if ready:
-            self.balancer.send_to([one.url() for one in ready])
+        """Sends new connections to the replicas that are ready. A list that is being made is finished first."""
+        with self._balancing:
+            ready = [one for one in self.replicas if one.pid not in self.leaving and _is_ready(one)]
+            if ready:
+                self.balancer.send_to([one.url() for one in ready])
 
 
 def _is_ready(replica: Gunicorn) -> bool:
