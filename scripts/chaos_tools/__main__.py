@@ -4,8 +4,8 @@ scripts/chaos --seeds 20 --seconds 60       what runs before a release
 scripts/chaos --plan .data/chaos/plan.json  the same faults again, of a seed that failed
 scripts/chaos --soak --seconds 1800         no faults: memory, descriptors and keys must not grow
 
-Writes report.md and report.json to .data/chaos. The plan of the first seed that fails is made smaller while it fails,
-and written to plan.json. Ends with 1 if a seed fails.
+Writes report.md and report.json to .data/chaos, and there the logs of each seed that fails. The plan of the first
+seed that fails is made smaller while it fails, and written to plan.json. Ends with 1 if a seed fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plan = [] if options.soak else made(seed, options.seconds, kinds_of(seed, kinds))
         if options.plan is not None:
             plan = from_json(json.loads(options.plan.read_text()))
-        verdict = run(seed, plan, options.seconds, _say, options.defect)
+        verdict = run(seed, plan, options.seconds, _say, options.defect, options.out / f"seed-{seed}")
         verdicts.append(verdict)
         _say(f"seed {seed}: {dict(verdict.outcomes)}, {'FAILED' if verdict.failed else 'no fault found'}")
         report = _reported(verdicts, options.out, soak=options.soak)

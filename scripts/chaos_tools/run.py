@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 import time
@@ -67,15 +68,28 @@ class Verdict:
 
 
 def run(
-    seed: int, plan: Sequence[Fault], seconds: float, say: Report = lambda line: None, defect: str | None = None
+    seed: int,
+    plan: Sequence[Fault],
+    seconds: float,
+    say: Report = lambda line: None,
+    defect: str | None = None,
+    logs: Path | None = None,
 ) -> Verdict:
-    """Runs a plan on a new fleet. Only the main thread may do that: Redis is started again in it."""
+    """Runs a plan on a new fleet. Only the main thread may do that: Redis is started again in it.
+
+    `logs`: where the replicas' logs go if it fails.
+    """
     kinds = frozenset(fault.kind for fault in plan)
     with (
         tempfile.TemporaryDirectory(prefix="ragherd-chaos-") as folder,
         running_fleet(Path(folder), defect, kinds) as fleet,
     ):
-        return _driven(fleet, seed, plan, seconds, say)
+        verdict = _driven(fleet, seed, plan, seconds, say)
+        if verdict.failed and logs is not None:
+            logs.mkdir(parents=True, exist_ok=True)
+            for log in Path(folder).glob("*.log"):
+                shutil.copy(log, logs)
+        return verdict
 
 
 def _driven(fleet: Fleet, seed: int, plan: Sequence[Fault], seconds: float, say: Report) -> Verdict:

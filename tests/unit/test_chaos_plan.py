@@ -188,7 +188,9 @@ def test_a_failing_seed_is_minimized_and_replayed(tmp_path: Path, monkeypatch: p
     """The fleet is not real here: docs/chaos.md has a run of the command on a real one with a defect."""
     runs: list[list[str]] = []
 
-    def run(seed: int, plan: Sequence[Fault], seconds: float, say: Any = None, defect: str | None = None) -> Verdict:
+    def run(
+        seed: int, plan: Sequence[Fault], seconds: float, say: Any = None, defect: str | None = None, logs: Any = None
+    ) -> Verdict:
         runs.append([fault.kind for fault in plan])
         is_found = defect is not None and {"ollama hangs", "redis slow"} <= set(runs[-1])
         return _verdict(seed, plan, ["3 probes at a time; 2 are permitted"] if is_found else [])
