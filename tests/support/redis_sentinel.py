@@ -55,14 +55,15 @@ class Failover:
 def sentinel_failover(folder: Path, *, password: str = "", users: Sequence[str] = ()) -> Iterator[Failover]:
     """Runs servers with the search module, and Sentinels that consider the primary down after a second.
 
-    `password` and `users` (lines of an ACL) belong to the Sentinels.
+    `password` and `users` (lines of an ACL) belong to the Sentinels. Logs are written to `redis-<port>.log`.
     """
     binary = find_redis_binary()
     with ExitStack() as stack:
 
-        def start(*arguments: str) -> subprocess.Popen[bytes]:
+        def start(*arguments: str, port: int) -> subprocess.Popen[bytes]:
             command = [str(binary.server), *arguments]
-            process = stack.enter_context(subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL))
+            with (folder / f"redis-{port}.log").open("ab") as log:
+                process = stack.enter_context(subprocess.Popen(command, cwd=folder, stdout=log))
             stack.callback(process.kill)
             return process
 
@@ -70,9 +71,9 @@ def sentinel_failover(folder: Path, *, password: str = "", users: Sequence[str] 
         module = ["--loadmodule", str(binary.search_module), "--save", "", "--repl-diskless-sync-delay", "0"]
 
         def replica(port: int, of: int) -> subprocess.Popen[bytes]:
-            return start("--port", str(port), *module, "--replicaof", f"127.0.0.1 {of}")
+            return start("--port", str(port), *module, "--replicaof", f"127.0.0.1 {of}", port=port)
 
-        servers = {first: start("--port", str(first), *module), second: replica(second, first)}
+        servers = {first: start("--port", str(first), *module, port=first), second: replica(second, first)}
         for port in watchers:
             config = folder / f"sentinel-{port}.conf"
             config.write_text(
@@ -81,7 +82,7 @@ def sentinel_failover(folder: Path, *, password: str = "", users: Sequence[str] 
                 + (f"requirepass {password}\n" if password else "")
                 + "".join(f"{user}\n" for user in users)
             )
-            start(str(config), "--sentinel")
+            start(str(config), "--sentinel", port=port)
         wait_until(lambda: all(_sees_all(port, password) for port in watchers), timeout=30)
         hosts = ",".join(f"127.0.0.1:{port}" for port in watchers)
         yield Failover(f"redis+sentinel://{hosts}/{NAME}", servers, replica, watchers[0], password)
