@@ -63,7 +63,9 @@ class ClosingApp:
 ABORT_TIMEOUT = 0.5
 """Seconds for cancelled requests to end."""
 HEARTBEAT_SECONDS = 5.0
-"""Interval of heartbeats to the master during the start and the drain."""
+"""Interval of heartbeats to the master. uvicorn would send them by the wall clock: after it was set back by a minute,
+none for a minute, and the master would kill the worker.
+"""
 MAX_START_SECONDS = 90.0
 """A starting worker sends heartbeats for this time. Loading a large re-ranker from a slow disk takes long."""
 QUIET_SECONDS = (2.0, 6.0)
@@ -117,6 +119,7 @@ class DrainingServer(Server):
         heartbeat: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(config)
+        config.callback_notify = None  # see `HEARTBEAT_SECONDS`
         self._app = app
         self._state = state
         self._flags = flags
@@ -125,6 +128,7 @@ class DrainingServer(Server):
         self._guard = guard
         self._heartbeat = heartbeat
         self._deadline = 0.0
+        self._beat_at = -math.inf
         self._serving: asyncio.Task[Any] | None = None
         self._log = logging.getLogger("worker_config.worker")
 
@@ -150,7 +154,11 @@ class DrainingServer(Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Runs ten times per second. uvicorn itself would stop at `max_requests`."""
-        self._guard.sweep(asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self._guard.sweep(now)
+        if now - self._beat_at >= HEARTBEAT_SECONDS:
+            self._beat_at = now
+            await self._heartbeat()
         if self.server_state.total_requests >= self._max_requests:
             self._flags.mark_recycle()
         return await super().on_tick(counter)
