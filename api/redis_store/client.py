@@ -5,16 +5,18 @@ Deadlines are short and there are no hidden retries: an outage must be noticed w
 
 from __future__ import annotations
 
+import asyncio
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
+import structlog
 from redis.asyncio import ConnectionPool, Redis, Sentinel
 from redis.asyncio.connection import (
     AbstractConnection,
@@ -24,12 +26,13 @@ from redis.asyncio.connection import (
     parse_url,
 )
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, SentinelManagedConnection
+from redis.asyncio.sentinel import MasterNotFoundError, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from api.cancellation import Background
 from api.errors import StoreUnavailable
 from api.redis_store.cluster import HealthGatedCluster, Node, SlotMap
 from api.redis_store.connections import BatchingRedis, LagTolerantConnection
@@ -45,6 +48,10 @@ class TcpConnection(LagTolerantConnection, Connection):
 
 class UnixConnection(LagTolerantConnection, UnixDomainSocketConnection):
     """A connection to a Unix socket."""
+
+
+FOLLOW_SECONDS: Final = 1.0
+"""Seconds between two questions to the Sentinels for the primary."""
 
 
 class SentinelTcpConnection(SentinelManagedConnection, TcpConnection):
@@ -133,6 +140,22 @@ class Sentinels(Sentinel):
         raise kind(f"no primary by the name of {service_name}; {'; '.join(reasons)}")
 
 
+async def _follow_primary(pool: SentinelConnectionPool) -> None:
+    """Closes all connections when the Sentinels name another primary.
+
+    The former one may be alive and answer, with what it had, until the Sentinels make it a replica.
+    """
+    known, log = None, structlog.get_logger("ragherd.redis")
+    while True:
+        with suppress(RedisError, OSError, TimeoutError):  # without Sentinels, open connections keep working
+            primary = await pool.get_master_address()
+            if known is not None and primary != known:
+                log.info("redis_primary_changed", host=primary[0], port=primary[1])
+                await pool.disconnect()
+            known = primary
+        await asyncio.sleep(FOLLOW_SECONDS)
+
+
 def _name(sentinel: Redis) -> str:
     options = sentinel.connection_pool.connection_kwargs
     return f"{options['host']}:{options['port']}"
@@ -204,7 +227,12 @@ async def _opened(address: RedisAddress, kind: type[Kind], **options: Any) -> As
         async with _of_pool(kind, **{**parse_url(address.url), **options}) as client:
             yield client
         return
-    async with _sentinels(address) as sentinels, _primary(address, sentinels, kind, options) as client:
+    async with (
+        _sentinels(address) as sentinels,
+        _primary(address, sentinels, kind, options) as client,
+        Background() as background,
+    ):
+        background.start(_follow_primary, cast(SentinelConnectionPool, client.connection_pool))
         yield client
 
 
