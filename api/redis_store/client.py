@@ -148,7 +148,7 @@ async def _follow_primary(pool: SentinelConnectionPool) -> None:
     known, log = None, structlog.get_logger("ragherd.redis")
     while True:
         with suppress(RedisError, OSError, TimeoutError):  # without Sentinels, open connections keep working
-            primary = await pool.get_master_address()
+            primary = await pool.get_master_address()  # type: ignore[no-untyped-call]
             if known is not None and primary != known:
                 log.info("redis_primary_changed", host=primary[0], port=primary[1])
                 await pool.disconnect()
