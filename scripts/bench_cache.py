@@ -3,8 +3,8 @@
     .venv/bin/python -m scripts.bench_cache [SIZE ...]
 
 Uses the cache's Redis adapter on the embedded Redis. The vectors have 384 dimensions and form clusters, as questions
-do. Each size uses the index that SEMANTIC_CACHE_MAX_SIZE would choose; 10,000 entries also run with the other one.
-There is no embedder and no HTTP.
+do. Each size uses the index that SEMANTIC_CACHE_MAX_SIZE would choose, with each SEMANTIC_CACHE_VECTOR_TYPE; 10,000
+entries also run with the other index. There is no embedder and no HTTP.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from api.ports.answer_cache import NewAnswer
 from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.search_index import Algorithm, algorithm_for
+from api.redis_store.search_index import VECTOR_FIELDS, Algorithm, VectorType, algorithm_for
 from api.redis_store.stores.cache.answers import RedisAnswerCache
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
@@ -65,11 +65,13 @@ def questions(count: int, source: np.random.Generator) -> np.ndarray:
 class Bench:
     """One size with one kind of index, on an empty Redis."""
 
-    def __init__(self, redis: BatchingRedis, size: int, algorithm: Algorithm) -> None:
+    def __init__(
+        self, redis: BatchingRedis, size: int, algorithm: Algorithm, vector_type: VectorType = "float32"
+    ) -> None:
         keys, self.gate = Keys(), HealthGatedRedis(redis, CONCURRENCY)
         self.redis = redis
         self.size = size
-        self.index = SemanticIndexes(self.gate, keys, algorithm)
+        self.index = SemanticIndexes(self.gate, keys, algorithm, vector_type)
         counters = CacheCounters(self.gate, keys, "w")
         self.cache = RedisAnswerCache(
             self.gate, keys, self.index, counters, ttl_ms=HOUR, stale_ms=HOUR, max_size=size + 10 * CALLS
@@ -98,6 +100,11 @@ class Bench:
 
     async def _memory(self) -> int:
         return int((await self.redis.info("memory"))["used_memory"])
+
+    async def seconds(self) -> float:
+        """Returns the processor time that Redis has used."""
+        info = await self.redis.info("cpu")
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
     async def store(self, number: int, vector: Vector | None) -> None:
         answer = NewAnswer(
@@ -152,10 +159,10 @@ async def measured(work: Work, calls: int) -> Figures:
     return Figures(cuts[49] * 1000, cuts[98] * 1000, rate)
 
 
-async def run(url: str, size: int, algorithm: Algorithm) -> None:
+async def run(url: str, size: int, algorithm: Algorithm, vector_type: VectorType) -> None:
     async with BatchingRedis.from_url(url, max_connections=2 * CONCURRENCY) as redis:
         await redis.flushall()
-        bench = Bench(redis, size, algorithm)
+        bench = Bench(redis, size, algorithm, vector_type)
         used, index = await bench.fill()
         calls = 300 if algorithm == "flat" and size > 50_000 else CALLS
         recall = await bench.recall()
@@ -165,11 +172,16 @@ async def run(url: str, size: int, algorithm: Algorithm) -> None:
             ("miss", bench.miss),
             ("store", bench.store_new),
         )
-        print(f"\n{size:,} entries, {algorithm}: {used:,.0f} bytes each, the index {index:,.0f}; recall@5 {recall:.3f}")
-        print("                 p50 ms    p99 ms    calls/s at 32")
+        about = f"{size:,} entries, {algorithm}, {vector_type}"
+        print(f"\n{about}: {used:,.0f} bytes each, the index {index:,.0f}; recall@5 {recall:.3f}")
+        print("                 p50 ms    p99 ms    calls/s at 32    us of Redis")
         for name, work in cases:
+            before = await bench.seconds()
             figures = await measured(work, calls)
-            print(f"  {name:12} {figures.p50:8.2f}  {figures.p99:8.2f}  {figures.rate:12,.0f}", flush=True)
+            spent = (await bench.seconds() - before) / (2 * calls) * 1e6
+            print(
+                f"  {name:12} {figures.p50:8.2f}  {figures.p99:8.2f}  {figures.rate:12,.0f}  {spent:12.0f}", flush=True
+            )
 
 
 def main() -> None:
@@ -179,7 +191,8 @@ def main() -> None:
             chosen = algorithm_for(size)
             kinds: Sequence[Algorithm] = ("flat", "hnsw") if size == 10_000 else (chosen,)
             for algorithm in kinds:
-                asyncio.run(run(redis.url, size, algorithm))
+                for vector_type in VECTOR_FIELDS:
+                    asyncio.run(run(redis.url, size, algorithm, vector_type))
 
 
 if __name__ == "__main__":

@@ -221,6 +221,7 @@ EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
         "similarity_threshold": 0.92,
         "ttl_seconds": 3600.0,
         "embedder": {"kind": "onnx", "name": "all-MiniLM-L6-v2-int8", "dimension": 384},
+        "vector_type": "float32",
         "false_hit_rate": {"estimate": None, "low": None, "high": None, "samples": 0},
         "store": "shared",
     },

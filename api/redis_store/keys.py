@@ -85,9 +85,10 @@ class CacheKeys:
         base = f"{self._tagged('flight')}{scope}:{digest}" if self.tag else f"{self.prefix}flight:{{{scope}:{digest}}}"
         return [base, f"{base}:words", f"{base}:refresh"]
 
-    def index(self, embedder: str, algorithm: str) -> str:
+    def index(self, embedder: str, algorithm: str, vector_type: str = "float32") -> str:
         """The search index of one kind for one embedder. The number is the version of its fields."""
-        return f"{self.indexes}{embedder}-{algorithm}-2"
+        kind = algorithm if vector_type == "float32" else f"{algorithm}-{vector_type}"
+        return f"{self.indexes}{embedder}-{kind}-2"
 
     @property
     def indexes(self) -> str:

@@ -2,21 +2,30 @@
 
 FLAT compares with every entry: exact, and fast up to a few thousand. HNSW walks a graph: fast at any size, and nearly
 exact if it considers enough candidates (`EF_RUNTIME`).
+
+An index takes vectors of one type, so each type has its own field and its own indexes. An index over the same entries
+leaves out the vectors of the other type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from redis.exceptions import RedisError, ResponseError
 from redisvl.exceptions import RedisSearchError
 
 from api.redis_store.keys import CacheKeys
-from api.values import EmbedderIdentity
+from api.values import EmbedderIdentity, Vector
 
 Algorithm = Literal["flat", "hnsw"]
 ALGORITHMS: Final[tuple[Algorithm, ...]] = ("flat", "hnsw")
+VectorType = Literal["float32", "float16"]
+VECTOR_FIELDS: Final[dict[VectorType, str]] = {"float32": "vector", "float16": "vector16"}
+"""The field of an entry that has its vector. An entry has one of them, or none."""
+_NUMBERS: Final[dict[VectorType, str]] = {"float32": "<f4", "float16": "<f2"}
 
 FLAT_UP_TO: Final = 5_000
 """Most entries of a FLAT index. A look-up then takes about as long as in a graph of any size."""
@@ -53,12 +62,46 @@ def other_than(algorithm: Algorithm) -> Algorithm:
     return "hnsw" if algorithm == "flat" else "flat"
 
 
-def index_schema(keys: CacheKeys, embedder: EmbedderIdentity, algorithm: Algorithm) -> dict[str, Any]:
+def encoded(vector: Vector, vector_type: VectorType) -> bytes | None:
+    """Returns a vector as an index of this type takes it, or None if it has numbers that the type cannot have."""
+    if vector_type == "float32":
+        return vector
+    with np.errstate(over="ignore"):  # found below
+        numbers = np.frombuffer(vector, _NUMBERS["float32"]).astype(_NUMBERS[vector_type])
+    return numbers.tobytes() if np.isfinite(numbers).all() else None
+
+
+def decoded(fields: Mapping[str, bytes | None]) -> Vector | None:
+    """Returns the vector of an entry, whatever its type. None if it has none."""
+    for vector_type, name in VECTOR_FIELDS.items():
+        if (stored := fields.get(name)) is not None:
+            numbers = np.frombuffer(stored, _NUMBERS[vector_type])
+            return stored if vector_type == "float32" else numbers.astype(_NUMBERS["float32"]).tobytes()
+    return None
+
+
+def cosines(asked: bytes, vectors: Sequence[bytes], vector_type: VectorType) -> NDArray[np.float32]:
+    """Returns the cosine of each vector with `asked`. All are encoded with this type."""
+    rows = np.frombuffer(b"".join((asked, *vectors)), _NUMBERS[vector_type]).reshape(len(vectors) + 1, -1)
+    numbers = rows.astype(np.float32)
+    unit = numbers / np.maximum(np.linalg.norm(numbers, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    found: NDArray[np.float32] = unit[1:] @ unit[0]
+    return found
+
+
+def vector_type_of(index: str) -> VectorType:
+    """The type of an index's vectors, by its name."""
+    return "float16" if "-float16-" in index else "float32"
+
+
+def index_schema(
+    keys: CacheKeys, embedder: EmbedderIdentity, algorithm: Algorithm, vector_type: VectorType
+) -> dict[str, Any]:
     """The index over all entries of one embedder, in redisvl's format."""
-    vector = {"dims": embedder.dimension, "distance_metric": "cosine", "datatype": "float32"}
+    vector = {"dims": embedder.dimension, "distance_metric": "cosine", "datatype": vector_type}
     return {
         "index": {
-            "name": keys.index(embedder.fingerprint, algorithm),
+            "name": keys.index(embedder.fingerprint, algorithm, vector_type),
             "prefix": keys.embedded_by(embedder.fingerprint),
             "key_separator": "",
             "storage_type": "hash",
@@ -68,7 +111,7 @@ def index_schema(keys: CacheKeys, embedder: EmbedderIdentity, algorithm: Algorit
             {"name": "owner", "type": "tag"},
             {"name": "compared", "type": "tag"},
             {"name": "expires_ms", "type": "numeric"},
-            {"name": "vector", "type": "vector", "attrs": {**vector, **_ATTRIBUTES[algorithm]}},
+            {"name": VECTOR_FIELDS[vector_type], "type": "vector", "attrs": {**vector, **_ATTRIBUTES[algorithm]}},
         ],
     }
 

@@ -66,6 +66,12 @@ class CacheSettings(SettingsGroup):
     A tenant that holds more than this share and more than every other tenant loses an entry first. With 1, eviction
     ignores tenants.
     """
+    vector_type: Literal["float32", "float16"] = "float32"
+    """Numbers of the vectors of cached answers.
+
+    `float16` takes half the memory for vectors. After a change, workers compare only answers that were stored with the
+    new type; equal questions hit as before. See [the vector type](semantic-cache.md#the-vector-type).
+    """
     near_bytes: Annotated[int, Field(ge=0, title="bytes")] = 16_777_216
     """Memory of each worker for its copies of exact entries.
 

@@ -157,11 +157,12 @@ def _memory(settings: Settings, client: AnyHealthGated, keys: Keys, worker: str)
     new_outdate = cache.enabled and settings.retrieval.cache_on_new_documents != "none"
     # It parses no files: one that a worker has begun is left to workers, or its bytes would become the text.
     work = RedisDocumentWork(client, keys, worker, reads=())
-    indexes = SemanticIndexes(client, keys, algorithm_for(settings.partition_size))
+    indexes = SemanticIndexes(client, keys, algorithm_for(settings.partition_size), cache.vector_type)
     tags = RedisInvalidationTags(client, keys, indexes)
     sweep, most = RedisCacheSweep(client, keys, SWEEP_SECONDS), settings.documents.documents_max
     documents = DocumentWriter(client, keys, worker, work, sweep, tags, most, tells_of_new=new_outdate)
-    answers = AnswerWriter(client, keys, deletions, settings.partition_size, new_outdate=new_outdate)
+    size, vector_type = settings.partition_size, cache.vector_type
+    answers = AnswerWriter(client, keys, deletions, size, vector_type, new_outdate=new_outdate)
     target = RedisBackupTarget(documents, answers, deletions, sweep)
     return Memory(RedisBackupSource(client, keys), target, deletions, partial(_feedback, client, keys))
 

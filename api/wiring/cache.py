@@ -93,7 +93,8 @@ class CacheParts:
         self.busy = busy
         self.keys = Keys(*settings.key_layout)
         self.max_size = settings.partition_size
-        self.indexes = SemanticIndexes(client, self.keys, algorithm_for(self.max_size))
+        vector_type = settings.cache.vector_type
+        self.indexes = SemanticIndexes(client, self.keys, algorithm_for(self.max_size), vector_type)
         self.history = MinuteCounts(metrics.history_lost) if settings.server.history_enabled else None
         self.counters = CacheCounters(client, self.keys, worker, self.history)
         self.served = ServedAnswers(
@@ -423,8 +424,10 @@ def _keeper(parts: CacheParts) -> IndexKeeper:
 
 
 def _limits(settings: Settings) -> CacheLimits:
-    cache = settings.cache
-    return CacheLimits(cache.enabled, cache.max_size, cache.similarity_threshold, cache.ttl, settings.embedder.embedder)
+    cache, embedder = settings.cache, settings.embedder.embedder
+    return CacheLimits(
+        cache.enabled, cache.max_size, cache.similarity_threshold, cache.ttl, embedder, cache.vector_type
+    )
 
 
 def _quality_settings(settings: Settings, comparator: Comparator, verifier: Verifier | None) -> QualitySettings:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from unittest.mock import Mock
 
 import httpx
+import numpy as np
 import orjson
 import pytest
 from redis.asyncio import Redis
@@ -134,6 +135,25 @@ async def test_a_round_trip_into_another_prefix(
     kept = await redis.hgetall(moved)
     assert {n: v for n, v in kept.items() if n != b"sources"} == {n: v for n, v in fields.items() if n != b"sources"}
     assert [key async for key in redis.scan_iter(f"{NEW}doc:*:work")] == []
+
+
+async def test_a_restore_converts_vectors_to_the_type_of_the_fleet(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    await add(client, "Holiday policy", HOLIDAY)
+    entry = (await ask(client, QUESTION))["cache"]["entry"]
+    before = fields(await redis.hgetall(entry))
+    await ok(ragherd, "backup", file)
+    await ok(ragherd, "restore", file, prefix=NEW, SEMANTIC_CACHE_VECTOR_TYPE="float16")
+    await ok(ragherd, "backup", file, prefix=NEW)
+    await ok(ragherd, "restore", file, prefix="third:")
+    short, back = [fields(await redis.hgetall(entry.replace("rag:", prefix))) for prefix in (NEW, "third:")]
+    assert "vector" not in short
+    assert (short["compared"], before["compared"], back["compared"]) == (b"exact,float16", b"meaning", b"meaning")
+    rounded = np.frombuffer(before["vector"], "<f4").astype("<f2")
+    assert short["vector16"] == rounded.tobytes()
+    assert back["vector"] == rounded.astype("<f4").tobytes()
 
 
 async def test_into_a_redis_that_was_emptied_nothing_is_embedded_anew(

@@ -15,7 +15,7 @@ from api.embedded.redis_server import EmbeddedRedis
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.search_index import Algorithm
+from api.redis_store.search_index import Algorithm, VectorType
 from api.redis_store.stores.cache.index_keeper import IndexKeeper, is_left_over
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
 from api.redis_store.stores.fleet import RedisLeaderLease
@@ -28,6 +28,7 @@ PART = KEYS.partition("")
 USES = PART.index_uses
 MODEL, OLDER = (EmbedderIdentity(f"model-{letter}", 4, letter * 10) for letter in "ab")
 FLAT, HNSW, OLD = (PART.index(of.fingerprint, kind) for of, kind in ((MODEL, "flat"), (MODEL, "hnsw"), (OLDER, "flat")))
+SHORT = PART.index(MODEL.fingerprint, "flat", "float16")
 QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I reset?"
 
 
@@ -38,11 +39,13 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(url: str, algorithm: Algorithm = "flat", name: str = "w") -> AsyncIterator[Worker]:
+async def worker(
+    url: str, algorithm: Algorithm = "flat", name: str = "w", vector_type: VectorType = "float32"
+) -> AsyncIterator[Worker]:
     """The index and its keeper as one worker has them, not running; indexes are idle after a minute."""
     async with short_commands(RedisAddress(url, timeout=5.0, connect_timeout=1.0, max_connections=8)) as client:
         gate = HealthGatedRedis(client, 8)
-        indexes = SemanticIndexes(gate, KEYS, algorithm)
+        indexes = SemanticIndexes(gate, KEYS, algorithm, vector_type)
         assert await gate.check()
         keeper = IndexKeeper(gate, indexes, RedisLeaderLease(gate, KEYS.janitor, name), idle_seconds=60)
         yield Worker(indexes.of(""), keeper)
@@ -128,20 +131,23 @@ async def test_two_kinds_in_a_rollout_stand_side_by_side(redis: Redis, redis_url
         assert await indexes(redis) == {FLAT, HNSW}
 
 
-async def test_the_kind_that_nobody_uses_any_more_goes_and_its_entries_stay(redis: Redis, redis_url: str) -> None:
+@pytest.mark.parametrize(("algorithm", "vector_type", "new"), [("hnsw", "float32", HNSW), ("flat", "float16", SHORT)])
+async def test_the_kind_that_nobody_uses_any_more_goes_and_its_entries_stay(
+    redis: Redis, redis_url: str, algorithm: Algorithm, vector_type: VectorType, new: str
+) -> None:
     async with worker(redis_url, "flat") as before:
         await before.index.ensure(MODEL)
         await before.keeper.renew()
     await store(redis, MODEL)
-    async with worker(redis_url, "hnsw") as after:
+    async with worker(redis_url, algorithm, vector_type=vector_type) as after:
         await after.index.ensure(MODEL)
         await after.keeper.renew()
         assert await after.keeper.clean() == []
         await minutes_pass(redis, FLAT)
         assert await after.keeper.clean() == [FLAT]
-    assert await indexes(redis) == {HNSW}
+    assert await indexes(redis) == {new}
     assert await redis.keys("rag:cache:*")
-    assert await redis.zrange(USES, 0, -1) == [FLAT.encode(), HNSW.encode()]
+    assert await redis.zrange(USES, 0, -1) == [FLAT.encode(), new.encode()]
 
 
 async def test_an_old_embedders_index_goes_once_it_is_empty(redis: Redis, redis_url: str) -> None:

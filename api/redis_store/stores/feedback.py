@@ -27,6 +27,7 @@ from api.redis_store.encryption import TextCipher
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
+from api.redis_store.search_index import VECTOR_FIELDS, decoded
 from api.redis_store.stores.cache.answers import answer_digest, decrypted_fields
 from api.redis_store.stores.cache.semantic_index import Neighbor, SemanticIndexes
 from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
@@ -303,17 +304,23 @@ class RedisFeedback:
         await self._redis.of(votes).run("feedback", lambda client: self._note_label([votes], arguments, client))
 
     async def _known(self, part: CacheKeys, scope: str, entry: str, votes: str, most: int) -> _Known:
+        index, names = self._indexes.of(scope), ("group", *VECTOR_FIELDS.values())
+
         async def ask(client: Any) -> Any:
             async with client.pipeline(transaction=False) as pipe:
                 for key in (entry, part.quarantine(entry)):
-                    pipe.hmget(key, "group", "vector")
+                    pipe.hmget(key, *names)
                 pipe.hget(votes, "copies")
+                if index.supported:
+                    pipe.execute_command("FT._LIST")
                 return await pipe.execute()
 
-        in_service, quarantined, copies = await self._redis.of(entry).run("feedback", ask)
-        group, vector = (one or other for one, other in zip(in_service, quarantined, strict=True))
-        neighbors = await self._indexes.of(scope).near(scope, vector, most) if vector is not None else []
-        return _Known((group or b"").decode(), (copies or b"").decode().split(), neighbors)
+        in_service, quarantined, copies, *listed = await self._redis.of(entry).run("feedback", ask)
+        fields = {name: one or other for name, one, other in zip(names, in_service, quarantined, strict=True)}
+        indexes = [name.decode("utf-8", "replace") for found in listed for name in found]
+        vector = decoded(fields)
+        neighbors = await index.near(scope, vector, most, indexes) if vector is not None else []
+        return _Known((fields["group"] or b"").decode(), (copies or b"").decode().split(), neighbors)
 
 
 class _Known(NamedTuple):

@@ -20,7 +20,7 @@ from api.redis_store.encryption import TextCipher
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import milliseconds, now_ms, on_all, replies_of, scanned_once
-from api.redis_store.stores.cache.answers import decrypted_fields
+from api.redis_store.stores.cache.answers import decrypted_fields, without_type
 from api.redis_store.stores.cache.sweep import EntryKey
 from api.redis_store.stores.documents.document_records import (
     DocumentDigests,
@@ -103,7 +103,7 @@ def _answer(texts: TextCipher, entry: EntryKey, reply: Any, gone_ms: int, uses: 
     if isinstance(reply, ResponseError):
         return None
     raw = decrypted_fields(texts, entry.key, named(reply))
-    vector = raw.pop("vector", None)
+    vector = without_type(raw)
     try:
         fields = {name: value.decode() for name, value in raw.items()}
         _revisions(fields["sources"])

@@ -26,7 +26,8 @@ from api.ports.document_work import Deletions, EmbeddedChunk, Work, ranges_of, t
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, script
-from api.redis_store.stores.cache.answers import encrypted_fields
+from api.redis_store.search_index import VectorType
+from api.redis_store.stores.cache.answers import encrypted_fields, with_type
 from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.documents.document_records import DocumentDigests, RedisDocuments, owner_of
 from api.redis_store.stores.documents.embeddings import RedisReembedding
@@ -72,20 +73,28 @@ _Act = Callable[[CacheKeys, Mapping[int, _Ready]], Coroutine[Any, Any, dict[int,
 
 
 class AnswerWriter:
-    """Restores answers. Raises `StoreUnavailable`. `max_size`: the limit of a partition.
+    """Restores answers. Raises `StoreUnavailable`. `max_size`: the limit of a partition. `vector_type`: of the fleet.
 
     In a dry run, `assumed` has the digests of documents that would be restored, `assumed_deletions` the deletions, and
     `assumed_rewind_ms` the time after which stored answers would be deleted first.
     """
 
     def __init__(
-        self, redis: HealthGatedClients, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool
+        self,
+        redis: HealthGatedClients,
+        keys: Keys,
+        deletions: Deletions,
+        max_size: int,
+        vector_type: VectorType,
+        *,
+        new_outdate: bool,
     ) -> None:
         self._redis = redis
         self._keys = keys
         self._deletions = deletions
         self._digests = DocumentDigests(redis, keys)
         self._max_size = max_size
+        self._vector_type: VectorType = vector_type
         self._new_outdate = new_outdate
         self._corpora: dict[str, tuple[int, str]] = {}
         self._restore = script(redis.client, "stores/cache/answers", "restore")
@@ -150,8 +159,7 @@ class AnswerWriter:
             return "outdated", {}
         ends = int(answer.fields["expires_ms"])
         fields: dict[str, str | bytes] = {**answer.fields, "sources": _cited(answer.fields["sources"], revisions)}
-        if answer.vector is not None:
-            fields["vector"] = answer.vector
+        fields |= with_type(answer.vector, fields, self._vector_type)
         if is_fresh or ends <= now_ms:
             return "restored", fields
         return "restored stale", {**fields, "expires_ms": str(now_ms)}

@@ -26,7 +26,7 @@ from api.redis_store.encryption import VALUE, TextCipher
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
-from api.redis_store.search_index import NEIGHBOURS
+from api.redis_store.search_index import NEIGHBOURS, VECTOR_FIELDS, VectorType, decoded, encoded
 from api.redis_store.stores.cache.joint_reads import JointReads, run_along
 from api.redis_store.stores.cache.near import NearCache
 from api.redis_store.stores.cache.semantic_index import FIELDS, Nearest, SemanticIndex, SemanticIndexes, nearest_of
@@ -36,10 +36,13 @@ from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.limits import RedisLimits, decide
 from api.values import ERASED, CachedAnswer, CacheMatch, EmbedderIdentity, Usage, Vector, source_of
 
-COMPARED: Final = "meaning"
-"""New documents are compared with the entry by the meaning of its question."""
 EXACT: Final = "exact"
 """The entry cannot be compared, so any new document invalidates it."""
+COMPARED: Final[dict[VectorType, str]] = {"float32": "meaning", "float16": f"{EXACT},float16"}
+"""New documents are compared with the entry by the meaning of its question, in an index of its vector's type. In the
+others, and for releases that know one type only, a vector of 16-bit numbers cannot be compared."""
+NOT_COMPARED: Final[dict[VectorType, str]] = {"float32": f"@compared:{{{EXACT}}}", "float16": "-@compared:{float16}"}
+"""The part of a query that finds the entries that an index of this type cannot compare."""
 DIGEST, GROUP_DIGITS, ANSWER_DIGITS = 32, 8, 16
 """Hex digits of the digest that ends an entry's key, how many of them name its answer group, and those that identify an
 answer's text. The scripts have the same numbers."""
@@ -53,14 +56,40 @@ _PLACES: Final = tuple((FIELDS.index(name), name) for name in TEXTS)
 _ANSWER, _SOURCES = FIELDS.index("answer"), FIELDS.index("sources")
 ANSWER_DIGEST: Final = "answer_digest"
 """The field of an encrypted entry that feedback finds its answer by."""
-WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
+WANTED: Final = ("tenant", "question", "top_k", "wanted", *VECTOR_FIELDS.values())
 
 
-def ground_fields(tenant: str, grounds: RetrievalSnapshot, *, stands_alone: bool) -> dict[str, Any]:
-    """The fields of an entry that depends on documents. `stands_alone`: its vector says all that it asks."""
+def vector_fields(vector: Vector | None, vector_type: VectorType) -> dict[str, bytes]:
+    """The field with the vector of an entry. Without it, the entry is found by the same question only."""
+    stored = encoded(vector, vector_type) if vector is not None else None
+    return {VECTOR_FIELDS[vector_type]: stored} if stored is not None else {}
+
+
+def with_type(vector: Vector | None, fields: Mapping[str, Any], vector_type: VectorType) -> dict[str, Any]:
+    """The fields that depend on the vector type, of an entry with these other fields."""
+    stored = vector_fields(vector, vector_type)
+    is_compared = fields.get("compared") == COMPARED["float32"]
+    return {**stored, "compared": COMPARED[vector_type] if stored else EXACT} if is_compared else dict(stored)
+
+
+def without_type(fields: dict[str, bytes]) -> Vector | None:
+    """Undoes `with_type`: returns the vector and removes it from the fields, which become those of `float32`."""
+    vector = decoded(fields)
+    for name in VECTOR_FIELDS.values():
+        fields.pop(name, None)
+    if fields.get("compared") in {text.encode() for text in COMPARED.values()}:
+        fields["compared"] = COMPARED["float32"].encode()
+    return vector
+
+
+def ground_fields(tenant: str, grounds: RetrievalSnapshot, compared: VectorType | None) -> dict[str, Any]:
+    """The fields of an entry that depends on documents.
+
+    `compared`: the type of its vector if that says all that it asks, else None.
+    """
     return {
         "owner": owner_of(tenant),
-        "compared": COMPARED if stands_alone and grounds.corpus.documents else EXACT,
+        "compared": COMPARED[compared] if compared is not None and grounds.corpus.documents else EXACT,
         "epoch": grounds.corpus.epoch,
         "top_k": grounds.top_k,
         "wanted": orjson.dumps({"tags": grounds.wanted.tags, "ids": grounds.wanted.ids}),
@@ -110,7 +139,7 @@ def cached_question(texts: TextCipher, entry: str, fields: Mapping[str, bytes]) 
         entry=entry,
         question=texts.decrypt(entry, "question", fields["question"]).decode("utf-8", "replace"),
         tenant=fields["tenant"].decode("utf-8", "replace"),
-        vector=fields.get("vector"),
+        vector=decoded(fields),
         top_k=int(fields["top_k"]),
         wanted=DocumentFilter(tuple(wanted["tags"]), tuple(wanted["ids"])),
     )
@@ -317,7 +346,8 @@ class RedisAnswerCache:
         """
         part = self._keys.partition(scope)
         key, grounds = part.entry(scope, digest), answer.grounds
-        fields = encrypted_fields(self._texts, key, _fields(scope, vector, answer, self._release))
+        plain = _fields(scope, vector, self._indexes.vector_type, answer, self._release)
+        fields = encrypted_fields(self._texts, key, plain)
         cited = dict.fromkeys(source.document_id for source in answer.sources)
         tags = [*_tags(digest, answer.tenant), *(f"source:{document}" for document in cited)]
         pairs = (part for pair in fields.items() for part in pair)
@@ -386,7 +416,9 @@ class RedisAnswerCache:
         return plain
 
 
-def _fields(scope: str, vector: Vector | None, answer: NewAnswer, release: str) -> dict[str, Any]:
+def _fields(
+    scope: str, vector: Vector | None, vector_type: VectorType, answer: NewAnswer, release: str
+) -> dict[str, Any]:
     """The hash of an entry, without its times."""
     fields: dict[str, Any] = {
         "scope": scope,
@@ -399,11 +431,11 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer, release: str) 
         "prompt_tokens": answer.usage.prompt_tokens,
         "completion_tokens": answer.usage.completion_tokens,
     }
-    if vector is not None:
-        fields |= {"vector": vector, "unread": orjson.dumps(answer.unread)}
+    if stored := vector_fields(vector, vector_type):
+        fields |= {**stored, "unread": orjson.dumps(answer.unread)}
     if answer.grounds is not None:
-        stands_alone = vector is not None and not answer.is_follow_up
-        fields |= ground_fields(answer.tenant, answer.grounds, stands_alone=stands_alone)
+        compared = vector_type if stored and not answer.is_follow_up else None
+        fields |= ground_fields(answer.tenant, answer.grounds, compared)
     return fields
 
 

@@ -19,7 +19,8 @@ from api.redis_store.encryption import TextCipher
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, replies_of, scanned, script
-from api.redis_store.stores.cache.answers import EXACT, WANTED, cached_question
+from api.redis_store.search_index import VECTOR_FIELDS, encoded
+from api.redis_store.stores.cache.answers import NOT_COMPARED, WANTED, cached_question
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
 from api.redis_store.stores.documents.document_records import owner_of
 from api.values import EmbedderIdentity, Vector
@@ -73,12 +74,13 @@ class RedisInvalidationTags:
         any_of_it = (fresh, "NOCONTENT", "LIMIT", 0, 1, "DIALECT", 2)
         if await self._results(name, ("FT.SEARCH", name, *any_of_it)) == []:
             return [], True
-        query = f"({fresh})=>[KNN {limit} @vector $v AS d]"
+        query = f"({fresh})=>[KNN {limit} @{VECTOR_FIELDS[index.vector_type]} $v AS d]"
         found: dict[str, CachedQuestion] = {}
         for vector in vectors:
-            command = ("FT.SEARCH", name, query, "PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, limit)
-            asked = (*command, "DIALECT", 2, "RETURN", len(WANTED) + 1, "d", *WANTED)
-            results = await self._results(name, asked)
+            if (asked := encoded(vector, index.vector_type)) is None:
+                return [], False
+            command = ("FT.SEARCH", name, query, "PARAMS", 2, "v", asked, "SORTBY", "d", "LIMIT", 0, limit)
+            results = await self._results(name, (*command, "DIALECT", 2, "RETURN", len(WANTED) + 1, "d", *WANTED))
             if results is None:
                 return [], False
             # One that was deleted meanwhile has no distance. It counts, as it has taken another's place.
@@ -93,8 +95,9 @@ class RedisInvalidationTags:
         return list(found.values()), True
 
     async def incomparable(self, embedder: EmbedderIdentity, tenant: str, limit: int) -> tuple[Sequence[str], bool]:
-        """Finds fresh entries without a comparable vector: none, one of another embedder, or older than the documents.
+        """Finds fresh entries without a comparable vector.
 
+        They have none, one of another embedder or type, or are older than the documents.
         Returns them and True; or nothing and False if there may be more than `limit`.
         """
         return _all(await on_all(self._incomparable(one, embedder, tenant, limit) for one in self._indexes))
@@ -109,8 +112,8 @@ class RedisInvalidationTags:
         for name in await self._names(index.keys):
             is_own = name.startswith(index.keys.indexes + embedder.fingerprint)
             if is_own and name != own:
-                continue  # an old index of the other kind
-            query = fresh + (f" @compared:{{{EXACT}}}" if is_own else "")
+                continue  # another index over the same entries
+            query = f"{fresh} {NOT_COMPARED[index.vector_type]}" if is_own else fresh
             asked = ("FT.SEARCH", name, query, "NOCONTENT", "LIMIT", 0, limit, "DIALECT", 2)
             results = await self._results(name, asked)
             if results is None or len(results) >= limit:

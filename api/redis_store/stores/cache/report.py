@@ -25,6 +25,7 @@ class CacheLimits:
     similarity_threshold: float
     ttl_seconds: float
     embedder: str
+    vector_type: str
 
 
 class CacheFigures:
@@ -67,6 +68,7 @@ class CacheFigures:
             "similarity_threshold": self._limits.similarity_threshold,
             "ttl_seconds": self._limits.ttl_seconds,
             "embedder": self._describe(embedder),
+            "vector_type": self._limits.vector_type,
             "false_hit_rate": self._quality().rate.figures(),
             "store": "shared" if self._counters.are_shared else "local",
         }

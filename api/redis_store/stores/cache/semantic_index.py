@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
@@ -28,14 +28,18 @@ from api.redis_store.search_index import (
     ALGORITHMS,
     EF_LOOKUP,
     NEIGHBOURS,
+    VECTOR_FIELDS,
     Algorithm,
+    VectorType,
     created,
+    encoded,
     existing,
     hybrid_policy,
     index_schema,
     other_than,
     says_missing,
     unwrapped,
+    vector_type_of,
 )
 from api.values import EmbedderIdentity, Vector
 
@@ -111,14 +115,21 @@ class Neighbor(NamedTuple):
 
 
 class SemanticIndex:
-    """Finds the nearest entries of a scope in one partition.
+    """Finds the nearest entries of a scope in one partition, of those whose vectors have this type.
 
     Raises `StoreUnavailable` while Redis is down or has no search module.
     """
 
-    def __init__(self, redis: HealthGated, keys: CacheKeys, algorithm: Algorithm = "flat") -> None:
+    def __init__(
+        self,
+        redis: HealthGated,
+        keys: CacheKeys,
+        algorithm: Algorithm = "flat",
+        vector_type: VectorType = "float32",
+    ) -> None:
         self._redis = redis
         self._algorithm: Algorithm = algorithm
+        self.vector_type: VectorType = vector_type
         self.supported = True
         self.keys = keys
         self._serving: dict[str, Algorithm | None] = {}
@@ -143,7 +154,7 @@ class SemanticIndex:
     def in_use(self) -> list[str]:
         """The names of the indexes that this worker searches or waits for."""
         kinds = ((name, kind) for name, serving in self._serving.items() for kind in {self._algorithm, serving})
-        return [self.keys.index(name, kind) for name, kind in kinds if kind is not None]
+        return [self._named(name, kind) for name, kind in kinds if kind is not None]
 
     def forget_unused(self, seconds: float) -> None:
         """Forgets embedders without a search in this many seconds, except the latest."""
@@ -153,7 +164,7 @@ class SemanticIndex:
                 known.pop(name, None)
             for algorithm in ALGORITHMS:
                 self._names.pop((name, algorithm), None)
-                self._entries.pop(self.keys.index(name, algorithm), None)
+                self._entries.pop(self._named(name, algorithm), None)
 
     def _note(self, embedder: EmbedderIdentity) -> None:
         self._known[embedder.fingerprint] = embedder
@@ -175,10 +186,10 @@ class SemanticIndex:
     ) -> list[Nearest]:
         """Returns the nearest entries that expire after `expires_after_ms`, nearest first."""
         self._note(embedder)
-        serving = await self._serves(embedder)
-        if serving is None:
+        serving, asked = await self._serves(embedder), encoded(vector, self.vector_type)
+        if serving is None or asked is None:
             return []
-        index, search = self._command(serving, embedder, scope, vector, expires_after_ms, neighbours)
+        index, search = self._command(serving, embedder, scope, asked, expires_after_ms, neighbours)
         try:
             if serving == "hnsw" and self._shares.is_due(scope):
                 found = await self._counted(index, scope, search)
@@ -201,35 +212,40 @@ class SemanticIndex:
         serving = self._serving.get(embedder.fingerprint)
         if serving is None or (serving == "hnsw" and self._shares.is_due(scope)):
             return None
+        if (asked := encoded(vector, self.vector_type)) is None:
+            return None
         self._note(embedder)
-        return self._command(serving, embedder, scope, vector, expires_after_ms, neighbours)[1]
+        return self._command(serving, embedder, scope, asked, expires_after_ms, neighbours)[1]
 
     def _command(
         self,
         serving: Algorithm,
         embedder: EmbedderIdentity,
         scope: str,
-        vector: Vector,
+        asked: bytes,
         expires_after_ms: int,
         neighbours: int,
     ) -> tuple[str, tuple[Any, ...]]:
         index = self._names.get((embedder.fingerprint, serving)) or self._name(embedder, serving)
-        clause = nearest_clause(serving, self._shares.of(scope, self._entries.get(index, 0)), neighbours)
-        return index, _search(index, scope, expires_after_ms, clause, vector, neighbours)
+        share = self._shares.of(scope, self._entries.get(index, 0))
+        clause = nearest_clause(serving, share, neighbours, self.vector_type)
+        return index, _search(index, scope, expires_after_ms, clause, asked, neighbours)
 
-    async def near(self, scope: str, vector: Vector, limit: int) -> list[Neighbor]:
+    async def near(self, scope: str, vector: Vector, limit: int, listed: Collection[str] = ()) -> list[Neighbor]:
         """Returns up to `limit` entries of the scope, fresh or not, nearest first.
 
-        Empty while this worker has no index for the scope's embedder.
+        `listed`: the names of existing indexes. Those of the other vector type are searched too. Without entries of
+        this type while this worker has no index for the scope's embedder.
         """
         fingerprint = scope.partition("-")[0]
-        serving = self._serving.get(fingerprint)
-        if serving is None:
-            return []
-        index, query = self.keys.index(fingerprint, serving), f"({_in_scope(scope)})=>[KNN {limit} @vector $v AS d]"
-        search = ("FT.SEARCH", index, query, "PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, limit)
-        command = methodcaller("execute_command", *search, "DIALECT", 2, "RETURN", 2, "d", "group")
-        return [_neighbor(one) for one in existing(await self._redis.run("feedback", command))]
+        serving, same_embedder = self._serving.get(fingerprint), f"{self.keys.indexes}{fingerprint}-"
+        names = [one for one in listed if one.startswith(same_embedder) and vector_type_of(one) != self.vector_type]
+        if serving is not None:
+            names.append(self._named(fingerprint, serving))
+        searches = [search for name in names if (search := _near_search(name, scope, vector, limit)) is not None]
+        replies = await self._redis.run("feedback", lambda client: _execute(client, searches)) if searches else []
+        found = {one.key: one for reply in replies for one in map(_neighbor, existing(reply))}
+        return sorted(found.values(), key=attrgetter("similarity"), reverse=True)[:limit]
 
     async def _counted(self, index: str, scope: str, search: tuple[Any, ...]) -> Any:
         """Searches in the same way, and counts the entries of the scope."""
@@ -239,13 +255,16 @@ class SemanticIndex:
         return found
 
     def _name(self, embedder: EmbedderIdentity, serving: Algorithm) -> str:
-        name = self._names[embedder.fingerprint, serving] = self.keys.index(embedder.fingerprint, serving)
+        name = self._names[embedder.fingerprint, serving] = self._named(embedder.fingerprint, serving)
         return name
+
+    def _named(self, fingerprint: str, algorithm: Algorithm) -> str:
+        return self.keys.index(fingerprint, algorithm, self.vector_type)
 
     async def complete(self, embedder: EmbedderIdentity) -> str | None:
         """The name of the index that covers all entries of `embedder`; None while Redis builds it."""
         serving = await self._serves(embedder) if self.supported else None
-        return self.keys.index(embedder.fingerprint, serving) if serving is not None else None
+        return self._named(embedder.fingerprint, serving) if serving is not None else None
 
     async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
         """Returns how many entries have not expired."""
@@ -280,7 +299,7 @@ class SemanticIndex:
 
     async def _is_built(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> bool | None:
         """None if the index does not exist."""
-        index = self.keys.index(embedder.fingerprint, algorithm)
+        index = self._named(embedder.fingerprint, algorithm)
         try:
             (info,) = await _execute(client, [("FT.INFO", index)])
         except ResponseError as error:
@@ -301,14 +320,21 @@ class SemanticIndex:
         self.supported = not missing
 
     def _index(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> AsyncSearchIndex:
-        return AsyncSearchIndex.from_dict(index_schema(self.keys, embedder, algorithm), redis_client=client)
+        schema = index_schema(self.keys, embedder, algorithm, self.vector_type)
+        return AsyncSearchIndex.from_dict(schema, redis_client=client)
 
 
-def nearest_clause(algorithm: Algorithm, share: float | None = None, neighbours: int = NEIGHBOURS) -> str:
+def nearest_clause(
+    algorithm: Algorithm,
+    share: float | None = None,
+    neighbours: int = NEIGHBOURS,
+    vector_type: VectorType = "float32",
+) -> str:
     """The part of a query that finds the nearest entries. `share`: the scope's share of the index, if known."""
+    nearest = f"KNN {neighbours} @{VECTOR_FIELDS[vector_type]} $v"
     if algorithm == "flat":
-        return f"[KNN {neighbours} @vector $v AS d]"
-    return f"[KNN {neighbours} @vector $v EF_RUNTIME {EF_LOOKUP}{hybrid_policy(share)} AS d]"
+        return f"[{nearest} AS d]"
+    return f"[{nearest} EF_RUNTIME {EF_LOOKUP}{hybrid_policy(share)} AS d]"
 
 
 async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -330,6 +356,16 @@ def _search(
         *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, neighbours, "DIALECT", 2),
         *("RETURN", len(FIELDS) + 1, "d", *FIELDS),
     )
+
+
+def _near_search(index: str, scope: str, vector: Vector, limit: int) -> tuple[Any, ...] | None:
+    """The command that finds the entries nearest to a vector, or None if the index cannot have such a vector."""
+    vector_type = vector_type_of(index)
+    if (asked := encoded(vector, vector_type)) is None:
+        return None
+    query = f"({_in_scope(scope)})=>[KNN {limit} @{VECTOR_FIELDS[vector_type]} $v AS d]"
+    search = ("FT.SEARCH", index, query, "PARAMS", 2, "v", asked, "SORTBY", "d", "LIMIT", 0, limit)
+    return (*search, "DIALECT", 2, "RETURN", 2, "d", "group")
 
 
 def _in_scope(scope: str) -> str:
@@ -359,10 +395,17 @@ _FIELDS: Final = tuple(name.encode() for name in FIELDS)
 class SemanticIndexes:
     """The indexes of all partitions. Created without I/O; each index is created with the first answer of its shard."""
 
-    def __init__(self, redis: HealthGatedClients, keys: Keys, algorithm: Algorithm = "flat") -> None:
+    def __init__(
+        self,
+        redis: HealthGatedClients,
+        keys: Keys,
+        algorithm: Algorithm = "flat",
+        vector_type: VectorType = "float32",
+    ) -> None:
         self._keys = keys
+        self.vector_type: VectorType = vector_type
         self.by_partition = {
-            part: SemanticIndex(redis.of(part.invalidated), part, algorithm) for part in keys.partitions
+            part: SemanticIndex(redis.of(part.invalidated), part, algorithm, vector_type) for part in keys.partitions
         }
 
     def __iter__(self) -> Iterator[SemanticIndex]:

@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 from redis.asyncio import Redis
 
 from api.ports.answer_cache import Neighbourhood, Selection, Swept
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import on_all, replies_of, scanned, script
-from api.values import Vector, erased_tag, model_key
+from api.redis_store.search_index import VECTOR_FIELDS, cosines, encoded
+from api.values import erased_tag, model_key
 
 ROUNDING: Final = 1e-6
 """Rounding error of the cosine of two equal vectors."""
@@ -77,7 +77,7 @@ def wanted_fields(selection: Selection) -> list[str]:
         "tenant": selection.tenant,
         "model": selection.model,
         "sources": selection.sources,
-        "vector": selection.near,
+        **dict.fromkeys(VECTOR_FIELDS.values(), selection.near),
         "release": selection.release,
     }
     return ["created_ms", *(name for name, value in asked.items() if value is not None)]
@@ -119,17 +119,15 @@ def _cites(sources: bytes, documents: frozenset[str]) -> bool:
 
 def _near(near: Neighbourhood, entries: Sequence[tuple[EntryKey, Fields]]) -> set[EntryKey]:
     """Returns entries whose question is similar enough. Vectors of other embedders cannot be compared."""
-    prefix, size = f"{near.embedder.fingerprint}-", len(near.vector)
-    comparable: dict[EntryKey, Vector] = {}
-    for key, fields in entries:
-        vector = fields["vector"]
-        if vector is not None and len(vector) == size and key.scope.startswith(prefix):
-            comparable[key] = vector
-    if not comparable:
-        return set()
-    matrix = np.frombuffer(b"".join(comparable.values()), dtype="<f4").reshape(len(comparable), -1)
-    cosines = matrix @ np.frombuffer(near.vector, dtype="<f4")
-    return {key for key, cosine in zip(comparable, cosines, strict=True) if cosine >= near.similarity - ROUNDING}
+    prefix, found = f"{near.embedder.fingerprint}-", set()
+    for vector_type, name in VECTOR_FIELDS.items():
+        asked = encoded(near.vector, vector_type)
+        stored = [(key, fields[name] or b"") for key, fields in entries if key.scope.startswith(prefix)]
+        comparable = {key: vector for key, vector in stored if asked and len(vector) == len(asked)}
+        if asked and comparable:
+            similar = cosines(asked, list(comparable.values()), vector_type) >= near.similarity - ROUNDING
+            found |= {key for key, is_similar in zip(comparable, similar, strict=True) if is_similar}
+    return found
 
 
 TAGS_LIFETIME_MS: Final = 3600 * 1000
