@@ -1,10 +1,11 @@
 """Measures exact hits, semantic hits, misses and stores of the cache at 1,000, 10,000 and 100,000 entries.
 
     .venv/bin/python -m scripts.bench_cache [SIZE ...]
+    .venv/bin/python -m scripts.bench_cache types [SIZE ...]
 
 Uses the cache's Redis adapter on the embedded Redis. The vectors have 384 dimensions and form clusters, as questions
-do. Each size uses the index that SEMANTIC_CACHE_MAX_SIZE would choose, with each SEMANTIC_CACHE_VECTOR_TYPE; 10,000
-entries also run with the other index. There is no embedder and no HTTP.
+do. Each size uses the index that SEMANTIC_CACHE_MAX_SIZE would choose; 10,000 entries also run with the other one.
+`types` compares the values of SEMANTIC_CACHE_VECTOR_TYPE, on two servers in turns. There is no embedder and no HTTP.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import asyncio
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,6 +37,7 @@ DIMENSION: Final = 384
 CLUSTERS: Final = 2_000
 ANSWER: Final = "A" * 500
 CALLS: Final = 1_500
+ROUNDS: Final = 5
 HOUR: Final = 3_600_000
 """Milliseconds."""
 CONCURRENCY: Final = 32
@@ -159,10 +162,10 @@ async def measured(work: Work, calls: int) -> Figures:
     return Figures(cuts[49] * 1000, cuts[98] * 1000, rate)
 
 
-async def run(url: str, size: int, algorithm: Algorithm, vector_type: VectorType) -> None:
+async def run(url: str, size: int, algorithm: Algorithm) -> None:
     async with BatchingRedis.from_url(url, max_connections=2 * CONCURRENCY) as redis:
         await redis.flushall()
-        bench = Bench(redis, size, algorithm, vector_type)
+        bench = Bench(redis, size, algorithm)
         used, index = await bench.fill()
         calls = 300 if algorithm == "flat" and size > 50_000 else CALLS
         recall = await bench.recall()
@@ -172,27 +175,49 @@ async def run(url: str, size: int, algorithm: Algorithm, vector_type: VectorType
             ("miss", bench.miss),
             ("store", bench.store_new),
         )
-        about = f"{size:,} entries, {algorithm}, {vector_type}"
-        print(f"\n{about}: {used:,.0f} bytes each, the index {index:,.0f}; recall@5 {recall:.3f}")
-        print("                 p50 ms    p99 ms    calls/s at 32    us of Redis")
+        print(f"\n{size:,} entries, {algorithm}: {used:,.0f} bytes each, the index {index:,.0f}; recall@5 {recall:.3f}")
+        print("                 p50 ms    p99 ms    calls/s at 32")
         for name, work in cases:
-            before = await bench.seconds()
             figures = await measured(work, calls)
-            spent = (await bench.seconds() - before) / (2 * calls) * 1e6
-            print(
-                f"  {name:12} {figures.p50:8.2f}  {figures.p99:8.2f}  {figures.rate:12,.0f}  {spent:12.0f}", flush=True
-            )
+            print(f"  {name:12} {figures.p50:8.2f}  {figures.p99:8.2f}  {figures.rate:12,.0f}", flush=True)
+
+
+async def compare(urls: Mapping[VectorType, str], size: int) -> None:
+    """Prints the medians of `ROUNDS` with each type."""
+    async with AsyncExitStack() as stack:
+        print(f"\n{size:,} entries, {algorithm_for(size)}")
+        print("           bytes    us of Redis for a semantic hit    p50 ms    recall@5")
+        benches: dict[VectorType, Bench] = {}
+        rounds: dict[VectorType, list[tuple[float, float]]] = {name: [] for name in urls}
+        used: dict[VectorType, float] = {}
+        for name, url in urls.items():
+            redis = await stack.enter_async_context(BatchingRedis.from_url(url, max_connections=2 * CONCURRENCY))
+            await redis.flushall()
+            bench = benches[name] = Bench(redis, size, algorithm_for(size), name)
+            used[name], _ = await bench.fill()
+        for _ in range(ROUNDS):
+            for name, bench in benches.items():
+                before = await bench.seconds()
+                figures = await measured(bench.semantic, CALLS)
+                rounds[name].append(((await bench.seconds() - before) / (2 * CALLS) * 1e6, figures.p50))
+        for name, bench in benches.items():
+            spent, p50 = (statistics.median(values) for values in zip(*rounds[name], strict=True))
+            print(f"  {name} {used[name]:7,.0f} {spent:34.0f} {p50:9.2f} {await bench.recall():11.3f}", flush=True)
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["types"]:
+        with embedded_redis(persistent=False) as one, embedded_redis(persistent=False) as other:
+            for size in [int(size) for size in sys.argv[2:]] or (1_000, 20_000):
+                asyncio.run(compare(dict(zip(VECTOR_FIELDS, (one.url, other.url), strict=True)), size))
+        return
     sizes = [int(size) for size in sys.argv[1:]] or SIZES
     with embedded_redis(persistent=False) as redis:
         for size in sizes:
             chosen = algorithm_for(size)
             kinds: Sequence[Algorithm] = ("flat", "hnsw") if size == 10_000 else (chosen,)
             for algorithm in kinds:
-                for vector_type in VECTOR_FIELDS:
-                    asyncio.run(run(redis.url, size, algorithm, vector_type))
+                asyncio.run(run(redis.url, size, algorithm))
 
 
 if __name__ == "__main__":
