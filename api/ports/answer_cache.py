@@ -11,12 +11,17 @@ from api.ports.limits import Charge
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Claim:
-    """The lead of a flight: its hash's key in Redis, and the fence that the hash has while the lead lasts."""
+    """The lead of a flight: its hash's key in Redis, and the fence that the hash has while the lead lasts.
+
+    `ended`: storing the answer has ended the lead, because no other worker followed. None while that is unknown: the
+    answer is being stored, or the reply was lost.
+    """
 
     key: str
     fence: str
+    ended: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)

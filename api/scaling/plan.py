@@ -214,7 +214,7 @@ def miss(demand: Demand, costs: Costs) -> Cost:
     """Returns the cost of both failed lookups, the flight, the documents, the permit and the store."""
     found = costs.retrieve.at(demand.chunks) if demand.chunks else Cost()
     looked = semantic_hit(demand, costs) + costs.once["corpus"] + found
-    written = Cost(bytes_in=2 * demand.answer_bytes)  # the entry, and the flight's last message
+    written = Cost(bytes_in=demand.answer_bytes)
     return looked + costs.once["flight"] + costs.once["permit"] + costs.store.at(demand.entries) + written
 
 

@@ -130,8 +130,9 @@ class FleetFlights:
             yield claim
         finally:
             self._exclusive_claims.discard(claim)
-            with suppress(StoreUnavailable):
-                await self.store.release(claim)
+            if not claim.ended:
+                with suppress(StoreUnavailable):
+                    await self.store.release(claim)
 
     # -- running a flight ---------------------------------------------------------------------------------------------
 
@@ -199,11 +200,15 @@ class FleetFlights:
         await self._conclude(flight, said)
 
     async def _conclude(self, flight: Flight, said: FlightPayload) -> None:
-        """Publishes the end at once, so that followers need not wait for the lease to expire."""
-        if flight.claim is None:
+        """Publishes the end at once, so that followers need not wait for the lease to expire.
+
+        Does nothing if nobody follows and storing the answer has ended the flight.
+        """
+        claim = flight.claim
+        if claim is None or claim.ended:
             return
         with suppress(StoreUnavailable):
-            if not await self.store.end(flight.key, flight.claim.fence, encode(said)):
+            if not await self.store.end(flight.key, claim.fence, encode(said)) and claim.ended is False:
                 self._events.flight_fenced()
 
     # -- followers ----------------------------------------------------------------------------------------------------
@@ -259,7 +264,7 @@ class FleetFlights:
         return followers
 
     def _lost(self, flight: Flight, claim: Claim) -> None:
-        if flight.claim is claim:
+        if flight.claim is claim and claim.ended is False:
             flight.claim = None
             self._events.flight_fenced()
 
@@ -319,10 +324,11 @@ class FleetFlights:
         flights = [
             (flight, flight.claim)
             for flight in self._flights.values()
-            if flight.claim is not None and (flight.subscribers or not flight.abandoned)
+            if flight.claim is not None and not flight.claim.ended and (flight.subscribers or not flight.abandoned)
         ]
         now = time.monotonic()
-        leads = [(f.key, claim.fence, now - f.renewed < LEASE_MS / 1000) for f, claim in flights]
+        # A lead that may just have ended with its answer must not come back.
+        leads = [(f.key, c.fence, c.ended is False and now - f.renewed < LEASE_MS / 1000) for f, c in flights]
         renewed = await self.store.renew_leases(leads)
         for flight, claim in flights:
             if flight.key not in renewed:

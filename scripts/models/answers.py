@@ -170,8 +170,8 @@ class AnswersModel:
                 with suppress(StoreUnavailable):
                     await self._stored(cache, found, revision, claim)
             await Note("answered", (revision,))
-            if fence is not None:
-                await flights.end(KEY, fence, str(revision))
+            if claim is not None and not claim.ended:
+                await flights.end(KEY, claim.fence, str(revision))
 
     async def _stored(self, cache: RedisAnswerCache, found: ExactLookup, revision: int, claim: Claim | None) -> None:
         """Stores the answer, as `api/query/generate.py` does: again if the documents are the same after a change."""
@@ -231,6 +231,8 @@ class AnswersModel:
             fence = step.command.arguments[5]
             if fence and fence != ghost.fence:
                 raise Violation("A late result was stored: another worker has taken the lead since.")
+            if _is_followed(before) and not after.hash(FLIGHT):
+                raise Violation("A flight has ended without a message to its followers.")
         return self._leads(ghost, step, before, after)
 
     def _leads(self, ghost: Ghost, step: Step, before: Contents, after: Contents) -> Ghost:
@@ -264,6 +266,11 @@ class AnswersModel:
         stored = contents.hash(ENTRY)
         if stored and int(stored["answer"]) != _revision_of(contents):
             raise Violation("The cache keeps an answer of an old revision.")
+
+
+def _is_followed(contents: Contents) -> bool:
+    fields = contents.hash(FLIGHT)
+    return any(name.startswith("follower:") and int(end) > contents.now_ms for name, end in fields.items())
 
 
 def _revision_of(contents: Contents) -> int:

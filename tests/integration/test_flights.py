@@ -14,13 +14,17 @@ from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import UpstreamError, UpstreamFault
-from api.ports.answer_cache import Claim
-from api.ports.coordination import UNKNOWN, AnswerOutput, FlightSubscription
+from api.ports.answer_cache import Claim, NewAnswer
+from api.ports.coordination import UNKNOWN, AnswerOutput, FlightSubscription, GenerateAnswer
 from api.ports.telemetry import Telemetry
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
+from api.redis_store.stores.cache.answers import RedisAnswerCache
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.flights import RedisFlightStore
+from api.single_flight.buffer import AnswerBuffer
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 from api.single_flight.flight import LEASE_MS, FlightRole
 from api.values import CompletedAnswer, FlightKey, QueuePlace, Source, StoredElsewhere, Token, Usage
@@ -234,6 +238,97 @@ async def test_nothing_is_published_while_nobody_follows(fleet: Fleet, redis: Re
         return not keys
 
     await wait_until_async(has_landed)
+
+
+def storing(worker: Worker) -> GenerateAnswer:
+    """Generates as the worker's model does, and stores the answer."""
+    keys, gate = Keys(), worker.gate
+    indexes, counters = SemanticIndexes(gate, keys), CacheCounters(gate, keys, "w")
+    cache = RedisAnswerCache(gate, keys, indexes, counters, ttl_ms=60_000, stale_ms=0, max_size=9)
+
+    async def generate(output: AnswerOutput, claim: Claim | None) -> CompletedAnswer:
+        answer = await worker.model(output, claim)
+        assert await cache.store(*KEY, None, NewAnswer("q", answer.text, "m", "t"), claim=claim) is not None
+        return answer
+
+    return generate
+
+
+async def never(*_: object) -> None:
+    raise AssertionError("it has ended")
+
+
+async def test_storing_the_answer_ends_a_flight_that_nobody_follows(
+    fleet: Fleet, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await fleet("one")
+    monkeypatch.setattr(one.flights.store, "end", never)
+    one.model.may_end.set()
+    there: list[int] = []
+
+    async def generate(output: AnswerOutput, claim: Claim | None) -> CompletedAnswer:
+        answer = await storing(one)(output, claim)
+        there.append(await redis.exists(HASH))
+        await one.flights.renew_leases()
+        there.append(await redis.exists(HASH))
+        return answer
+
+    async with one.flights.join(KEY, generate, asked_ms=0, buffered=True) as flight:
+        assert await read(flight) == ("one two three", True)
+    await nothing_left(redis, one)
+    assert there == [0, 0]
+    assert one.counts.seen == []
+
+
+async def test_storing_the_answer_ends_a_refresh(fleet: Fleet, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = await fleet("one")
+    one.model.may_end.set()
+    monkeypatch.setattr(one.flights.store, "release", never)
+    async with one.flights.exclusive(KEY) as claim:
+        assert claim is not None
+        await storing(one)(AnswerBuffer(), claim)
+        assert not await redis.exists(claim.key)
+
+
+async def test_followers_hear_the_end_of_a_flight_whose_answer_is_stored(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    there: list[int] = []
+
+    async def generate(output: AnswerOutput, claim: Claim | None) -> CompletedAnswer:
+        answer = await storing(one)(output, claim)
+        there.append(await redis.exists(HASH))
+        return answer
+
+    async with one.flights.join(KEY, generate, asked_ms=0, buffered=True) as flight:
+        leading = asyncio.create_task(read(flight))
+        await until(lambda: one.model.begun)
+        following = asyncio.create_task(other.ask(buffered=False))
+        await followed(redis)
+        one.model.may_end.set()
+        assert [await leading, await following] == [("one two three", True), ("one two three", False)]
+    await nothing_left(redis, one, other)
+    assert there == [1]
+    assert (other.model.begun, one.counts.seen) == (0, [])
+
+
+async def test_a_renewal_does_not_restore_a_flight_that_may_have_ended_with_its_answer(
+    fleet: Fleet, redis: Redis
+) -> None:
+    one = await fleet("one")
+    one.model.may_end.set()
+
+    async def generate(output: AnswerOutput, claim: Claim | None) -> CompletedAnswer:
+        answer = await storing(one)(output, claim)
+        assert claim is not None
+        claim.ended = None  # as if the reply had been lost
+        await one.flights.renew_leases()
+        assert not await redis.exists(HASH)
+        return answer
+
+    async with one.flights.join(KEY, generate, asked_ms=0, buffered=True) as flight:
+        assert await read(flight) == ("one two three", True)
+    await nothing_left(redis, one)
+    assert one.counts.seen == []
 
 
 async def test_the_leaders_failure_is_everybodys(fleet: Fleet, redis: Redis) -> None:

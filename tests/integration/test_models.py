@@ -63,6 +63,7 @@ def test_no_reachable_state_breaks_an_invariant(depth: int, model: Any, model_re
             AnswersModel(2, 0, without(("'HGET', KEYS[8], 'fence') ~= fence", "'HGET', KEYS[8], 'fence') == 0"))),
             "late",
         ),
+        (0, AnswersModel(2, 0, without(("and not is_followed(KEYS[8])", ""))), "without a message"),
         (
             0,
             AnswersModel(1, 1, without((NOT_CHECKED, ""), ("read_ms <= tonumber(changed or -1)", "false"))),

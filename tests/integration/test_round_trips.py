@@ -29,6 +29,8 @@ HOUR_MS: Final = 3_600_000
 FULL: Final = {"X-Ragherd-Priority": "interactive"}
 """The default, said aloud: the request takes the full path."""
 AWAITED: Final = ("answers.find", "answers.reread", "FT.SEARCH", "flights.join", "bulkhead.take", "answers.store")
+IN_ALL: Final = (*AWAITED, "flights.end")
+"""What only one question causes. Permits and outcomes go back for several at once."""
 READING: Final = ("HGETALL", "HMGET")
 """Commands of a question. Others are sent in the background, and so are those that read if they do not come first."""
 
@@ -36,14 +38,14 @@ READING: Final = ("HGETALL", "HMGET")
 OF_EMBEDDING, OF_MODEL = "bulkhead.take", "bulkhead.take"
 
 
-def awaited(written: Sequence[str]) -> list[str]:
+def awaited(written: Sequence[str], commands: tuple[str, ...] = AWAITED) -> list[str]:
     """The commands of each write, without those that are sent along in the background."""
-    writes = (" + ".join(_of_a_question(commands.split(" + "))) for commands in written)
-    return [commands for commands in writes if commands]
+    writes = (" + ".join(_of_a_question(write.split(" + "), commands)) for write in written)
+    return [write for write in writes if write]
 
 
-def _of_a_question(commands: Sequence[str]) -> list[str]:
-    return [one for one in commands if one.startswith(AWAITED) or (one is commands[0] and one.startswith(READING))]
+def _of_a_question(write: Sequence[str], commands: tuple[str, ...]) -> list[str]:
+    return [one for one in write if one.startswith(commands) or (one is write[0] and one.startswith(READING))]
 
 
 async def test_a_miss_reads_the_documents_with_the_look_up(serve: Service) -> None:
@@ -54,6 +56,23 @@ async def test_a_miss_reads_the_documents_with_the_look_up(serve: Service) -> No
     assert answered["cache"]["status"] == "miss"
     who_leads = f"flights.join + {OF_MODEL}"
     assert awaited(written) == ["answers.find", OF_EMBEDDING, "FT.SEARCH", who_leads, "answers.store"]
+
+
+async def test_a_miss_makes_three_round_trips_besides_the_search(serve: Service, redis: Redis) -> None:
+    client = await serve()
+
+    async def ask_with(seed: int) -> None:
+        answered = await ask(client, QUESTION, options={"seed": seed})
+        assert answered["cache"]["status"] == "miss"
+        await wait_until_async(is_over)
+
+    async def is_over() -> bool:
+        return not [key async for key in redis.scan_iter("rag:flight:*")]
+
+    await ask_with(1)  # loads the scripts, and remembers the embedding
+    with round_trips() as written:
+        await ask_with(2)
+    assert awaited(written, IN_ALL) == ["answers.find", "FT.SEARCH", f"flights.join + {OF_MODEL}", "answers.store"]
 
 
 async def test_a_repeated_semantic_hit_makes_one_round_trip(serve: Service) -> None:

@@ -1,6 +1,6 @@
 -- Stored answers of one partition of the cache: reading, storing, eviction and invalidation.
 --   hash  rag:cache:<scope>:<digest>  an entry: created_ms, expires_ms, tenant, the answer ...
---   hash  rag:flight:{...}            the generation that may store the entry: fence
+--   hash  rag:flight:{...}            the generation that may store the entry: fence, follower:<worker>
 --   hash  rag:invalidated             invalidation tag -> when it was set (ms); `began`: the first time of all (ms)
 --   hash  rag:quarantine:<scope>:<digest>  an entry that a user judged bad, under another name: no look-up finds it
 --   zset  rag:quarantined             quarantined entry -> when it was quarantined (ms)
@@ -174,16 +174,17 @@ local function evict_one(keys, stored, share)
 end
 
 -- name: store
--- Stores an answer with an absolute lifetime and keeps the number of entries within its limit.
+-- Stores an answer with an absolute lifetime and keeps the number of entries within its limit. Ends the flight, unless
+-- other workers follow it: their leader must tell them first.
 -- KEYS[1] hash the entry   KEYS[2] hash rag:invalidated   KEYS[3..7] the eviction keys   KEYS[8] hash the flight
 -- ARGV: ttl_ms, stale_ms, max_size, the tenant's share of it, tenant, fence ('': none), asked_ms, tokens, tag of the
 --       tenant's documents ('': the answer uses none), when the documents were read (ms), lifetime_ms of the tags,
 --       number of tags, tag ..., field, value ...
--- Returns {created_ms, expires_ms, evicted}.
+-- Returns {created_ms, expires_ms, evicted, 1 if the flight has ended}.
 -- Returns {} if another generation has the fence, or a tag was set since the answer was asked for.
 -- Returns {'changed', now_ms} if only the documents' tag was set since they were read, or if the tags do not reach back
 -- that far: FLUSHALL deletes the tags along with the documents, an eviction deletes only the tags.
-local BATCH, SAMPLE, BEGAN = 1000, 10, 'began'
+local BATCH, SAMPLE, BEGAN, FOLLOWER = 1000, 10, 'began', 'follower:'
 local ttl, stale, max_size = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local share, tenant = tonumber(ARGV[4]), ARGV[5]
 local fence, asked, tokens = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -193,6 +194,15 @@ for _, at in ipairs(redis.call('HMGET', KEYS[2], unpack(ARGV, 13, 12 + tags))) d
   if at and asked > 0 and asked <= tonumber(at) then return {} end
 end
 local entry, keys, now = KEYS[1], eviction_keys(3), now_ms()
+
+local function is_followed(flight)
+  local fields = redis.call('HGETALL', flight)
+  for i = 1, #fields, 2 do
+    if string.sub(fields[i], 1, #FOLLOWER) == FOLLOWER and tonumber(fields[i + 1]) > now then return true end
+  end
+  return false
+end
+
 if documents ~= '' then
   local changed, began = unpack(redis.call('HMGET', KEYS[2], documents, BEGAN))
   if not began then
@@ -225,7 +235,9 @@ for _ = 1, math.min(redis.call('ZCARD', keys.evict) - max_size, BATCH) do
   evicted = evicted + evict_one(keys, entry, share)
 end
 extend_all(keys, tenant, ttl + stale)
-return {int(now), int(now + ttl), evicted}
+local ended = fence ~= '' and not is_followed(KEYS[8])
+if ended then redis.call('UNLINK', KEYS[8]) end
+return {int(now), int(now + ttl), evicted, ended and 1 or 0}
 
 -- name: join
 -- Makes entries one answer group: all take the oldest of their groups' names. A name begins with the time (ms) at which

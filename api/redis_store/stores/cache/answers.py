@@ -341,8 +341,9 @@ class RedisAnswerCache:
     ) -> CachedAnswer | None:
         """Stores an answer with an absolute lifetime. Replaces one of the same digest.
 
-        None if the answer was invalidated since it was asked for, or if another worker has taken over `claim`. Raises
-        `DocumentsChanged` if only the documents changed: the caller checks whether the answer would be the same.
+        None if the answer was invalidated since it was asked for, or if another worker has taken over `claim`. Ends the
+        claim in the same step, unless other workers follow its flight. Raises `DocumentsChanged` if only the documents
+        changed: the caller checks whether the answer would be the same.
         """
         part = self._keys.partition(scope)
         key, grounds = part.entry(scope, digest), answer.grounds
@@ -357,12 +358,17 @@ class RedisAnswerCache:
         asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TAGS_LIFETIME_MS]
         arguments = [*asked, len(tags), *tags, *pairs]
         keys = [key, part.invalidated, *part.eviction_keys, *flight]
+        if claim is not None:
+            claim.ended = None
         reply = await self._redis.of(key).run("store", partial(self._store, keys, arguments))
+        is_stored = bool(reply) and reply[0] != b"changed"
+        if claim is not None:
+            claim.ended = is_stored and bool(reply[3])
         if not reply:
             return None
-        if reply[0] == b"changed":
+        if not is_stored:
             raise DocumentsChanged(int(reply[1]))
-        created, expires, evicted = reply
+        created, expires, evicted, _ = reply
         self._counters.add("stores")
         if evicted:
             self._counters.add("evictions", evicted)
