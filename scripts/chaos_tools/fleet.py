@@ -35,6 +35,8 @@ REPLICAS, WORKERS = 2, 2
 PROBES: Final = 2
 DISK: Final = "128m"
 """Size of Redis's disk, where it has its own."""
+DOWN_AFTER: Final = 4.0
+"""Seconds without a reply until Sentinels replace a primary. On a busy machine, one second finds living ones dead."""
 CLOCK_SECONDS: Final = 1
 """Seconds after which processes see that their clock was moved."""
 SETTINGS: Final = {
@@ -201,7 +203,7 @@ def _own_disk(folder: Path) -> Iterator[None]:
 def _server(folder: Path, kinds: Collection[str]) -> Iterator[EmbeddedRedis | Failover]:
     with ExitStack() as stack:
         if FAILOVER in kinds:
-            yield stack.enter_context(sentinel_failover(folder))
+            yield stack.enter_context(sentinel_failover(folder, down_after=DOWN_AFTER))
             return
         stack.enter_context(_own_disk(folder / "redis"))
         arguments = ("--appendfsync", "always")

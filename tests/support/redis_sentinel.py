@@ -52,8 +52,10 @@ class Failover:
 
 
 @contextmanager
-def sentinel_failover(folder: Path, *, password: str = "", users: Sequence[str] = ()) -> Iterator[Failover]:
-    """Runs servers with the search module, and Sentinels that consider the primary down after a second.
+def sentinel_failover(
+    folder: Path, *, password: str = "", users: Sequence[str] = (), down_after: float = 1.0
+) -> Iterator[Failover]:
+    """Runs servers with the search module, and Sentinels that consider the primary down after `down_after` seconds.
 
     `password` and `users` (lines of an ACL) belong to the Sentinels. Logs are written to `redis-<port>.log`.
     """
@@ -78,7 +80,8 @@ def sentinel_failover(folder: Path, *, password: str = "", users: Sequence[str] 
             config = folder / f"sentinel-{port}.conf"
             config.write_text(
                 f"port {port}\nsentinel monitor {NAME} 127.0.0.1 {first} 2\n"
-                f"sentinel down-after-milliseconds {NAME} 1000\nsentinel failover-timeout {NAME} 5000\n"
+                f"sentinel down-after-milliseconds {NAME} {int(down_after * 1000)}\n"
+                f"sentinel failover-timeout {NAME} 5000\n"
                 + (f"requirepass {password}\n" if password else "")
                 + "".join(f"{user}\n" for user in users)
             )
