@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import yaml
-
 from api.unicode_text import one_line
 
 FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(.{0,16384}?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
@@ -61,6 +59,8 @@ def _front_matter(source: str) -> dict[str, Any] | None:
     Every value stays the text that the author wrote. Loaders that make numbers and dates of it fail on some texts, each
     with another error.
     """
+    import yaml
+
     try:
         front = yaml.load(source, yaml.BaseLoader)  # noqa: S506 - makes lists, mappings and strings only
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -55,14 +55,24 @@ def lua(feature: str, operation: str) -> str:
     `feature` is a Lua file of this package without its suffix, such as `stores/breaker`. Each operation is a separate
     script, so a call neither sends nor runs code of other operations. Raises `KeyError` for an unknown operation.
     """
-    folder = files("api.redis_store")
-    parts = [(folder / "prelude.lua").read_text("utf-8")]
-    for section in sections((folder / f"{feature}.lua").read_text("utf-8")):
+    parts = [_prelude()]
+    for section in _sections_of(feature):
         if section.name in ("", operation):
             parts.append(section.text)
         if section.name == operation:
             return "".join(parts)
     raise KeyError(operation)
+
+
+@cache
+def _prelude() -> str:
+    return (files("api.redis_store") / "prelude.lua").read_text("utf-8")
+
+
+@lru_cache(maxsize=1)
+def _sections_of(feature: str) -> list[Section]:
+    """The parts of the file that was read last, for all of its operations."""
+    return sections((files("api.redis_store") / f"{feature}.lua").read_text("utf-8"))
 
 
 def read_all() -> None:
@@ -73,7 +83,7 @@ def read_all() -> None:
     folder = Path(__file__).parent
     for path in folder.rglob("*.lua"):
         feature = path.relative_to(folder).with_suffix("").as_posix()
-        for section in sections(path.read_text("utf-8")):
+        for section in _sections_of(feature):
             if section.name:
                 lua(feature, section.name)
 

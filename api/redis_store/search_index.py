@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from redis.exceptions import RedisError, ResponseError
-from redisvl.exceptions import RedisSearchError
 
 from api.redis_store.keys import CacheKeys
 from api.values import EmbedderIdentity, Vector
@@ -132,6 +131,8 @@ async def created(creating: Awaitable[Any]) -> bool:
 
 async def unwrapped(called: Awaitable[T]) -> T:
     """Raises the Redis error that redisvl wrapped, so that the health-gated client can recognize a lost Redis."""
+    from redisvl.exceptions import RedisSearchError
+
     try:
         return await called
     except RedisSearchError as error:

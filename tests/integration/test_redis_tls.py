@@ -6,10 +6,13 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from redis.asyncio import ConnectionPool
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.embedded.redis_server import EmbeddedRedis, find_redis_binary
@@ -131,7 +134,15 @@ async def test_every_kind_of_client_takes_the_same_options(trusted: Certificates
         "socket_connect_timeout",
         "retry",
         "maint_notifications_config",
+        "driver_info",
     }
+
+
+def test_a_connection_reads_no_metadata_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(metadata, "version")
+    pool = ConnectionPool(**connection_options(RedisAddress("redis://localhost", 1.0, 1.0, 4)))
+    connection = pool.make_connection()  # type: ignore[no-untyped-call]
+    assert connection.driver_info.lib_version == redis.__version__
 
 
 async def test_sentinels_and_the_primary_they_name_under_tls(

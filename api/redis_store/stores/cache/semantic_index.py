@@ -12,13 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter, methodcaller
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-from redisvl.index import AsyncSearchIndex
-from redisvl.query import CountQuery
-from redisvl.query.filter import Num
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.ports.inference import Embedder
@@ -38,10 +35,12 @@ from api.redis_store.search_index import (
     index_schema,
     other_than,
     says_missing,
-    unwrapped,
     vector_type_of,
 )
 from api.values import EmbedderIdentity, Vector
+
+if TYPE_CHECKING:
+    from redisvl.index import AsyncSearchIndex
 
 SECONDS: Final = 10.0
 """Seconds that a count is used. A scope's share of its index changes more slowly."""
@@ -269,9 +268,9 @@ class SemanticIndex:
     async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
         """Returns how many entries have not expired."""
         serving = await self._serves(embedder) or self._algorithm
-        index = self._index(self._redis.client, embedder, serving)
-        query = CountQuery(filter_expression=Num("expires_ms") > now_ms)
-        return int(await self._redis.run("index_count", lambda _: unwrapped(index.query(query))))
+        index, lasting = self._named(embedder.fingerprint, serving), f"@expires_ms:[({now_ms} +inf]"
+        count = methodcaller("execute_command", "FT.SEARCH", index, lasting, "LIMIT", 0, 0, "DIALECT", 2)
+        return int((await self._redis.run("index_count", count))[b"total_results"])
 
     async def _ensure_all(self) -> None:
         await self._find_module()
@@ -320,6 +319,8 @@ class SemanticIndex:
         self.supported = not missing
 
     def _index(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> AsyncSearchIndex:
+        from redisvl.index import AsyncSearchIndex
+
         schema = index_schema(self.keys, embedder, algorithm, self.vector_type)
         return AsyncSearchIndex.from_dict(schema, redis_client=client)
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
-from redisvl.schema import IndexSchema
 
 from api.languages.function_words import BY_WORD
 from api.ports.document_store import DocumentFilter, Hit, Rankings
@@ -29,6 +28,9 @@ from api.redis_store.stores.documents.document_records import (
     texts_of,
 )
 from api.values import EmbedderIdentity, Vector
+
+if TYPE_CHECKING:
+    from redisvl.schema import IndexSchema
 
 M: Final = 16
 EF_CONSTRUCTION: Final = 200
@@ -71,6 +73,8 @@ _FUNCTION_WORDS: Final = {
 
 def passage_schema(keys: Keys, embedder: EmbedderIdentity) -> IndexSchema:
     """The index over all chunks of one embedder. The field of the language is for who creates it to add."""
+    from redisvl.schema import IndexSchema
+
     vector = {"dims": embedder.dimension, "distance_metric": "cosine", "datatype": "float32", "algorithm": "hnsw"}
     graph = {"m": M, "ef_construction": EF_CONSTRUCTION, "ef_runtime": EF_RUNTIME}
     index = {
