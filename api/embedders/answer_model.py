@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from api.embedders.minilm import load_session, load_tokenizer
+from api.embedders.minilm import load_session, shared_tokenizer
 from api.embedders.reranker import ScoringQueue, TextPair
 from api.embedders.verifier import SHIPPED
 from api.errors import ComparingUnavailable
@@ -45,8 +45,7 @@ class AnswerScorer:
     def __init__(self, folder: Path = SHIPPED) -> None:
         """Raises `SettingsError` if the files or the packages are missing, or do not load."""
         self._folder = folder
-        self._tokenizer: Tokenizer = load_tokenizer(folder / "tokenizer.json", NAME)
-        self._tokenizer.no_truncation()
+        self._tokenizer: Tokenizer = shared_tokenizer(folder / "tokenizer.json", NAME)
         self._session: InferenceSession = load_session(folder / MODEL, NAME)
 
     @property

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from api.embedders.minilm import MiniLM, ModelFiles, model_files
+from api.embedders.answer_model import AnswerScorer
+from api.embedders.minilm import MiniLM, ModelFiles, model_files, shared_tokenizer
 from api.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,30 @@ def test_texts_of_equal_length_that_run_together_change_no_vector(model: MiniLM)
     texts = ["reset my password", "open the bridge", "6 % !", "hello hello hello", "close the bridge"]
     assert len({model.count_tokens(text) for text in texts}) == 1
     assert model.encode(texts) == [model.encode([text])[0] for text in texts]
+
+
+def test_no_run_has_many_tokens(model: MiniLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime keeps the memory of its largest run."""
+    runs: list[tuple[int, int]] = []
+    run = model._run
+
+    def counted(ids: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+        runs.append(ids.shape)
+        return run(ids)
+
+    monkeypatch.setattr(model, "_run", counted)
+    long, short = ["bridge " * 300] * 5, [f"open bridge {number}" for number in range(10)]
+    assert len(model.encode([*long, *short])) == 15
+    assert runs == [(2, 256), (2, 256), (1, 256), (10, 5)]
+
+
+def test_models_with_equal_vocabularies_share_their_tokenizer(model: MiniLM, tmp_path: Path) -> None:
+    assert AnswerScorer()._tokenizer is model.tokenizer
+    other = tmp_path / "tokenizer.json"
+    other.write_text(model_files(None).tokenizer.read_text().replace('"lowercase":true', '"lowercase":false'))
+    tokenizer = shared_tokenizer(other, "EMBED_MODEL_PATH")
+    assert tokenizer is not model.tokenizer
+    assert tokenizer.encode("Bridge").ids != model.tokenizer.encode("Bridge").ids
 
 
 def test_text_past_256_tokens_changes_nothing(model: MiniLM) -> None:
