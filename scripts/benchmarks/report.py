@@ -18,6 +18,7 @@ PARTS: Final = {
     "redis_us": ("Redis", "#e15759"),
     "load_us": ("load", "#bab0ac"),
 }
+WORKERS: Final = {"plain": "without ONNX", "onnx": "with ONNX"}
 OURS: Final = frozenset({figures.EXACT, figures.NEAR, figures.SEMANTIC, figures.CHAT})
 
 
@@ -97,8 +98,10 @@ def _paths(document: Document) -> str:
         shown = f"{number(row['exact_ms'])}, {number(row['semantic_ms'])} ms"
         rows.append([f"look-up in {side['entries']:,} entries: exact, semantic p50", shown])
     for kind, times in document["processes"]["starts"].items():
+        rows.append([f"start of a worker {WORKERS[kind]}", number(statistics.median(times), "s")])
+    for kind, private in document["processes"].get("private", {}).items():
         rows.append(
-            [f"start of a worker {'with' if kind == 'onnx' else 'without'} ONNX", number(statistics.median(times), "s")]
+            [f"memory of a worker that it does not share with its master, {WORKERS[kind]}", number(private, "MB")]
         )
     for name, calls in document["by_client"].items():
         rows.append([f"{name}: p50, p99 in the openai client, one call at a time", _times(medians(calls))])

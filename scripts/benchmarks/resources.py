@@ -17,6 +17,7 @@ from scripts.benchmarks.load import Load
 from scripts.benchmarks.place import Place, Server
 
 EMBEDDERS: Final = {"plain": "ollama", "onnx": "onnx"}
+KINDS: Final = {"memory": "Rss", "private": "Private_(?:Clean|Dirty)"}
 
 
 def sizes(small: int, large: int, rounds: int, calls: int) -> dict[str, Any]:
@@ -44,19 +45,20 @@ async def _sizes(wanted: dict[str, tuple[str, int]], rounds: int, calls: int) ->
 
 
 def processes(place: Place, rounds: int, requests: int) -> dict[str, Any]:
-    """Measures workers without and with ONNX: resident megabytes after requests, and the seconds until ready.
+    """Measures workers without and with ONNX: megabytes after requests, and the seconds until ready.
 
-    The time is from the start of gunicorn. Redis has the index already.
+    The time is from the start of gunicorn. After the first round, Redis has the index already.
     """
-    found: dict[str, Any] = {"memory": {}, "starts": {name: [] for name in EMBEDDERS}}
+    found: dict[str, Any] = {"memory": {}, "private": {}, "starts": {name: [] for name in EMBEDDERS}}
     for number in range(rounds):
         for name, embedder in EMBEDDERS.items():
             began = time.perf_counter()
             with place.another_service(EMBEDDER=embedder) as server:
                 found["starts"][name].append(time.perf_counter() - began)
-                if number == 0:
+                if number == rounds - 1:
                     use(place, server, requests)
-                    found["memory"][name] = sum(resident(pid) for pid in server.pids)
+                    for kind, parts in KINDS.items():
+                        found[kind][name] = sum(megabytes(pid, parts) for pid in server.pids)
     return found
 
 
@@ -67,8 +69,8 @@ def use(place: Place, server: Server, requests: int) -> None:
         place.measured(server, Load(f"{server.url}/query", bodies))
 
 
-def resident(pid: int) -> float:
-    """Returns the resident memory of a process, in MB."""
-    shown = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert shown, pid
-    return int(shown[1]) * 1024 / 1e6
+def megabytes(pid: int, parts: str) -> float:
+    """Returns the memory of a process in MB, summed over the parts of Linux's table that match `parts`."""
+    found = re.findall(rf"^(?:{parts}):\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    assert found, pid
+    return sum(map(int, found)) * 1024 / 1e6
