@@ -194,7 +194,7 @@ class AnswersModel:
 
     def _cache(self) -> RedisAnswerCache:
         part = KEYS.partition(KEY.scope)
-        indexes: Any = SimpleNamespace(by_partition={part: SimpleNamespace(supported=True)})
+        indexes: Any = SimpleNamespace(by_partition={part: SimpleNamespace(supported=True)}, vector_type="float32")
         counters: Any = SimpleNamespace(add=lambda name, by=1: None)
         limits = {"ttl_ms": 3_600_000, "stale_ms": 0, "max_size": 100}
         return RedisAnswerCache(gate(self._change), KEYS, indexes, counters, **cast(Any, limits))
