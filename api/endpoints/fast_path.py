@@ -168,7 +168,9 @@ class Repeatables:
             self.forget(*next(iter(self._known)))
 
     def also(self, repeatable: Repeatable, whole: bytes) -> None:
-        """Remembers another form of a known request."""
+        """Remembers another form of a known request, unless `begin` would refuse it."""
+        if repeatable.plan is not None:
+            return
         if whole and whole not in self._whole and len(repeatable.forms) < FORMS and len(whole) <= 2 * LONGEST:
             repeatable.forms.append(whole)
             self._whole[whole] = repeatable

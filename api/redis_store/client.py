@@ -143,7 +143,7 @@ class Sentinels(Sentinel):
 
 
 async def _follow_primary(pool: SentinelConnectionPool) -> None:
-    """Closes all connections when the Sentinels name another primary.
+    """Closes the connections to a primary that the Sentinels have replaced: idle ones at once, others after their use.
 
     The former one may be alive and answer, with what it had, until the Sentinels make it a replica.
     """
@@ -151,9 +151,9 @@ async def _follow_primary(pool: SentinelConnectionPool) -> None:
     while True:
         with suppress(RedisError, OSError, TimeoutError):  # without Sentinels, open connections keep working
             primary = await pool.get_master_address()  # type: ignore[no-untyped-call]
-            if known is not None and primary != known:
+            if known not in (None, primary):
                 log.info("redis_primary_changed", host=primary[0], port=primary[1])
-                await pool.disconnect()
+                await pool.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
             known = primary
         await asyncio.sleep(FOLLOW_SECONDS)
 

@@ -17,7 +17,7 @@ from api.redis_store.health_gated import HealthGated
 from api.redis_store.stores.cache.semantic_index import FIELDS
 
 BATCH: Final = 100
-"""Entries that one command reads for repeats."""
+"""Entries that one command reads for repeats, and other commands in its write."""
 MOST_AT_ONCE: Final = 2
 """Such commands of a worker under way."""
 
@@ -80,7 +80,7 @@ class JointReads:
         number = None if along is None else len(self._along)
         if along is not None:
             self._along.append(along)
-        if len(self._wanted) >= BATCH:
+        if len(self._wanted) >= BATCH or len(self._along) >= BATCH:
             self._send()
         elif not self._scheduled and len(self._running) < MOST_AT_ONCE:
             self._scheduled = True
