@@ -227,9 +227,11 @@ class QueryService:
     # -- by the cache -------------------------------------------------------------------------------------------------
 
     async def _look_up(self, request: _Request) -> None:
+        charge = request.asked.charge
+        if charge is not None and charge.is_refused and self._limiter is not None:  # by the fast path
+            await self._limiter.settle(charge)
         if self._condenser is not None:
             request.query = await self._condenser.standalone(request.asked, request.timings)
-        charge = request.asked.charge
         with suppress(RateLimited):  # then the limiter refuses it
             request.lookup = await self._shared.look_up(request.query, request.timings)
         if charge is not None and self._limiter is not None:

@@ -9,7 +9,9 @@ leaves out the vectors of the other type.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
@@ -116,6 +118,11 @@ def index_schema(
 
 
 T = TypeVar("T")
+
+
+async def load_redisvl() -> None:
+    """Imports redisvl, which takes up to 0.25 s, without holding up requests. Only who creates an index needs it."""
+    await asyncio.to_thread(import_module, "redisvl.index")
 
 
 async def created(creating: Awaitable[Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -40,7 +40,7 @@ async def test_a_former_primary_that_still_answers_is_left(
 
             await wait_until_async(has_followed)
             assert redis_server.pid, "the former one is alive"
-            under_way = asyncio.create_task(reader.blpop(["nothing"], timeout=0.2))
+            under_way = asyncio.create_task(cast(Any, reader.blpop(["nothing"], timeout=0.2)))
             named = urlsplit(redis_url).port
             await wait_until_async(has_followed)
             assert await under_way is None, "it was not cut"

@@ -33,6 +33,7 @@ from api.redis_store.search_index import (
     existing,
     hybrid_policy,
     index_schema,
+    load_redisvl,
     other_than,
     says_missing,
     vector_type_of,
@@ -288,6 +289,7 @@ class SemanticIndex:
     async def _ensure(self, client: Redis, embedder: EmbedderIdentity) -> None:
         built = await self._is_built(client, embedder, self._algorithm)
         if built is None:
+            await load_redisvl()
             await created(self._index(client, embedder, self._algorithm).create(overwrite=False))
             built = await self._is_built(client, embedder, self._algorithm)
         serving: Algorithm | None = self._algorithm
@@ -374,9 +376,14 @@ def _in_scope(scope: str) -> str:
     return "@scope:{" + scope.replace("-", "\\-") + "}"
 
 
+def _similarity(distance: bytes) -> float:
+    """The cosine similarity. Among 16-bit floats, Redis's distance of equal vectors may be a little below 0."""
+    return min(1.0, 1.0 - float(distance))
+
+
 def _neighbor(found: Mapping[bytes, Any]) -> Neighbor:
     key, fields = found[b"id"].decode(), found[b"extra_attributes"]
-    return Neighbor(key, 1.0 - float(fields[b"d"]), (fields.get(b"group") or found[b"id"]).decode())
+    return Neighbor(key, _similarity(fields[b"d"]), (fields.get(b"group") or found[b"id"]).decode())
 
 
 def nearest_of(reply: Mapping[bytes, Any]) -> list[Nearest]:
@@ -387,7 +394,7 @@ def nearest_of(reply: Mapping[bytes, Any]) -> list[Nearest]:
 def _nearest(found: Mapping[bytes, Any]) -> Nearest:
     fields = found[b"extra_attributes"]
     values = tuple(fields.get(name) for name in _FIELDS)
-    return Nearest(found[b"id"].decode(), values, 1.0 - float(fields[b"d"]))
+    return Nearest(found[b"id"].decode(), values, _similarity(fields[b"d"]))
 
 
 _FIELDS: Final = tuple(name.encode() for name in FIELDS)

@@ -24,7 +24,7 @@ from api.redis_store.encryption import CONTENT, HEADER, stored_range
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import replies_of
-from api.redis_store.search_index import created, says_missing
+from api.redis_store.search_index import created, load_redisvl, says_missing
 from api.redis_store.stores.cache.semantic_index import ScopeShares
 from api.redis_store.stores.documents.document_records import STEMMERS, corpus_of, facts_of, named, owner_of
 from api.redis_store.stores.documents.embeddings import RedisUnusedEmbeddings
@@ -281,6 +281,7 @@ class RedisPassageIndex:
         self._complete.clear()
 
     async def _create(self, client: Redis, embedder: EmbedderIdentity) -> bool:
+        await load_redisvl()
         schema = passage_schema(self._keys, embedder)
         prefix = f"{schema.index.prefix}"
         definition = IndexDefinition([prefix], index_type=IndexType.HASH, language_field=STEMMER)  # type: ignore[no-untyped-call]
