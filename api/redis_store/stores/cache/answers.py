@@ -214,7 +214,7 @@ class RedisAnswerCache:
             redis = self._redis.of(entries[0])
             reads = self._reads[part] = JointReads(redis, self._reread, self._patience)
         read_at = self._near.copies.changes if self._near is not None else 0
-        charging = self._charging(charge)
+        charging = self._charging(charge) if charge is not None else None
         now_ms, found, charged = await reads.of(entries, charging)
         if charge is not None and charging is not None:
             _settle(charge, charged)
@@ -267,7 +267,7 @@ class RedisAnswerCache:
         redis = self._redis.of(key)
         read_at = self._near.copies.changes if self._near is not None else 0
         also = self._sent_along(index, scope, search) if search is not None else None
-        charging = self._charging(charge)
+        charging = self._charging(charge) if charge is not None else None
         nearest = None
         if also is None and charging is None:
             reply = await redis.run("exact_lookup", partial(self._find, keys, arguments))
@@ -299,9 +299,9 @@ class RedisAnswerCache:
         now_ms = redis_ms + int((time.monotonic() - at) * 1000)
         return index.search(search.embedder, scope, search.vector, now_ms - search.stale_ms, search.neighbours)
 
-    def _charging(self, charge: Charge | None) -> tuple[Any, ...] | None:
+    def _charging(self, charge: Charge) -> tuple[Any, ...] | None:
         """The command that charges a request; None if it was charged before, or is charged by its own round trip."""
-        if charge is None or charge.is_sent or self._charges is None:
+        if charge.is_sent or self._charges is None:
             return None
         command = self._charges.command(charge)
         charge.is_sent = command is not None  # if the reply is lost, it may have been charged

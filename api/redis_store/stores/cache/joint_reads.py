@@ -29,13 +29,11 @@ async def run_along(
     along: Sequence[tuple[Any, ...] | None],
     client: BatchingRedis,
 ) -> list[Any]:
-    """Runs a script, and sends other commands in the same write. Returns all replies, the script's first.
+    """Runs a script, and sends one or more other commands in the same write. Returns all replies, the script's first.
 
     A command that is None or that fails has None as its reply. A failure of the script is raised.
     """
     others = [one for one in along if one is not None]
-    if not others:
-        return [await read(keys, arguments, client), *(None for _ in along)]
     # As a command: redis-py would first ask Redis whether it has the script.
     command = ("EVALSHA", read.sha, len(keys), *keys, *arguments)
     reply, *rest = await client.execute_together([command, *others])
@@ -104,7 +102,8 @@ class JointReads:
     async def _sent(
         self, entries: list[str], along: list[tuple[Any, ...]], waiting: list[asyncio.Future[list[Any]]]
     ) -> None:
-        command = self._redis.run("exact_lookup", partial(run_along, self._read, entries, FIELDS, along))
+        alone, together = partial(self._read, entries, FIELDS), partial(run_along, self._read, entries, FIELDS, along)
+        command = self._redis.run("exact_lookup", together if along else alone)
         reading: asyncio.Task[list[Any]] = asyncio.create_task(command)
         log_failure(reading, StoreUnavailable)
         await wait_with_lag(reading, self._seconds)
@@ -115,6 +114,6 @@ class JointReads:
             if waiter.done():
                 continue  # its request was cancelled
             if error is None:
-                waiter.set_result(reading.result())
+                waiter.set_result(reading.result() if along else [reading.result()])
             else:
                 waiter.set_exception(error)

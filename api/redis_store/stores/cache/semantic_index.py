@@ -376,14 +376,9 @@ def _in_scope(scope: str) -> str:
     return "@scope:{" + scope.replace("-", "\\-") + "}"
 
 
-def _similarity(distance: bytes) -> float:
-    """The cosine similarity. Among 16-bit floats, Redis's distance of equal vectors may be a little below 0."""
-    return min(1.0, 1.0 - float(distance))
-
-
 def _neighbor(found: Mapping[bytes, Any]) -> Neighbor:
     key, fields = found[b"id"].decode(), found[b"extra_attributes"]
-    return Neighbor(key, _similarity(fields[b"d"]), (fields.get(b"group") or found[b"id"]).decode())
+    return Neighbor(key, min(1.0, 1.0 - float(fields[b"d"])), (fields.get(b"group") or found[b"id"]).decode())
 
 
 def nearest_of(reply: Mapping[bytes, Any]) -> list[Nearest]:
@@ -394,7 +389,8 @@ def nearest_of(reply: Mapping[bytes, Any]) -> list[Nearest]:
 def _nearest(found: Mapping[bytes, Any]) -> Nearest:
     fields = found[b"extra_attributes"]
     values = tuple(fields.get(name) for name in _FIELDS)
-    return Nearest(found[b"id"].decode(), values, _similarity(fields[b"d"]))
+    # Among 16-bit floats, Redis's distance of equal vectors may be a little below 0.
+    return Nearest(found[b"id"].decode(), values, min(1.0, 1.0 - float(fields[b"d"])))
 
 
 _FIELDS: Final = tuple(name.encode() for name in FIELDS)
