@@ -35,7 +35,8 @@ def slopes(samples: Sequence[Sample]) -> list[Slope]:
         "descriptors of all workers": [float(one.descriptors) for one in kept],
         "tasks of all workers": [float(one.tasks) for one in kept],
         "Redis memory (MiB)": [one.redis_memory / MIB for one in kept],
-        "keys in Redis": [float(one.keys) for one in kept],
+        "keys in Redis but rag:served:*": [float(one.keys) for one in kept],
+        "keys rag:served:*, one for each answer": [float(one.served) for one in kept],
     }
     return [_slope(name, hours, values) for name, values in series.items()]
 

@@ -22,13 +22,17 @@ from tests.support.gunicorn_process import Gunicorn
 _TASKS: Final = re.compile(r"^ragherd_event_loop_tasks (\S+)$", re.MULTILINE)
 _COUNTER: Final = re.compile(r"^(\w+_(?:total|count)(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
 
+SERVED: Final = b"rag:served:"
 KEYS: Final = 1000
 """How many keys are asked at a time whether they have a lifetime."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The fleet's use of resources at one moment (s). Memory in bytes; sums over all workers."""
+    """The fleet's use of resources at one moment (s). Memory in bytes; sums over all workers.
+
+    `keys` are those without `served`: each answer leaves one of these, so their number follows the load.
+    """
 
     at: float
     memory: int
@@ -36,6 +40,7 @@ class Sample:
     redis_memory: int
     keys: int
     tasks: int
+    served: int = 0
 
 
 @dataclass
@@ -53,11 +58,11 @@ class Watch:
         tasks = sum(self._check_counters(replica) for replica in list(self.fleet.replicas))
         with suppress(redis.RedisError), self.fleet.client() as client:
             memory, keys = int(client.info("memory")["used_memory"]), int(client.dbsize())
-            self._check_lifetimes(client)
+            served = self._check_lifetimes(client)
             workers = [pid for replica in list(self.fleet.replicas) for pid in replica.workers()]
             used = [_resources(pid) for pid in workers]
             resident, open_files = sum(one[0] for one in used), sum(one[1] for one in used)
-            self.samples.append(Sample(time.monotonic(), resident, open_files, memory, keys, tasks))
+            self.samples.append(Sample(time.monotonic(), resident, open_files, memory, keys - served, tasks, served))
 
     def _check_counters(self, replica: Gunicorn) -> int:
         """Compares a replica's counters with those before. Returns how many tasks it has."""
@@ -72,8 +77,9 @@ class Watch:
         self._counters[replica.pid] = {**before, **now}
         return sum(int(float(count)) for count in _TASKS.findall(text))
 
-    def _check_lifetimes(self, client: redis.Redis) -> None:
-        scanned = client.scan_iter(count=KEYS)
+    def _check_lifetimes(self, client: redis.Redis) -> int:
+        """Returns the number of keys that answers have left for votes."""
+        scanned, served = client.scan_iter(count=KEYS), 0
         while keys := list(islice(scanned, KEYS)):
             transient = [key for key in keys if self._needs_lifetime(key.decode())]
             with client.pipeline(transaction=False) as pipeline:
@@ -82,6 +88,8 @@ class Watch:
                 lifetimes = pipeline.execute()
             without = [key for key, left in zip(transient, lifetimes, strict=True) if left == -1]
             self.wrong += [f"{key.decode()} has no lifetime" for key in without]
+            served += sum(key.startswith(SERVED) for key in keys)
+        return served
 
     def _needs_lifetime(self, name: str) -> bool:
         row = next((row for row in self._rows if row.pattern.fullmatch(name)), None)

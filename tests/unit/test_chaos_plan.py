@@ -111,8 +111,8 @@ def test_recovery_lasts_until_the_last_failure_before_the_next_fault() -> None:
 def test_a_slope_has_an_interval_that_contains_what_is_flat() -> None:
     noise = [0, 3, -3, 1, -1, 2, -2, 0] * 4
     samples = [Sample(at * 60.0, 1 << 20, 50 + noise[at], 1 << 20, 100 + at, 30) for at in range(32)]
-    memory, descriptors, tasks, _, keys = slopes(samples)
-    for flat in (memory, tasks):
+    memory, descriptors, tasks, _, keys, served = slopes(samples)
+    for flat in (memory, tasks, served):
         assert flat.low == flat.value == flat.high == 0
     assert descriptors.low < 0 < descriptors.high
     assert 59 < keys.low <= keys.value <= keys.high < 61
