@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from scripts.chaos_tools.plan import SKIPPED, as_json
@@ -63,6 +64,7 @@ def as_document(verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 "hung": one.hung,
                 "operations": one.operations,
                 "recoveries": one.recoveries,
+                "samples": [asdict(sample) for sample in one.samples],
             }
             for one in verdicts
         ],
