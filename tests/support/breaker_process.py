@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import pybreaker
+import structlog
 
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerListener, BreakerPolicy, Override, Transition
@@ -222,5 +223,6 @@ class BreakerProcess:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # the replies are on standard output
     given = json.loads(sys.argv[1])
     asyncio.run(main(given["url"], given["policy"], tuple(given["backend"])))
