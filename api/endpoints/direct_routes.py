@@ -91,7 +91,7 @@ class DirectRoutes:
             await response(scope, receive, send if type(response) is Response else sent)
         except InvalidBody as invalid:
             await self._app(scope, _again(invalid.body, receive), send)
-        except Exception as error:
+        except Exception as error:  # handled as FastAPI does, by its class; any other is raised again
             handle = next((self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers), None)
             if handle is None or has_started:
                 raise

@@ -66,7 +66,7 @@ async def test_heartbeats_do_not_follow_the_wall_clock(monkeypatch: pytest.Monke
     server = DrainingServer(config, app, None, WorkerFlags(), DrainTimes(), sys.maxsize, guard, heartbeat)
     for tick in range(0, 50, 10):
         await server.on_tick(tick)
-    assert beats == 5, "uvicorn sends none of its own"
+    assert beats == 5, "uvicorn sends no others"
 
 
 @pytest.mark.parametrize(("drain_delay", "quiet"), [(0, 2), (1, 2), (3, 4), (5, 6), (60, 6)])
