@@ -24,6 +24,7 @@
     ├── DeadlinePassed            504   the caller's deadline, `X-Request-Timeout`
     ├── ServiceUnavailable        503   starting, draining, or a required store is down
     │   ├── KeysUnavailable       503   Redis or the provider is down, and the worker does not know the key
+    │   ├── TextUndecryptable     503   `Undecryptable`, for a text that the client asks for
     │   ├── BreakerOpen           503   the circuit breaker rejects the call
     │   │   └── BackendsDrained   503   an admin has drained every backend
     │   └── BulkheadFull          503   too many calls are running and waiting
@@ -330,6 +331,16 @@ class KeysUnavailable(ServiceUnavailable):
 
     def __init__(self) -> None:
         super().__init__("The key cannot be checked: its store or provider is unavailable.", retry_after=1)
+
+
+class TextUndecryptable(ServiceUnavailable):
+    """`key_id` names the key that the text was encrypted with."""
+
+    slug = "undecryptable-text"
+    title = "A text cannot be decrypted"
+
+    def __init__(self, error: Undecryptable) -> None:
+        super().__init__(str(error), retry_after=60, key_id=error.key_id)
 
 
 class BreakerOpen(ServiceUnavailable, CircuitBreakerError):

@@ -36,7 +36,7 @@ from starlette.types import Receive, Scope, Send
 from api.cancellation import cancel_and_wait
 from api.endpoints.mcp_api import PATH
 from api.endpoints.mcp_tools import INPUTS, OUTPUTS, SERVED, Progress, ServedTool, holdings_of
-from api.endpoints.problems import problem_document
+from api.endpoints.problems import problem_document, without_store
 from api.endpoints.validation import shortened, validated
 from api.errors import (
     BreakerOpen,
@@ -45,7 +45,6 @@ from api.errors import (
     InvalidRequest,
     NotFound,
     RagherdError,
-    ServiceUnavailable,
     StoreUnavailable,
     UpstreamError,
     UpstreamFault,
@@ -159,7 +158,7 @@ def _known(error: Exception) -> RagherdError:
     if isinstance(error, RagherdError):
         return error
     if isinstance(error, StoreUnavailable):
-        return ServiceUnavailable("Redis is unavailable, and this tool needs it.", retry_after=1)
+        return without_store(error, "tool")
     return InternalError()
 
 

@@ -28,6 +28,7 @@ from api.errors import (
     RequestTimeout,
     ServiceUnavailable,
     StoreUnavailable,
+    TextUndecryptable,
     Undecryptable,
     UpstreamError,
 )
@@ -77,7 +78,6 @@ def install(app: FastAPI) -> None:
     """Registers the handlers. `RequestContext` renders all other exceptions."""
     app.add_exception_handler(RagherdError, _ragherd_error)
     app.add_exception_handler(StoreUnavailable, _store_unavailable)
-    app.add_exception_handler(Undecryptable, _undecryptable)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnected, _client_disconnected)
@@ -112,6 +112,13 @@ def problem_document(error: RagherdError, *, path: str, request_id: str) -> dict
     }
 
 
+def without_store(error: StoreUnavailable, what: str) -> ServiceUnavailable:
+    """The error of a request or a tool that needs Redis."""
+    if isinstance(error, Undecryptable):
+        return TextUndecryptable(error)
+    return ServiceUnavailable(f"Redis is unavailable, and this {what} needs it.", retry_after=1)
+
+
 def _respond(request: Request, error: RagherdError) -> Response:
     if not isinstance(error, HttpProblem):
         request.state.error = error.slug
@@ -123,12 +130,9 @@ async def _ragherd_error(request: Request, error: Exception) -> Response:
     return _respond(request, error)
 
 
-async def _undecryptable(request: Request, error: Exception) -> Response:
-    return _respond(request, ServiceUnavailable(str(error), retry_after=60))
-
-
-async def _store_unavailable(request: Request, _: Exception) -> Response:
-    return _respond(request, ServiceUnavailable("Redis is unavailable, and this request needs it.", retry_after=1))
+async def _store_unavailable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StoreUnavailable)
+    return _respond(request, without_store(error, "request"))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

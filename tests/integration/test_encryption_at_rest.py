@@ -21,6 +21,7 @@ from api.redis_store.stores.documents.passages import RedisPassageIndex
 from ragherd.commands import commands
 from tests.stub_ollama import StubOllama
 from tests.support.every_value import everything
+from tests.support.mcp_client import mcp_client, problem_of
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -161,11 +162,32 @@ async def test_a_missing_key_is_a_counted_miss_and_an_error_that_says_what_to_do
     assert (await client.post("/documents", json=DOCUMENT)).status_code == 201
     listed = (await without.get("/documents")).json()["documents"][0]
     refused = await without.get(f"/documents/{listed['id']}")
-    assert refused.status_code == 503
-    assert "Add its key to ENCRYPTION_KEYS: 'old'" in refused.json()["detail"]
+    problem = refused.json()
+    assert (refused.status_code, problem["type"]) == (503, "urn:ragherd:problem:undecryptable-text")
+    assert (problem["key_id"], refused.headers["retry-after"]) == ("old", "60")
+    assert "Add its key to ENCRYPTION_KEYS: 'old'" in problem["detail"]
+    async with mcp_client(without.base_url) as tools:
+        called = await tools.call_tool("search", {"question": "Is the zebrapassage fed at noon, by the keeper?"})
+    assert (called.is_error, problem_of(called)["key_id"]) == (True, "old")
     left = await command(redis_url, NEW, "reencrypt")
     assert left.exit_code == 1
     assert "unreadable" in left.stdout
+    assert (await without.delete(f"/documents/{listed['id']}")).is_success
+
+
+async def test_no_answer_from_a_search_that_met_an_unreadable_passage_is_cached(
+    serve: Service, stub: StubOllama
+) -> None:
+    client, without = await serve(**told(OLD)), await serve(**told(NEW))
+    for one, animal in ((client, "zebra"), (without, "horse")):
+        text = f"The {animal} is fed at noon, by the keeper. " * 10
+        assert (await one.post("/documents", json={"title": animal, "text": text})).status_code == 201
+    question = "Which animal is fed at noon, by the keeper?"
+    stub.behaviour(answer="No animal.")
+    for _ in range(2):
+        answer = await ask(without, question)
+        assert (answer["answer"], answer["sources"], answer["cache"]["status"]) == ("No animal.", [], "miss")
+    assert 'ragherd_groundings_total{outcome="unavailable"} 2.0' in (await without.get("/metrics")).text
 
 
 @pytest.mark.parametrize("keys", ["", WRONG], ids=["no key", "another key of the same name"])
