@@ -1,6 +1,6 @@
 """Searches for suffixes that make an attacker's question hit for a victim's question: docs/chaos.md.
 
-    .venv/bin/python -m scripts.bench_collisions [--targets 400] [--tries 400] [--attackers 6]
+    .venv/bin/python -m scripts.bench_collisions [--questions FILE] [--targets 400] [--tries 256] [--attackers 6]
 
 The attacker and the victim are of one tenant: entries never cross tenants. The attacker knows the victim's question,
 the embedder and the guards, and asks another question with a suffix, so that its answer is stored. It may choose among
@@ -8,8 +8,12 @@ several questions. The first suffixes are the victim's question, up to three tim
 orders. From the best starts the search inserts, replaces, removes and swaps words of the suffix at random and keeps
 what is more similar, as HotFlip does, but it encodes each try instead of estimating it by gradients. New words are the
 victim's own, those with the nearest input embeddings to its tokens, and those nearest to the whole question. Once a
-question is above the threshold, the search walks on among such questions, until the guards let one pass. Questions come
-from fow-cache. Needs the extra `onnx`, and the packages of the extra `dev`.
+question is above the threshold, the search walks on among such questions, until the guards let one pass.
+
+The questions come from `collision_targets.txt`, written for this search only: nothing is tuned on them. FILE has other
+ones, one a line: plain, or as JSON, a string or an object with `question`. Lines that begin with `#` are left out.
+`fow-cache` and `construction-faq` stand for the questions of these packages. The guards were made with those of
+fow-cache. Needs the extra `onnx`, and for the packages the extra `dev`.
 """
 
 from __future__ import annotations
@@ -23,16 +27,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import numpy as np
+import orjson
 
 from api.embedders.minilm import MiniLM, model_files
 from api.guards.agreement import Features, disagreement, read
 from api.languages.function_words import ENGLISH as FUNCTION_WORDS
 from api.quality.measurement import upper_bound
+from scripts import bench_retrieval
 from scripts.export_embedder import WORDS, floats, read_encoder
 
+QUESTIONS: Final = Path(__file__).with_name("collision_targets.txt")
+FOW, CONSTRUCTION = "fow-cache", "construction-faq"
+"""Questions of a package."""
 THRESHOLD: Final = 0.92
 """The default of SEMANTIC_CACHE_SIMILARITY_THRESHOLD."""
 NEAREST: Final = 12
@@ -178,11 +188,31 @@ def _changed(suffix: Sequence[str], words: Sequence[str], chance: random.Random)
     return changed
 
 
-def targets(search: Search, count: int, attackers: int) -> list[tuple[list[str], str]]:
-    """Returns victims' questions, each with an attacker's questions that are unlike it."""
-    from fow_cache.data import load_questions
+def questions_of(source: str) -> list[str]:
+    """Returns the distinct questions of a file or a package, sorted. Raises `ValueError` for a line of other JSON."""
+    if source == FOW:
+        from fow_cache.data import load_questions
 
-    questions = sorted({row["a"] for row in load_questions()})
+        return sorted({row["a"] for row in load_questions()})
+    if source == CONSTRUCTION:
+        return sorted({row["q"] for row in bench_retrieval.questions()})
+    lines = map(str.strip, Path(source).read_text("utf-8").splitlines())
+    return sorted({_question(line) for line in lines if line and not line.startswith("#")})
+
+
+def _question(line: str) -> str:
+    if line[0] not in '{"':
+        return line
+    row = orjson.loads(line)
+    question = row.get("question") if isinstance(row, dict) else row
+    if not isinstance(question, str):
+        raise ValueError(f"no question: {line}")
+    return question
+
+
+def targets(search: Search, questions: Sequence[str], count: int, attackers: int) -> list[tuple[list[str], str]]:
+    """Returns victims' questions, each with an attacker's questions that are unlike it."""
+    questions = list(questions)
     random.Random(5).shuffle(questions)
     vectors = search.encoded(questions)
     chance, found = random.Random(6), []
@@ -197,6 +227,7 @@ def targets(search: Search, count: int, attackers: int) -> list[tuple[list[str],
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench_collisions")
+    parser.add_argument("--questions", default=str(QUESTIONS), help=f"a file, {FOW} or {CONSTRUCTION}")
     parser.add_argument("--targets", type=int, default=400, help="questions that are attacked")
     parser.add_argument("--tries", type=int, default=256, help="questions that are tried for a target")
     parser.add_argument("--skip", type=int, default=0, help="questions that an earlier run has attacked")
@@ -205,12 +236,13 @@ def main() -> None:
     began = time.monotonic()
     search = Search(options.tries)
     found = []
-    chosen = targets(search, options.skip + options.targets, options.attackers)
-    for attackers, victim in chosen[options.skip :]:
+    chosen = targets(search, questions_of(options.questions), options.skip + options.targets, options.attackers)
+    chosen = chosen[options.skip :]
+    for attackers, victim in chosen:
         found.append(attempt := search.attack(attackers, victim))
         if attempt.hit:
             print(f"hit at {attempt.similarity:.3f}: {victim!r} is answered from {attempt.text!r}", flush=True)
-        if len(found) % 50 == 0 or len(found) == options.targets:
+        if len(found) % 50 == 0 or len(found) == len(chosen):
             _print(found, time.monotonic() - began)
 
 
