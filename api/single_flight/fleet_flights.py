@@ -328,23 +328,42 @@ class FleetFlights:
         ]
         now = time.monotonic()
         # A lead that may just have ended with its answer must not come back.
-        leads = [(f.key, c.fence, c.ended is False and now - f.renewed < LEASE_MS / 1000) for f, c in flights]
+        leads = [(f.key, c.fence, not self._is_over(f, c) and now - f.renewed < LEASE_MS / 1000) for f, c in flights]
         renewed = await self.store.renew_leases(leads)
         for flight, claim in flights:
             if flight.key not in renewed:
                 continue
             followers = renewed[flight.key]
-            if followers is None:
+            if self._is_over(flight, claim):
+                if followers is not None:
+                    self._start(self._end_restored(flight, claim))
+            elif followers is None:
                 self._lost(flight, claim)
-                continue
-            flight.renewed, flight.abandoned = now, False
-            if followers:
-                self._publish(flight)
             else:
-                self._end_if_unwanted(flight)
+                flight.renewed, flight.abandoned = now, False
+                if followers:
+                    self._publish(flight)
+                else:
+                    self._end_if_unwanted(flight)
         for claim in tuple(self._exclusive_claims):
             with suppress(StoreUnavailable):
                 await self.store.renew(claim)
+
+    def _is_over(self, flight: Flight, claim: Claim) -> bool:
+        """Returns whether the lead has ended, is about to, or may have."""
+        has_ended = claim.ended is not False or flight.buffer.end is not None
+        is_given_up = flight.abandoned and not flight.subscribers
+        return has_ended or is_given_up or self._flights.get(flight.key) is not flight
+
+    async def _end_restored(self, flight: Flight, claim: Claim) -> None:
+        """Ends a flight again after its task. A renewal under way at its end may have restored it.
+
+        A follower that joined meanwhile takes the lead.
+        """
+        if flight.task is not None and not flight.task.done():
+            await asyncio.wait([flight.task])
+        with suppress(StoreUnavailable):
+            await self.store.end(flight.key, claim.fence, encode(LeaderLeft()))
 
     async def aclose(self) -> None:
         """Ends all flights, and notifies the followers so that one of them takes the lead at once."""

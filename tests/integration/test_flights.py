@@ -331,6 +331,39 @@ async def test_a_renewal_does_not_restore_a_flight_that_may_have_ended_with_its_
     assert one.counts.seen == []
 
 
+@pytest.mark.parametrize("ended_by", ["storing", "publishing", "leaving"])
+async def test_a_renewal_under_way_restores_no_flight_that_ends_meanwhile(
+    fleet: Fleet, redis: Redis, monkeypatch: pytest.MonkeyPatch, ended_by: str
+) -> None:
+    one = await fleet("one")
+    renew, renewing, goes_on = one.flights.store.renew_leases, asyncio.Event(), asyncio.Event()
+
+    async def held(leads: Any) -> Any:
+        if leads:
+            renewing.set()
+            await goes_on.wait()
+        return await renew(leads)
+
+    async def ask() -> None:
+        generate = storing(one) if ended_by == "storing" else one.model
+        async with one.flights.join(KEY, generate, asked_ms=0, buffered=True) as flight:
+            await read(flight)
+
+    monkeypatch.setattr(one.flights.store, "renew_leases", held)
+    asking = asyncio.create_task(ask())
+    await until(lambda: one.model.begun)
+    renewal = asyncio.create_task(one.flights.renew_leases())
+    await renewing.wait()
+    asking.cancel() if ended_by == "leaving" else one.model.may_end.set()
+    await asyncio.wait([asking])
+    await nothing_left(redis, one)
+    goes_on.set()
+    await renewal
+    await until(lambda: not one.flights._background_tasks)
+    assert not await redis.exists(HASH)
+    assert one.counts.seen == []
+
+
 async def test_the_leaders_failure_is_everybodys(fleet: Fleet, redis: Redis) -> None:
     one, other = await fleet("one"), await fleet("other")
     one.model.error = UpstreamError(UpstreamFault.SERVER_ERROR, "Ollama broke.")
