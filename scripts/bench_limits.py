@@ -25,7 +25,7 @@ from redis import Redis
 
 from api.app import create_app
 from api.embedded.redis_server import embedded_redis
-from scripts.bench_metering import ask, interval, medians
+from scripts.bench_metering import ask, interval, medians, started
 from tests.stub_ollama import stub_process
 from tests.support.service import make_settings
 
@@ -60,10 +60,7 @@ async def measured(apps: dict[str, FastAPI], redis_url: str) -> Measured:
     """Asks each worker in turn, and then one after the other for Redis's time."""
     here: dict[str, list[int]] = {name: [] for name in apps}
     async with AsyncExitStack() as stack:
-        states: dict[str, dict[str, Any]] = {}
-        for name, app in apps.items():
-            opening: Any = app.router.lifespan_context(app)
-            states[name] = dict(await stack.enter_async_context(opening))
+        states = await started(stack, apps)
         for number in range(WARM_UP + REQUESTS):
             for name in random.sample(list(apps), len(apps)):
                 before = time.process_time_ns()

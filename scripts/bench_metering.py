@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -189,10 +189,7 @@ async def measured(workers: dict[str, FastAPI]) -> dict[str, list[int]]:
     """Returns the nanoseconds of processor time of each request, by worker."""
     found: dict[str, list[int]] = {name: [] for name in workers}
     async with AsyncExitStack() as stack:
-        states: dict[str, dict[str, Any]] = {}
-        for name, app in workers.items():
-            opening: Any = app.router.lifespan_context(app)
-            states[name] = dict(await stack.enter_async_context(opening))
+        states = await started(stack, workers)
         for number in range(WARM_UP + REQUESTS):
             for name in random.sample(list(workers), len(workers)):
                 before = time.process_time_ns()
@@ -200,6 +197,15 @@ async def measured(workers: dict[str, FastAPI]) -> dict[str, list[int]]:
                 if number >= WARM_UP:
                     found[name].append(time.process_time_ns() - before)
     return found
+
+
+async def started(stack: AsyncExitStack, workers: Mapping[str, FastAPI]) -> dict[str, dict[str, Any]]:
+    """Starts the workers, and returns their states."""
+    states: dict[str, dict[str, Any]] = {}
+    for name, app in workers.items():
+        lifespan: Any = app.router.lifespan_context(app)
+        states[name] = dict(await stack.enter_async_context(lifespan))
+    return states
 
 
 async def ask(app: Callable[..., Any], state: dict[str, Any]) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from api.cancellation import cancel_and_wait, log_failure, wait_with_lag
-from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable, VerifierUnavailable
+from api.errors import EmbeddingUnavailable, StoreUnavailable, VerifierUnavailable
 from api.languages.identify import EVERY, Languages
 from api.ports.answer_cache import AnswerCache, Claim, NearestSearch, NewAnswer, RetrievalSnapshot
 from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, Verifier, Versions
@@ -26,6 +25,7 @@ from api.ports.tracing import Step
 from api.quality.evidence import NEIGHBOURS, NearEntry
 from api.quality.keeper import QualityView, VariantQuality
 from api.quality.policies import QualitySettings, Rules, decide
+from api.query.cache_budget import BudgetSpent, CacheBudget
 from api.query.cache_key import CacheKey, CacheKeyBuilder
 from api.query.candidates import (
     Candidate,
@@ -44,64 +44,8 @@ from api.query.grounding import GroundedCheck, Retrieval
 from api.query.repeats import LONGEST_ANSWER, Agreed, Found, RepeatedLookups
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
-T = TypeVar("T")
 FEWER: Final = 5
 """Candidates of a policy that learns nothing from the others."""
-CLOSE_SECONDS: Final = 2.0
-"""Seconds that late commands have to finish when the worker stops."""
-
-
-class BudgetSpent(StoreUnavailable):
-    """The command took too long for its question. It continues in the background."""
-
-    def __init__(self, seconds: float, command: asyncio.Future[Any]) -> None:
-        super().__init__(f"the cache took longer than {seconds:g} s for one question")
-        self._command = command
-
-    def then(self, ended: Callable[[asyncio.Future[Any]], None]) -> None:
-        """Calls `ended` with the command when it ends."""
-        self._command.add_done_callback(ended)
-
-
-class CacheBudget:
-    """The time that one question may spend on the cache. It has used `Timings.cache` less this worker's lag."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._late: set[asyncio.Task[Any]] = set()
-
-    async def within(self, timings: Timings, command: Coroutine[Any, Any, T]) -> T:
-        """Returns the result of `command`. Raises its errors, `BudgetSpent`, and `StoreUnavailable` for a cancellation.
-
-        A late command is not cancelled: cancelling would cost its connection, and slow down a slow store even more.
-        It also lets an answer that is being stored reach the cache.
-        """
-        task = asyncio.create_task(command)
-        started = time.perf_counter()
-        try:
-            timings.lag += await wait_with_lag(task, self._seconds - (timings.cache - timings.lag))
-        except BaseException:  # the caller was cancelled
-            self._let_go(task)
-            raise
-        finally:
-            timings.cache += time.perf_counter() - started
-        if not task.done():
-            self._let_go(task)
-            raise BudgetSpent(self._seconds, task)
-        if task.cancelled():
-            raise StoreUnavailable("the command was cancelled")
-        return task.result()
-
-    def _let_go(self, task: asyncio.Task[Any]) -> None:
-        self._late.add(task)
-        task.add_done_callback(self._late.discard)
-        log_failure(task, StoreUnavailable, DocumentsChanged)
-
-    async def aclose(self) -> None:
-        """Waits up to `CLOSE_SECONDS` for late commands, so that answers being stored reach the cache."""
-        if self._late:
-            await asyncio.wait(self._late, timeout=CLOSE_SECONDS)
-        await cancel_and_wait(self._late)
 
 
 def is_complete(generation: Generation, options: Mapping[str, Any]) -> bool:

@@ -30,10 +30,11 @@ from api.ports.telemetry import Telemetry
 from api.ports.tracing import Tracing
 from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys
+from api.redis_store.stores.backend_health import BackendHealthStore
 from api.redis_store.stores.breaker import RedisBreakerStore
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
 from api.redis_store.stores.documents.embeddings import EmbedderRegistry
-from api.redis_store.stores.fleet import BackendHealthStore, FleetRetries, RedisLeaderLease
+from api.redis_store.stores.fleet import FleetRetries, RedisLeaderLease
 from api.redis_store.stores.prefixes import RedisPrefixStore
 from api.settings import BreakerSettings, Settings
 from api.values import BackendHealth

@@ -26,6 +26,7 @@ from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import WATCH_SECONDS, HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import IDLE_SECONDS
+from api.redis_store.stores.backend_health import BackendHealthStore
 from api.redis_store.stores.breaker import BLOCK_SECONDS, RedisBreakerStore
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
 from api.redis_store.stores.cache.index_keeper import MAINTAIN_SECONDS, RENEW_SECONDS, IndexKeeper
@@ -38,7 +39,6 @@ from api.redis_store.stores.fleet import (
     FLUSH_SECONDS,
     HEARTBEAT_SECONDS,
     SYNC_SECONDS,
-    BackendHealthStore,
     CacheCounters,
     FleetRetries,
     RedisLeaderLease,

@@ -13,7 +13,8 @@ from api.ollama.pool import RESERVE, RetryBudget
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.fleet import MAX_SPEEDS, BackendHealthStore, FleetRetries, RedisLeaderLease
+from api.redis_store.stores.backend_health import MAX_SPEEDS, BackendHealthStore
+from api.redis_store.stores.fleet import FleetRetries, RedisLeaderLease
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, make_settings, running_service
 from tests.support.waiting import wait_until_async

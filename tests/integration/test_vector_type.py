@@ -15,7 +15,7 @@ from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import VECTOR_FIELDS, VectorType, cosines, decoded, encoded, vector_type_of
-from api.redis_store.stores.cache.answers import vector_fields
+from api.redis_store.stores.cache.entries import vector_fields
 from api.redis_store.stores.cache.semantic_index import Nearest, SemanticIndex
 from api.values import EmbedderIdentity
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 from starlette.datastructures import Headers
 
-from api.backends.failover import Thinking
+from api.backends.thinking import Thinking
 from api.embedded.model_server.generation import sentences
 from api.endpoints import streaming as event_stream
 from api.endpoints.dropin_wire import single_line

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.backends.failover import Thinking
+from api.backends.thinking import Thinking
 from api.ollama.generation import events
 from api.values import Thought, Token
 

@@ -28,7 +28,7 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
 from api.redis_store.search_index import VECTOR_FIELDS, decoded
-from api.redis_store.stores.cache.answers import answer_digest, decrypted_fields
+from api.redis_store.stores.cache.entries import answer_digest, decrypted_fields
 from api.redis_store.stores.cache.semantic_index import Neighbor, SemanticIndexes
 from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
 from api.redis_store.stores.label_store import RedisLabels

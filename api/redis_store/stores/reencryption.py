@@ -18,7 +18,7 @@ from api.redis_store.encryption import HEADER
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import SCANNED, replies_of, script
-from api.redis_store.stores.cache.answers import ANSWER_DIGEST, TEXTS, decrypted_fields, encrypted_fields
+from api.redis_store.stores.cache.entries import ANSWER_DIGEST, TEXTS, decrypted_fields, encrypted_fields
 from api.redis_store.stores.documents.document_records import (
     SEALED,
     decrypted_download,

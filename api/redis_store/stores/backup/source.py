@@ -20,7 +20,7 @@ from api.redis_store.encryption import TextCipher
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import milliseconds, now_ms, on_all, replies_of, scanned_once
-from api.redis_store.stores.cache.answers import decrypted_fields, without_type
+from api.redis_store.stores.cache.entries import decrypted_fields, without_type
 from api.redis_store.stores.cache.sweep import EntryKey
 from api.redis_store.stores.documents.document_records import (
     DocumentDigests,

@@ -27,7 +27,7 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, script
 from api.redis_store.search_index import VectorType
-from api.redis_store.stores.cache.answers import encrypted_fields, with_type
+from api.redis_store.stores.cache.entries import encrypted_fields, with_type
 from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.documents.document_records import DocumentDigests, RedisDocuments, owner_of
 from api.redis_store.stores.documents.embeddings import RedisReembedding

@@ -20,7 +20,7 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, replies_of, scanned, script
 from api.redis_store.search_index import VECTOR_FIELDS, encoded
-from api.redis_store.stores.cache.answers import NOT_COMPARED, WANTED, cached_question
+from api.redis_store.stores.cache.entries import NOT_COMPARED, WANTED, cached_question
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
 from api.redis_store.stores.documents.document_records import owner_of
 from api.values import EmbedderIdentity, Vector
