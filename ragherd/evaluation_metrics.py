@@ -18,7 +18,8 @@ import numpy as np
 from api.guards.vocabulary import stem
 from api.knowledge.quotes import sentences
 from api.quality.answer_conflicts import SAME_FRAME, dice, statement_conflicts
-from api.quality.answer_facts import LIGHT, AnswerText, Statement, read_answer
+from api.quality.answer_facts import AnswerText, Statement, read_answer
+from api.quality.answer_words import LIGHT
 from api.quality.measurement import wilson
 from api.quality.units import Quantity
 from api.query.citations import cited

@@ -19,7 +19,8 @@ from api.guards.negation import compare_opposites
 from api.guards.order import compare_order
 from api.guards.vocabulary import FUNCTION_WORDS, NUMBER_WORDS, stem
 from api.languages.function_words import words_in
-from api.quality.answer_facts import CONDITIONS, LIGHT, NEGATORS, AnswerFacts, Statement, content_stems
+from api.quality.answer_facts import AnswerFacts, Statement, content_stems
+from api.quality.answer_words import CONDITIONS, LIGHT, NEGATORS
 from api.quality.units import Quantity
 
 Vector = NDArray[np.float32]

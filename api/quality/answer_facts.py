@@ -18,7 +18,7 @@ from api.guards.order import Order, read_order
 from api.guards.vocabulary import CLASSES, FUNCTION_WORDS, NUMBER_WORDS, stem
 from api.guards.words import Words, read_words, squash
 from api.languages.english_words import COMMON
-from api.languages.function_words import words_in
+from api.quality.answer_words import AXIS_OF, HARMLESS, LIGHT, NEGATIVE, NEGATORS
 from api.quality.quantities import read_quantities
 from api.quality.units import Quantity
 from api.unicode_text import nfc
@@ -98,70 +98,6 @@ class AnswerFacts:
     asked: frozenset[str]
     """Stems of its question."""
 
-
-CONDITIONS: Final = words_in("if unless except only provided until when without")
-AXES: Final[dict[str, dict[str, frozenset[str]]]] = {
-    "duty": {
-        "must": words_in("must required require requires mandatory need needs needed compulsory obligatory necessary"),
-        "may": words_in("may optional optionally might voluntary"),
-    },
-    "frequency": {
-        "always": words_in("always every-time invariably"),
-        "usually": words_in("usually often frequently typically generally normally"),
-        "sometimes": words_in("sometimes occasionally"),
-        "rarely": words_in("rarely seldom hardly"),
-        "never": words_in("never"),
-    },
-    "extent": {
-        "all": words_in("all every each everyone everything both whole entire"),
-        "some": words_in("some several few certain part partly partially"),
-        "most": words_in("most majority mostly"),
-        "none": words_in("none nobody nothing neither"),
-    },
-    "trend": {
-        "up": words_in("more increase increases increased raise raises higher rise rises grow grows boosts rich"),
-        "down": words_in("less fewer decrease decreases decreased reduce reduces lower lowers fall falls shrinks poor"),
-    },
-    "speed": {
-        "fast": words_in("faster quicker speeds accelerates fast quickly"),
-        "slow": words_in("slower slows delays slow slowly"),
-    },
-    "place": {"front": words_in("front"), "back": words_in("behind back rear")},
-    "direction": {
-        "start": words_in("onward onwards begin begins start starts opens starting starting depart departs departure"),
-        "end": words_in(
-            "last until deadline end ends closes latest finish finished complete arrive arrives arrival lands"
-        ),
-    },
-    "bound": {"least": words_in("minimum"), "most": words_in("maximum max")},
-    "count": {"single": words_in("single once"), "double": words_in("double twice"), "triple": words_in("triple")},
-}
-_AXIS_OF: Final = {
-    word: (axis, pole) for axis, poles in AXES.items() for pole, words in poles.items() for word in words
-}
-NEGATORS: Final = words_in("not no never without none nobody nothing neither nor nowhere cannot hardly")
-_NEGATIVE: Final = words_in(
-    """
-    prohibited forbidden banned prohibits forbids disallowed disallows excluded excludes exempt unsupported unable
-    impossible ineligible unsafe illegal limits refused rejected rejects incorrect invalid unavailable lacks lack
-    missing fails
-    """
-)
-"""Words that say no without a negator: smoking is prohibited."""
-_HARMLESS: Final = words_in(
-    "problem problems dangerous danger fail difficult hard issue harm prevents prevent stops stop risk late"
-)
-"""A negator before one of these says yes: it is not a problem."""
-LIGHT: Final = words_in(
-    """
-    use used using take takes taken get gets got have need needs go goes do make makes made give gives given find finds
-    found allow allows allowed run runs work works offer offers provide provides apply applies select choose choosing
-    located lie lies stand stands come comes see start happen happens mean means indicate indicates tell tells say says
-    know keep put set become remain simply usually generally about available possible able per every each must should
-    may can will would yes no please also just then first next after finally lastly once done start well up out total
-    """
-)
-"""Words whose choice says little."""
 
 _FILLER: Final = re.compile(
     r"^(?:(?:sure|certainly|of course|absolutely|great question|good question|hello|hi there|hi|thanks for asking"
@@ -336,8 +272,8 @@ def read_statement(text: str, kind: StatementKind, asked: frozenset[str] = froze
         content += tuple(map("".join, pairwise(wide)))
     axes: dict[str, set[str]] = {}
     for word in words:
-        if word in _AXIS_OF:
-            axis, pole = _AXIS_OF[word]
+        if word in AXIS_OF:
+            axis, pole = AXIS_OF[word]
             axes.setdefault(axis, set()).add(pole)
     for axis, pole, phrase in _PHRASES:
         if phrase.search(text.lower()):
@@ -378,8 +314,8 @@ def _negated(words: tuple[str, ...]) -> bool:
     for index, word in enumerate(words):
         if word in NEGATORS and not (word == "not" and words[index + 1 : index + 2] == ("only",)):
             near = words[index + 1 : index + 4]
-            negators += 2 if not _HARMLESS.isdisjoint(near) else 1
-        elif word in _NEGATIVE:
+            negators += 2 if not HARMLESS.isdisjoint(near) else 1
+        elif word in NEGATIVE:
             negators += 1
     return negators == 1 or negators == 3
 

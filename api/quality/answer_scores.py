@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from api.quality.answer_agreement import Agreement, StatementPair
-from api.quality.answer_facts import AXES
+from api.quality.answer_words import AXES
 
 WEIGHTS: Final[dict[str, float]] = {
     "bias": -1.90,

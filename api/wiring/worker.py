@@ -126,24 +126,8 @@ class _Worker:
         backends = await self._open_backends(redis, parts)
         knowledge, cache = await self._open_memory(redis, backends, parts)
         known_keys, key_store = self._known_keys(parts)
-        guards = (backends.breakers, backends.bulkheads)
-        facts = WorkerFacts(
-            self._id,
-            __version__,
-            backends.facts,
-            *guards,
-            redis,
-            parts.telemetry,
-            self._metrics,
-            str(schema.own),
-            cache.quality,
-            parts.near,
-        )
-        registry = self._registry = WorkerRegistry(client, self._keys, self._id, facts.fields)
-        self._stack.push_async_callback(registry.leave)
-        self._stack.push_async_callback(parts.counters.flush)
-        self._stack.callback(facts.measure)
-        self._stack.push_async_callback(parts.served.aclose)
+        facts = self._facts(redis, backends, parts, schema, cache)
+        registry = self._registered(parts, facts)
         erasure = RedisTenantErasure(
             client, redis.guards.client, self._keys, self._id, tuple(backends.bulkheads), self._pace
         )
@@ -168,6 +152,32 @@ class _Worker:
         return self._state(
             redis, backends, parts, knowledge, cache, facts, registry, history, erasure, access, key_store
         )
+
+    def _facts(
+        self, redis: WorkerRedis, backends: WorkerBackends, parts: CacheParts, schema: FleetSchema, cache: WorkerCache
+    ) -> WorkerFacts:
+        return WorkerFacts(
+            self._id,
+            __version__,
+            backends.facts,
+            backends.breakers,
+            backends.bulkheads,
+            redis,
+            parts.telemetry,
+            self._metrics,
+            str(schema.own),
+            cache.quality,
+            parts.near,
+        )
+
+    def _registered(self, parts: CacheParts, facts: WorkerFacts) -> WorkerRegistry:
+        """Returns the registry. When the worker stops, it leaves the registry and sends its last counts."""
+        registry = self._registry = WorkerRegistry(parts.client, self._keys, self._id, facts.fields)
+        self._stack.push_async_callback(registry.leave)
+        self._stack.push_async_callback(parts.counters.flush)
+        self._stack.callback(facts.measure)
+        self._stack.push_async_callback(parts.served.aclose)
+        return registry
 
     def _known_keys(self, parts: CacheParts) -> tuple[KnownKeys, RedisAccessKeys]:
         store = RedisAccessKeys(parts.client, self._keys)
