@@ -132,7 +132,7 @@ class OutcomeReports:
             await self._added.wait()
             self._added.clear()
             while self._outcomes or self._rejected:
-                await self.flush()
+                await self._flush()
                 await asyncio.sleep(COALESCE_SECONDS)
 
     async def flush(self) -> None:
@@ -154,8 +154,9 @@ class OutcomeReports:
 
     async def aclose(self) -> None:
         """Sends the rest and stops."""
-        if self._task is not None:
-            self._task.cancel()
+        async with self._sending:  # outcomes being sent arrive
+            if self._task is not None:
+                self._task.cancel()
         await self.flush()
 
 

@@ -207,6 +207,8 @@ class EventWire:
         self._begun_at = 0.0
         self._write_scope: CancelScope | None = None
         """Ends the write in progress."""
+        self._silence: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        """Waits for the first silence, then sends heartbeats."""
         self.is_open = False
 
     @asynccontextmanager
@@ -214,17 +216,15 @@ class EventWire:
         """Starts the response, and sends heartbeats while the block runs."""
         self.is_open = True
         self._watch = self._loop.call_later(self._streaming.stall, self._look)
-        heartbeats = None
         try:
             await self._write({"type": "http.response.start", "status": status, "headers": headers})
             if self._heartbeat is not None:
-                heartbeats = asyncio.create_task(self._keep_alive(self._heartbeat))
-                log_failure(heartbeats, OSError)  # the next send reports it
+                self._wait_for_silence(self._heartbeat)
             yield
         finally:
             self._watch.cancel()
-            if heartbeats is not None:
-                heartbeats.cancel()
+            if self._silence is not None:
+                self._silence.cancel()
 
     def _look(self) -> None:
         """Ends a write that takes too long. One timer for the whole stream: one for each token would cost more."""
@@ -259,6 +259,15 @@ class EventWire:
             if scope is not None and scope.cancelled:
                 raise ClientDisconnected
             self._sent_at = self._loop.time()
+
+    def _wait_for_silence(self, heartbeat: bytes) -> None:
+        """Starts the heartbeats at the first silence. Until then a timer is enough: most streams have none."""
+        left = self._sent_at + self._streaming.heartbeat - self._loop.time()
+        if left > 0:
+            self._silence = self._loop.call_later(left, self._wait_for_silence, heartbeat)
+        else:
+            self._silence = asyncio.create_task(self._keep_alive(heartbeat))
+            log_failure(self._silence, OSError)  # the next send reports it
 
     async def _keep_alive(self, heartbeat: bytes) -> None:
         while True:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
@@ -37,6 +38,8 @@ _pack: Final = HiredisRespSerializer().pack
 _EVALUATE: Final = ("EVALSHA",)
 A_DAY: Final = 86_400.0
 """Seconds that a connection without a timeout waits."""
+MOST_IDLE: Final = 8
+"""Tasks of a client that wait for the next batch. A new task for each would cost every command."""
 ROOM: Final = 16 * 1024
 """Largest write (bytes) that never has to wait: buffers of asyncio and uvloop are at least four times as large."""
 
@@ -192,6 +195,8 @@ class BatchingRedis(Redis):
         super().__init__(*arguments, **options)
         self._queue: list[_Command] = []
         self._sending: set[asyncio.Task[None]] = set()
+        self._idle: list[asyncio.Future[None]] = []
+        """Wakes the senders that have nothing to send."""
 
     @classmethod
     def from_url(
@@ -224,14 +229,34 @@ class BatchingRedis(Redis):
     def _queued(self, names: Sequence[str], options: dict[str, Any] | None, packed: list[bytes]) -> asyncio.Future[Any]:
         reply = asyncio.get_running_loop().create_future()
         if not self._queue:
-            task = asyncio.create_task(self._send_queue(), name="redis-batch")
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            self._wake_sender()
         self._queue.append(_Command(names, options, packed, reply))
         return reply
 
+    def _wake_sender(self) -> None:
+        """Lets a sender take the queue in the event loop's next round."""
+        while self._idle:
+            waiting = self._idle.pop()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+        # It outlives the request that starts it, and does not belong to that request's trace or log lines.
+        task = asyncio.create_task(self._keep_sending(), name="redis-batches", context=Context())
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _keep_sending(self) -> None:
+        """Sends one batch after another. The connection is returned in between."""
+        while True:
+            await self._send_queue()
+            if len(self._idle) >= MOST_IDLE:
+                return
+            waiting = asyncio.get_running_loop().create_future()
+            self._idle.append(waiting)
+            await waiting
+
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Ends the batches in progress, and closes the connections."""
+        """Ends the batches in progress and the senders, and closes the connections."""
         await cancel_and_wait(self._sending)
         batch, self._queue = self._queue, []
         _fail(batch, RedisConnectionError("The client is closed."))

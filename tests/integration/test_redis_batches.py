@@ -105,3 +105,17 @@ async def test_closing_ends_what_is_being_sent(client: Redis, rounds: int) -> No
     with pytest.raises(RedisConnectionError):
         await asyncio.wait_for(blocked, 5)
     assert await asyncio.wait_for(client.ping(), 5), "it opens again, as redis-py does"
+
+
+async def test_batches_share_senders_which_end_with_the_client(client: BatchingRedis) -> None:
+    before = set(client._sending)
+    for _ in range(3):
+        await client.ping()
+    assert len(before) == 1
+    assert client._sending == before
+    blocked = asyncio.create_task(run(client, "BLPOP", "none", "0.1"))
+    await asyncio.sleep(0)
+    await asyncio.gather(client.ping(), blocked)
+    assert len(client._sending) == 2, "one waits for Redis while another sends"
+    await client.aclose()
+    assert not client._sending
