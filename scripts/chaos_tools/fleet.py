@@ -20,6 +20,9 @@ import httpx
 from redis import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from api.ports.answer_quality import Evidence, Label, PolicyName, Verdict, Versions
+from api.redis_store.keys import Keys
+from api.redis_store.stores.label_store import LIFETIME_MS, POOLED, as_fields
 from scripts.chaos_tools.plan import CLOCK, FAILOVER, MEMORY_LIMIT
 from tests.stub_ollama import StubProcess, stub_process
 from tests.support.balancer import Balancer, running_balancer
@@ -224,6 +227,9 @@ def running_fleet(folder: Path, defect: str | None = None, kinds: Collection[str
         releases = [current, release(folder / "next", "9.9.9", patches)]
         settings = {} if kinds else SOAK_SETTINGS
         fleet = Fleet(folder, balancer, ollama, server, releases, CLOCK in kinds, settings)
+        if not kinds:
+            with fleet.client() as client:
+                fill_labels(client)
         stack.callback(_ended, fleet)
         ollama.behaviour(numbered=True)
         fleet.replicas = [fleet.start() for _ in range(REPLICAS)]
@@ -232,6 +238,22 @@ def running_fleet(folder: Path, defect: str | None = None, kinds: Collection[str
         fleet.balance()
         stack.enter_context(_checked_health(fleet))
         yield fleet
+
+
+def fill_labels(client: Redis) -> None:
+    """Fills the pool of labels, of which one worker keeps a copy: the load of a soak would need hours for that.
+
+    Nothing is learned from these labels, because their versions are not those of the fleet.
+    """
+    evidence, versions, pool = Evidence(0.95), Versions("earlier"), Keys().labels
+    with client.pipeline(transaction=False) as pipeline:
+        for number in range(POOLED):
+            label = Label(
+                evidence, Verdict.SAME, "miss", False, "semantic", PolicyName.GUARDED, versions, entry=f"{number:032x}"
+            )
+            pipeline.xadd(pool, as_fields("earlier", "birch", label))
+        pipeline.pexpire(pool, LIFETIME_MS)
+        pipeline.execute()
 
 
 def is_isolated() -> bool:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import redis as redis_sync
 from redis.asyncio import Redis
 
 from api.ports.answer_quality import Evidence, Label, LabelledPair, LabelStore, PolicyName, Verdict, Versions
@@ -20,6 +21,7 @@ from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.label_store import LIFETIME_MS, RETRACTED_MS, SCOPE_LIFETIME_MS, RedisLabels
 from api.values import CachedAnswer, Usage
+from scripts.chaos_tools.fleet import fill_labels
 from tests.support.replies import text, texts
 
 KEYS = Keys()
@@ -264,3 +266,14 @@ async def test_joins_in_any_order_end_in_one_group(answers: RedisAnswerCache, re
     for _ in range(len(made)):
         await asyncio.gather(*(answers.join(pair) for pair in reversed(pairs)))
     assert await groups(redis, *made) == [None] + [made[0].group] * 5
+
+
+async def test_a_soak_begins_with_a_full_pool_of_labels(store: LabelStore, redis: Redis, redis_url: str) -> None:
+    with redis_sync.Redis.from_url(redis_url) as client:
+        fill_labels(client)
+    assert await redis.xlen(KEYS.labels) == module.POOLED
+    assert await redis.pttl(KEYS.labels) > 0
+    (first,) = (await store.pooled("", 1))[0]
+    assert (first.tenant, first.label.versions) == ("birch", Versions("earlier"))
+    await store.append(SCOPE, "acme", LABEL)
+    assert await redis.xlen(KEYS.labels) == module.POOLED

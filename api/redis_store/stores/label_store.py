@@ -67,7 +67,7 @@ class RedisLabels:
 
     async def add(self, scope: str, tenant: str, label: Label, pair: LabelledPair | None = None) -> str:
         """Does what `append` does, and returns the label's name for `retract`."""
-        fields = _flat(_fields(scope, tenant, label))
+        fields = _flat(as_fields(scope, tenant, label))
         limits = [LIFETIME_MS, SCOPE_LIFETIME_MS, OF_SCOPE, POOLED, PAIRS, SCOPES]
         arguments = [*limits, len(fields) // 2, *fields, *(_flat(self._pair_fields(tenant, pair)) if pair else ())]
         known = self._keys
@@ -160,7 +160,8 @@ def _flat(fields: Mapping[str, Any]) -> list[Any]:
     return [part for pair in fields.items() for part in pair]
 
 
-def _fields(scope: str, tenant: str, label: Label) -> dict[str, Any]:
+def as_fields(scope: str, tenant: str, label: Label) -> dict[str, Any]:
+    """The fields of a label in its streams."""
     evidence, versions = label.evidence, label.versions
     return {
         "scope": scope,
