@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from redis import Redis
@@ -251,7 +251,8 @@ def fill_labels(client: Redis) -> None:
             label = Label(
                 evidence, Verdict.SAME, "miss", False, "semantic", PolicyName.GUARDED, versions, entry=f"{number:032x}"
             )
-            pipeline.xadd(pool, as_fields("earlier", "birch", label))
+            fields: dict[Any, Any] = as_fields("earlier", "birch", label)
+            pipeline.xadd(pool, fields)
         pipeline.pexpire(pool, LIFETIME_MS)
         pipeline.execute()
 
