@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import statistics
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import count
 from typing import Any, Final
@@ -47,7 +47,7 @@ from api.redis_store.stores.fleet import (
 from api.redis_store.stores.flights import RedisFlightStore
 from api.settings import OllamaSettings
 from api.values import EmbedderIdentity, FlightKey, Priority
-from scripts.costs.server import Server, cost_of
+from scripts.costs.server import CONCURRENCY, Server, Work, cost_of
 
 BACKEND: Final = "ollama"
 EMBEDDER: Final = EmbedderIdentity("costs", 384, "costscosts")
@@ -56,7 +56,6 @@ TRANSITIONS: Final = 20
 LISTED: Final = 500
 """Workers in the list that GET /api/workers returns."""
 
-Work = Callable[[], Awaitable[object]]
 FACTS: Final[Mapping[str, str | float]] = {
     "host": "ragherd-7c9f8b6d5-abcde",
     "pid": 12345,
@@ -183,17 +182,24 @@ async def opened(url: str) -> AsyncIterator[Operations]:
 async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
     """Measures the cost of every operation."""
     found = {}
-    async with opened(url) as operations:
-        await operations.index.ensure(EMBEDDER)
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(opened(url)) for _ in range(CONCURRENCY)]
+        for worker in workers:
+            await worker.index.ensure(EMBEDDER)
+        operations = workers[0]
         for lease in (operations.keys.prober, operations.keys.janitor):
             await RedisLeaderLease(operations.gate, lease, "other").acquire(3600)
         await operations.board.publish_digests(BACKEND, {"llama3.2": "sha256:5eed"})
         await _register(operations)
-        for name, (work, every, is_shared) in operations.all().items():
+        works = [worker.all() for worker in workers]
+        for name, (_, every, is_shared) in works[0].items():
             times = 100 if name.startswith("list") else 3000
-            found[name] = {**await cost_of(server, work, times), "every": every, "look": is_shared}
-        found["breaker_follow"] = {**await _cost_of_waiting(server, operations), "every": BLOCK_SECONDS}
-        found["channel_ping"] = {**await cost_of(server, operations.gate.client.ping), "every": IDLE_SECONDS}
+            cost = await cost_of(server, [one[name][0] for one in works], times)
+            found[name] = {**cost, "every": every, "look": is_shared}
+        waits = [partial(_read_log, worker) for worker in workers]
+        found["breaker_follow"] = {**await cost_of(server, waits, 1000), "every": BLOCK_SECONDS}
+        pings = [worker.gate.client.ping for worker in workers]
+        found["channel_ping"] = {**await cost_of(server, pings), "every": IDLE_SECONDS}
     for name in ("breaker_follow", "channel_ping"):
         found[name]["look"] = False
     return found
@@ -214,10 +220,9 @@ def coalescing() -> dict[str, float]:
     return {"counters_flush": FLUSH_SECONDS, "breaker_report": COALESCE_SECONDS, "retries_sync": SYNC_SECONDS}
 
 
-async def _cost_of_waiting(server: Server, operations: Operations) -> dict[str, Any]:
-    """Measures an XREAD that times out."""
-    log = operations.keys.breaker(BACKEND)[3]
-    return await cost_of(server, lambda: operations.gate.client.xread({log: "$"}, block=1), 1000)
+async def _read_log(operations: Operations) -> None:
+    """Waits for the breaker's log until the wait times out."""
+    await operations.gate.client.xread({operations.keys.breaker(BACKEND)[3]: "$"}, block=1)
 
 
 async def cost_of_a_wake(url: str, server: Server) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
 
 CONCURRENCY: Final = 32
+
+Work = Callable[[], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +81,26 @@ def _counts(name: str) -> bool:
     return name.startswith("cmdstat_") and name not in {"cmdstat_info", "cmdstat_script|load"}
 
 
-async def cost_of(server: Server, work: Callable[[], Awaitable[object]], times: int = 3000) -> dict[str, Any]:
-    """Returns the server cost of one `work`, with `CONCURRENCY` in parallel."""
-    for _ in range(3):
-        await work()  # loads scripts and opens connections
+async def cost_of(
+    server: Server, works: Sequence[Callable[[], Awaitable[object]]], times: int = 3000
+) -> dict[str, Any]:
+    """Returns the server cost of one work. The works run side by side, each again and again.
+
+    Give each its own client to learn what commands cost that arrive alone. Those of one client arrive in batches.
+    """
+    await asyncio.gather(*(_loads_and_opens(work) for work in works))
     before = server.sample()
     numbers = iter(range(times))
 
-    async def some() -> None:
+    async def again(work: Work) -> None:
         for _ in numbers:
             await work()
 
-    await asyncio.gather(*(some() for _ in range(CONCURRENCY)))
+    await asyncio.gather(*(again(work) for work in works))
     return server.since(before).each(times)
+
+
+async def _loads_and_opens(work: Work) -> None:
+    """Lets the script be loaded and the connection be opened before anything is measured."""
+    for _ in range(3):
+        await work()

@@ -24,7 +24,7 @@ from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.values import EmbedderIdentity, Vector
 from scripts.bench_cache import ANSWER, DIMENSION, SCOPE, Bench, questions
 from scripts.bench_cache import EMBEDDER as OF_ENTRIES
-from scripts.costs.server import Server, cost_of
+from scripts.costs.server import CONCURRENCY, Server, cost_of
 
 EMBEDDER: Final = EmbedderIdentity("chunks", DIMENSION, "chunkschun")
 CHUNK_WORDS: Final = 110
@@ -46,9 +46,9 @@ async def _entries(url: str, server: Server, size: int) -> dict[str, Any]:
         return {
             "entries": size,
             "index": algorithm_for(size),
-            "exact": await cost_of(server, lambda: bench.exact(next(number)), times),
-            "similar": await cost_of(server, lambda: _similar(bench, next(number)), times),
-            "store": await cost_of(server, lambda: bench.store_new(next(number)), times),
+            "exact": await cost_of(server, [lambda: bench.exact(next(number))] * CONCURRENCY, times),
+            "similar": await cost_of(server, [lambda: _similar(bench, next(number))] * CONCURRENCY, times),
+            "store": await cost_of(server, [lambda: bench.store_new(next(number))] * CONCURRENCY, times),
             "entry_bytes": round(used - len(ANSWER)),
         }
 
@@ -90,7 +90,7 @@ async def _chunks(url: str, server: Server, size: int) -> dict[str, Any]:
             wanted = PassageQuery(" ".join(_words(chance, 8)), "", 4, vector=vector)
             assert (await retriever.retrieve(wanted)).sources
 
-        return {"chunks": size, "retrieve": await cost_of(server, ask, 200), "chunk_bytes": round(used)}
+        return {"chunks": size, "retrieve": await cost_of(server, [ask] * CONCURRENCY, 200), "chunk_bytes": round(used)}
 
 
 async def _fill(redis: Redis, vectors: Any) -> None:
