@@ -9,7 +9,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,9 +72,11 @@ def virtual(url: str, server: Server, sizes: Sequence[int]) -> list[dict[str, An
 
 async def _virtual(url: str, server: Server, size: int) -> dict[str, Any]:
     pace = min(max(1.0, size / FULL_PACE_WORKERS), SLOWEST)
-    async with opened(url) as operations, Redis.from_url(url) as client:
+    async with AsyncExitStack() as stack, Redis.from_url(url) as client:
         await client.flushall()
-        await operations.index.ensure(EMBEDDER)
+        workers = [await stack.enter_async_context(opened(url)) for _ in range(size)]
+        for worker in workers:
+            await worker.index.ensure(EMBEDDER)
         done = 0
 
         async def repeated(work: Any, every: float) -> None:
@@ -86,15 +88,20 @@ async def _virtual(url: str, server: Server, size: int) -> dict[str, Any]:
                     done += 1
                 await asyncio.sleep(every * random.uniform(0.8, 1.2))
 
-        idle = [(work, every * (pace if look else 1)) for work, every, look in operations.all().values() if every]
-        tasks = [asyncio.create_task(repeated(work, every)) for _ in range(size) for work, every in idle]
-        tasks.append(asyncio.create_task(operations.gate.watch()))
+        idle = [
+            (work, every * (pace if look else 1))
+            for worker in workers
+            for work, every, look in worker.all().values()
+            if every
+        ]
+        tasks = [asyncio.create_task(repeated(work, every)) for work, every in idle]
+        tasks += [asyncio.create_task(worker.gate.watch()) for worker in workers]
         await asyncio.sleep(WARMING_SECONDS)
         before, began = server.sample(), done
         await asyncio.sleep(SECONDS / 2)
         spent = server.since(before)
         await cancel_and_wait(tasks)
-    rate, wanted = (done - began) / spent.seconds / size, sum(1 / every for _, every in idle)
+    rate, wanted = (done - began) / spent.seconds / size, sum(1 / every for _, every in idle) / size
     return {
         "workers": size,
         "operations": round(rate, 2),
