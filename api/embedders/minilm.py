@@ -188,7 +188,6 @@ def load_session(path: Path, setting: str) -> InferenceSession:
         import onnxruntime
     except ImportError as error:
         raise SettingsError(f"{setting}: {INSTALL}") from error
-    _share_heaps()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -199,16 +198,6 @@ def load_session(path: Path, setting: str) -> InferenceSession:
         raise SettingsError(f"{setting}: cannot load the ONNX model {path}: {error}") from error
     _return_free_memory()
     return session
-
-
-def _share_heaps() -> None:
-    """Lets all threads use two heaps of glibc's allocator. By itself each thread has one, and keeps what it freed."""
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
-
-
-M_ARENA_MAX: Final = -8
-"""Of glibc's malloc.h."""
 
 
 def _return_free_memory() -> None:

@@ -7,13 +7,14 @@ of a question open: `can I`, `who must`, `do you have to`. `questions` rejects a
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from api.guards.vocabulary import stem
-from api.guards.words import Words
+from api.guards.words import Words, read_words
 from api.languages.function_words import ENGLISH, words_in
 
 AUXILIARIES: Final = words_in(
@@ -342,14 +343,26 @@ COVERED: Final = 0.6
 """A question that has this part of another's words besides a second question asks both."""
 
 
+SENTENCE_ENDS: Final = ".!?…"
+SECOND_SENTENCE: Final = re.compile(r"\?\s*\w|[.!…]\s+\w")
+LITTLE_OF_A_SENTENCE: Final = SAYS_LITTLE | words_in("going deal problem issue matter happening happened do done")
+"""Words that do not tell one sentence from another: what is going on?"""
+
+
 class Asked(NamedTuple):
-    """`parts`: the stems of each question that the text asks, and of a demand before the first. `words`: all stems."""
+    """What a text asks, as stems."""
 
     parts: tuple[frozenset[str], ...]
+    """Of each question in the text, and of a demand before the first."""
+    sentences: tuple[frozenset[str], ...]
+    """Of each sentence that is a question, if there are several."""
     words: frozenset[str]
+    """Of the whole text."""
+    typed: tuple[str, ...]
+    """All words in order, not as stems."""
 
 
-NOTHING_ASKED: Final = Asked((), frozenset())
+NOTHING_ASKED: Final = Asked((), (), frozenset(), ())
 
 
 def read_questions(question: Words) -> Asked:
@@ -362,7 +375,26 @@ def read_questions(question: Words) -> Asked:
         starts.insert(0, 0)
     ends = [*starts[1:], len(words)]
     parts = [frozenset(_telling(words[start:end])) for start, end in zip(starts, ends, strict=False)]
-    return Asked(tuple(parts), frozenset(_telling(words)))
+    sentences = _sentences(question.text) if SECOND_SENTENCE.search(question.text) else ()
+    return Asked(tuple(parts), sentences, frozenset(_telling(words)), words)
+
+
+def _sentences(text: str) -> tuple[frozenset[str], ...]:
+    asked, sentence = [], []
+    for chunk in text.replace("?", "? ").split():
+        sentence.append(chunk)
+        if chunk[-1] in SENTENCE_ENDS:
+            asked.append(_asked_by(sentence))
+            sentence = []
+    asked = [stems for stems in (*asked, _asked_by(sentence)) if stems]
+    return tuple(asked) if len(asked) > 1 else ()
+
+
+def _asked_by(sentence: Sequence[str]) -> frozenset[str]:
+    words = read_words(" ".join(sentence)).words
+    if not words or not ("?" in sentence[-1] or words[0] in ASKING_WORDS):
+        return frozenset()
+    return frozenset(stem(word) for word in words if word not in LITTLE_OF_A_SENTENCE)
 
 
 def compare_questions(one: Asked, other: Asked) -> str:
@@ -370,7 +402,12 @@ def compare_questions(one: Asked, other: Asked) -> str:
 
     Cached answers to two questions at once would let a caller put an answer under another question.
     """
-    return _besides(one.parts, other.words) or _besides(other.parts, one.words)
+    return (
+        _besides(one.parts, other.words)
+        or _besides(other.parts, one.words)
+        or _asks_more(one, other)
+        or _asks_more(other, one)
+    )
 
 
 def _besides(parts: Sequence[frozenset[str]], words: frozenset[str]) -> str:
@@ -383,6 +420,22 @@ def _besides(parts: Sequence[frozenset[str]], words: frozenset[str]) -> str:
         added = [word for word in only_here if word not in words]
         if added and covered - len(only_here) + len(added) >= COVERED * len(words):
             return f"{'+'.join(sorted(added)[:3])} / none"
+    return ""
+
+
+def _asks_more(one: Asked, other: Asked) -> str:
+    """Returns words of a sentence without which the others ask what `other` asks. It need not have words of its own:
+    What is a visa? Which visa do I need?
+    """
+    sentences = one.sentences
+    if len(sentences) <= max(1, len(other.sentences)) or not other.words or one.typed == other.typed:
+        return ""
+    times = Counter(word for sentence in sentences for word in sentence)
+    covered = len(other.words & times.keys())
+    for sentence in sentences:
+        only_here = sum(times[word] == 1 for word in sentence & other.words)
+        if covered - only_here >= COVERED * len(other.words):
+            return f"{'+'.join(sorted(sentence)[:3])} / none"
     return ""
 
 
