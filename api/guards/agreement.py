@@ -24,11 +24,10 @@ from api.guards.order import compare_order, read_order
 from api.guards.question_types import (
     compare_persons,
     compare_question_types,
-    compare_questions,
     read_persons,
     read_question_types,
-    read_questions,
 )
+from api.guards.second_question import compare_questions, read_questions
 from api.guards.symbols import compare_numbers, compare_symbols, read_numbers, read_symbols
 from api.guards.words import read_words
 

@@ -1,21 +1,19 @@
-"""Guards `asks`, `persons` and `questions`: the type of a question, who its pronouns refer to, and a second question.
+"""Guards `asks` and `persons`: the type of a question, and who its pronouns refer to.
 
 `asks` distinguishes whether, who, whom, when, where, why, how much and how long. It ignores other ways to ask.
 `persons` rejects "can I cancel" for "can you cancel", and "my address" for "your address". Both look at how the clauses
-of a question open: `can I`, `who must`, `do you have to`. `questions` rejects a text that asks another question too.
+of a question open: `can I`, `who must`, `do you have to`.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from api.guards.vocabulary import stem
-from api.guards.words import Words, read_words
-from api.languages.function_words import ENGLISH, words_in
+from api.guards.words import Words
+from api.languages.function_words import words_in
 
 AUXILIARIES: Final = words_in(
     "is are am was were do does did can could will would shall should may might must has have had"
@@ -318,142 +316,3 @@ def _direction(person: str, rest: tuple[str, ...]) -> str:
 
 def _is_generic_you(auxiliary: str, modality: str) -> bool:
     return auxiliary in GENERIC_YOU_MODALS or modality == "must"
-
-
-# -- a second question -------------------------------------------------------------------------------------------------
-
-SHORT_OPENERS: Final = words_in("how what which")
-"""Question words that may have one more word before the auxiliary: what time does, how much is."""
-SAYS_LITTLE: Final = (
-    ENGLISH
-    | REQUESTS
-    | ASKING_VERBS
-    | AUXILIARIES
-    | SUBJECT_PRONOUNS
-    | words_in(
-        """
-        it my so an a the would like want need get know hi hello hey thanks thank many go about next happen now for on
-        besides but also just um uh er hmm well ok okay sorry excuse pardon bother trouble wondering wonder curious
-        quick silly stupid dumb simple small short another one question
-        """
-    )
-)
-"""Words that do not tell one question from another, such as courtesies: sorry, quick question."""
-COVERED: Final = 0.6
-"""A question that has this part of another's words besides a second question asks both."""
-
-
-SENTENCE_ENDS: Final = ".!?…"
-SECOND_SENTENCE: Final = re.compile(r"\?\s*\w|[.!…]\s+\w")
-LITTLE_OF_A_SENTENCE: Final = SAYS_LITTLE | words_in("going deal problem issue matter happening happened do done")
-"""Words that do not tell one sentence from another: what is going on?"""
-
-
-class Asked(NamedTuple):
-    """What a text asks, as stems."""
-
-    parts: tuple[frozenset[str], ...]
-    """Of each question in the text, and of a demand before the first."""
-    sentences: tuple[frozenset[str], ...]
-    """Of each sentence that is a question, if there are several."""
-    words: frozenset[str]
-    """Of the whole text."""
-    typed: tuple[str, ...]
-    """All words in order, not as stems."""
-
-
-NOTHING_ASKED: Final = Asked((), (), frozenset(), ())
-
-
-def read_questions(question: Words) -> Asked:
-    """Returns what a text asks; nothing if another language prevails."""
-    if not question.english:
-        return NOTHING_ASKED
-    words = question.words
-    starts = [index for index in range(len(words)) if _opens_question(words, index)]
-    if starts and starts[0] > 1 and words[0] not in SAYS_LITTLE:
-        starts.insert(0, 0)
-    ends = [*starts[1:], len(words)]
-    parts = [frozenset(_telling(words[start:end])) for start, end in zip(starts, ends, strict=False)]
-    sentences = _sentences(question.text) if SECOND_SENTENCE.search(question.text) else ()
-    return Asked(tuple(parts), sentences, frozenset(_telling(words)), words)
-
-
-def _sentences(text: str) -> tuple[frozenset[str], ...]:
-    asked, sentence = [], []
-    for chunk in text.replace("?", "? ").split():
-        sentence.append(chunk)
-        if chunk[-1] in SENTENCE_ENDS:
-            asked.append(_asked_by(sentence))
-            sentence = []
-    asked = [stems for stems in (*asked, _asked_by(sentence)) if stems]
-    return tuple(asked) if len(asked) > 1 else ()
-
-
-def _asked_by(sentence: Sequence[str]) -> frozenset[str]:
-    words = read_words(" ".join(sentence)).words
-    if not words or not ("?" in sentence[-1] or words[0] in ASKING_WORDS):
-        return frozenset()
-    return frozenset(stem(word) for word in words if word not in LITTLE_OF_A_SENTENCE)
-
-
-def compare_questions(one: Asked, other: Asked) -> str:
-    """Returns the words of a question that is asked besides the other text's, else an empty string.
-
-    Cached answers to two questions at once would let a caller put an answer under another question.
-    """
-    return (
-        _besides(one.parts, other.words)
-        or _besides(other.parts, one.words)
-        or _asks_more(one, other)
-        or _asks_more(other, one)
-    )
-
-
-def _besides(parts: Sequence[frozenset[str]], words: frozenset[str]) -> str:
-    if len(parts) < 2 or not words:
-        return ""
-    times = Counter(word for part in parts for word in part)
-    covered = len(words & times.keys())
-    for part in parts:
-        only_here = [word for word in part if times[word] == 1]
-        added = [word for word in only_here if word not in words]
-        if added and covered - len(only_here) + len(added) >= COVERED * len(words):
-            return f"{'+'.join(sorted(added)[:3])} / none"
-    return ""
-
-
-def _asks_more(one: Asked, other: Asked) -> str:
-    """Returns words of a sentence without which the others ask what `other` asks. It need not have words of its own:
-    What is a visa? Which visa do I need?
-    """
-    sentences = one.sentences
-    if len(sentences) <= max(1, len(other.sentences)) or not other.words or one.typed == other.typed:
-        return ""
-    times = Counter(word for sentence in sentences for word in sentence)
-    covered = len(other.words & times.keys())
-    for sentence in sentences:
-        only_here = sum(times[word] == 1 for word in sentence & other.words)
-        if covered - only_here >= COVERED * len(other.words):
-            return f"{'+'.join(sorted(sentence)[:3])} / none"
-    return ""
-
-
-def _opens_question(words: Sequence[str], index: int) -> bool:
-    """Returns whether a question begins here (how do I, what time is it), and no clause of one (how I can)."""
-    word, after = words[index], words[index + 1 : index + 3]
-    if word in AUXILIARIES:
-        before = words[max(index - 2, 0) : index]
-        is_short = bool(before) and before[0] in SHORT_OPENERS and before[-1] not in SUBJECT_PRONOUNS
-        is_asked = bool(before) and (before[-1] in ASKING_WORDS or is_short)
-        return index > 0 and not is_asked and not SUBJECT_PRONOUNS.isdisjoint(after[:1])
-    if word not in ASKING_WORDS or len(after) < 2:
-        return False
-    if after[0] in AUXILIARIES:
-        return True
-    is_short = word in SHORT_OPENERS and after[0] not in SUBJECT_PRONOUNS and after[0] != "it"
-    return is_short and after[1] in AUXILIARIES and index + 3 < len(words)
-
-
-def _telling(words: Sequence[str]) -> Iterator[str]:
-    return (stem(word) for word in words if word not in SAYS_LITTLE)

@@ -243,7 +243,13 @@ class BatchingRedis(Redis):
         # It outlives the request that starts it, and does not belong to that request's trace or log lines.
         task = asyncio.create_task(self._keep_sending(), name="redis-batches", context=Context())
         self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        task.add_done_callback(self._sender_ended)
+
+    def _sender_ended(self, task: asyncio.Task[None]) -> None:
+        """Lets another sender take what a cancelled one was woken for."""
+        self._sending.discard(task)
+        if self._queue and task.cancelled():
+            self._wake_sender()
 
     async def _keep_sending(self) -> None:
         """Sends one batch after another. The connection is returned in between."""
@@ -257,16 +263,20 @@ class BatchingRedis(Redis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Ends the batches in progress and the senders, and closes the connections."""
-        await cancel_and_wait(self._sending)
-        batch, self._queue = self._queue, []
-        _fail(batch, RedisConnectionError("The client is closed."))
+        while self._sending or self._queue:
+            batch, self._queue = self._queue, []
+            _fail(batch, RedisConnectionError("The client is closed."))
+            await cancel_and_wait(self._sending)
+            await asyncio.sleep(0)  # those that have just ended leave the set
         await super().aclose(close_connection_pool)
 
     async def _send_queue(self) -> None:
         batch, self._queue = self._queue, []
-        if len(batch) > 1:
-            batch.sort(key=_Command.is_search)
+        if not batch:
+            return
         try:
+            if len(batch) > 1:
+                batch.sort(key=_Command.is_search)
             connection: Connection = await self.connection_pool.get_connection()  # type: ignore[no-untyped-call]
             try:
                 await self._exchange(connection, batch)

@@ -119,3 +119,13 @@ async def test_batches_share_senders_which_end_with_the_client(client: BatchingR
     assert len(client._sending) == 2, "one waits for Redis while another sends"
     await client.aclose()
     assert not client._sending
+
+
+async def test_another_sender_takes_what_a_cancelled_one_was_woken_for(client: BatchingRedis) -> None:
+    (sender,) = client._sending
+    reply = asyncio.ensure_future(run(client, "PING"))
+    await asyncio.sleep(0)  # it is woken, and has not run yet
+    sender.cancel()
+    async with asyncio.timeout(5):
+        assert await reply is True
+    assert sender not in client._sending
