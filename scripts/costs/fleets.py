@@ -74,7 +74,7 @@ async def _virtual(url: str, server: Server, size: int) -> dict[str, Any]:
     pace = min(max(1.0, size / FULL_PACE_WORKERS), SLOWEST)
     async with AsyncExitStack() as stack, Redis.from_url(url) as client:
         await client.flushall()
-        workers = [await stack.enter_async_context(opened(url)) for _ in range(size)]
+        workers = [await stack.enter_async_context(opened(url, number)) for number in range(size)]
         for worker in workers:
             await worker.index.ensure(EMBEDDER)
         done = 0

@@ -82,25 +82,26 @@ class _Budget:
 
 
 class Operations:
-    """The adapters of a worker, without its background tasks."""
+    """The adapters of one worker of a fleet, without its background tasks."""
 
-    def __init__(self, gate: HealthGatedRedis, address: RedisAddress) -> None:
+    def __init__(self, gate: HealthGatedRedis, address: RedisAddress, number: int) -> None:
         keys, self.gate, reader = Keys(), gate, partial(blocking_reader, address)
+        self.worker = worker = f"host-1234-{number:06x}"
         self.keys = keys
         indexes = SemanticIndexes(gate, keys)
         self.index = indexes.of("")
-        self.breaker = RedisBreakerStore(gate, reader, keys, BACKEND, BreakerPolicy(), "w")
-        self.bulkhead = RedisBulkheadStore(gate, reader, keys, BACKEND, BulkheadPolicy(10_000, 64, 30.0), "w")
-        self.flights = RedisFlightStore(gate, reader, keys, "w")
-        self.registry = WorkerRegistry(gate, keys, "host-1234-abcdef", lambda: FACTS)
-        self.counters = CacheCounters(gate, keys, "w")
+        self.breaker = RedisBreakerStore(gate, reader, keys, BACKEND, BreakerPolicy(), worker)
+        self.bulkhead = RedisBulkheadStore(gate, reader, keys, BACKEND, BulkheadPolicy(10_000, 64, 30.0), worker)
+        self.flights = RedisFlightStore(gate, reader, keys, worker)
+        self.registry = WorkerRegistry(gate, keys, worker, lambda: FACTS)
+        self.counters = CacheCounters(gate, keys, worker)
         self.retries = FleetRetries(gate, keys, _Budget())
         self.passages = RedisPassageIndex(gate, keys)
-        self.prober = RedisLeaderLease(gate, keys.prober, "w")
-        self.board = BackendHealthStore(gate, keys, {BACKEND: "http://ollama:11434"}, "w")
-        self.janitor = RedisLeaderLease(gate, keys.janitor, "w")
+        self.prober = RedisLeaderLease(gate, keys.prober, worker)
+        self.board = BackendHealthStore(gate, keys, {BACKEND: "http://ollama:11434"}, worker)
+        self.janitor = RedisLeaderLease(gate, keys.janitor, worker)
         self.keeper = IndexKeeper(gate, indexes, self.janitor)
-        self._number = count()
+        self._number = count(number << 64)  # no two workers have a flight in common
         self._epoch = 0
 
     async def counters_flush(self) -> None:
@@ -142,11 +143,10 @@ class Operations:
 
     def all(self) -> dict[str, tuple[Work, float | None, bool]]:
         """Returns each operation by name: the call, `every`, and whether it is shared."""
-        work, reembedding = (
-            RedisDocumentWork(self.gate, self.keys, "w", ()),
-            RedisReembedding(self.gate, self.keys, "w"),
-        )
-        jobs, probe = RedisWarmUpJobs(self.gate, self.keys, "w"), OllamaSettings(_env_file=None).ollama_probe_interval
+        work = RedisDocumentWork(self.gate, self.keys, self.worker, ())
+        reembedding = RedisReembedding(self.gate, self.keys, self.worker)
+        jobs = RedisWarmUpJobs(self.gate, self.keys, self.worker)
+        probe = OllamaSettings(_env_file=None).ollama_probe_interval
         return {
             f"list_{LISTED}_workers": (self.registry.live, None, False),
             "heartbeat": (self.registry.heartbeat, HEARTBEAT_SECONDS, False),
@@ -170,20 +170,20 @@ class Operations:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Operations]:
-    """Opens the adapters on a server."""
+async def opened(url: str, number: int) -> AsyncIterator[Operations]:
+    """Opens the adapters of the worker with this number on a server."""
     address = RedisAddress(url, timeout=10.0, connect_timeout=10.0, max_connections=64)
     async with short_commands(address) as client:
         gate = HealthGatedRedis(client, 64)
         assert await gate.check()
-        yield Operations(gate, address)
+        yield Operations(gate, address, number)
 
 
 async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
     """Measures the cost of every operation."""
     found = {}
     async with AsyncExitStack() as stack:
-        workers = [await stack.enter_async_context(opened(url)) for _ in range(CONCURRENCY)]
+        workers = [await stack.enter_async_context(opened(url, number)) for number in range(CONCURRENCY)]
         for worker in workers:
             await worker.index.ensure(EMBEDDER)
         operations = workers[0]
@@ -208,7 +208,7 @@ async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
 async def _register(operations: Operations) -> None:
     """Registers many other workers, for the report to list."""
     async with operations.gate.client.pipeline(transaction=False) as pipe:
-        for number in range(LISTED - 1):
+        for number in range(LISTED - CONCURRENCY):
             facts: dict[Any, Any] = {"id": f"other{number}", **FACTS}
             pipe.hset(operations.keys.worker(f"other{number}"), mapping=facts)
             pipe.zadd(operations.keys.workers, {f"other{number}": 1e14})

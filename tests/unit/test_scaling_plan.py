@@ -223,7 +223,7 @@ def test_an_impossible_capacity_is_rejected(wrong: dict[str, float]) -> None:
 def test_the_shipped_costs_contain_every_measured_operation() -> None:
     gate = HealthGatedRedis(BatchingRedis(), 1)
     address = RedisAddress("redis://127.0.0.1:1", 1.0, 1.0, 1)
-    named = set(operations.Operations(gate, address).all())
+    named = set(operations.Operations(gate, address, 0).all())
     assert {one.name for one in COSTS.periodic} | set(COSTS.once) == named | {"breaker_follow", "channel_ping"}
 
 
