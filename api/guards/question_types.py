@@ -11,26 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from api.guards.vocabulary import stem
+from api.guards.vocabulary import ASKING_VERBS, ASKING_WORDS, AUXILIARIES, REQUESTS, SUBJECT_PRONOUNS, stem
 from api.guards.words import Words
 from api.languages.function_words import words_in
 
-AUXILIARIES: Final = words_in(
-    "is are am was were do does did can could will would shall should may might must has have had"
-)
 PERSON_BY_PRONOUN: Final = {"i": "I", "we": "I", "you": "you"}
 CLAUSE_OPENERS: Final = words_in("and so but please hi hello hey also ok then well now just anyway if")
-ASKING_WORDS: Final = words_in("who how what when where why which")
 HAVE_FORMS: Final = words_in("have")
 NEED_FORMS: Final = words_in("need needs")
 PRONOUNS: Final = frozenset((word,) for word in words_in("i we you he she it they there not"))
-REQUESTS: Final = words_in(
-    """
-    tell explain show describe give help let provide list name define write find locate advise suggest recommend guide
-    walk clarify teach answer check look confirm say please kindly assist know remind inform share
-    """
-)
-"""Requests addressed to the assistant: can you tell me."""
 ADVERBS: Final = words_in("please kindly just also maybe possibly even actually not quickly")
 PERMISSION_MODALS: Final = words_in("can could may might")
 OBLIGATION_MODALS: Final = words_in("must")
@@ -139,9 +128,7 @@ VERBS: Final = words_in(
 )
 DURATION_WORDS: Final = words_in("time longer minutes hours days weeks months years")
 DO_AUXILIARIES: Final = words_in("do does did")
-SUBJECT_PRONOUNS: Final = words_in("i we you they he she")
 END_TIME_WORDS: Final = words_in("until till before will take takes")
-ASKING_VERBS: Final = words_in("know me wondering ask explain tell understand out see about")
 QUESTION_WORDS: Final = words_in("who whom whose when where why how what which whether if")
 IMPLIED_QUESTION_WORDS: Final = words_in(
     """

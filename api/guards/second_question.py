@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from api.guards.question_types import ASKING_VERBS, ASKING_WORDS, AUXILIARIES, REQUESTS, SUBJECT_PRONOUNS
-from api.guards.vocabulary import stem
+from api.guards.vocabulary import ASKING_VERBS, ASKING_WORDS, AUXILIARIES, REQUESTS, SUBJECT_PRONOUNS, stem
 from api.guards.words import EDGES, Words, read_words
 from api.languages.function_words import ENGLISH, words_in
 

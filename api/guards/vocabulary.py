@@ -24,6 +24,20 @@ FUNCTION_WORDS: Final = words_in(
 )
 """English function words: they carry grammar, not content."""
 
+AUXILIARIES: Final = words_in(
+    "is are am was were do does did can could will would shall should may might must has have had"
+)
+ASKING_WORDS: Final = words_in("who how what when where why which")
+REQUESTS: Final = words_in(
+    """
+    tell explain show describe give help let provide list name define write find locate advise suggest recommend guide
+    walk clarify teach answer check look confirm say please kindly assist know remind inform share
+    """
+)
+"""Requests addressed to the assistant: can you tell me."""
+SUBJECT_PRONOUNS: Final = words_in("i we you they he she")
+ASKING_VERBS: Final = words_in("know me wondering ask explain tell understand out see about")
+
 ENGLISH: Final = words_in(
     """
     the is are was were do does did have has can could will would should what which who when where why how my your
