@@ -173,8 +173,11 @@ def _is_ready(replica: Gunicorn) -> bool:
 
 
 def clock_library() -> Path | None:
-    """Returns the library that moves the clock of a process, if it is installed."""
-    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    """Returns the library that moves the clock of a process, if it is installed.
+
+    Its variant for threads has a lock: a process that is forked while a thread holds it never starts.
+    """
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 def _moved_by(clock: Path) -> dict[str, str]:
