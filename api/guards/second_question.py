@@ -112,16 +112,17 @@ def _bare(chunk: str) -> str:
 
 def _asked_by(sentence: Sequence[str], *, marked: bool) -> frozenset[str]:
     words = read_words(" ".join(sentence)).words if sentence else ()
-    if not words or not (marked or words[0] in REQUESTS or _begins_question(words)):
+    if not words or not (marked or words[0] in REQUESTS or _has_question(words)):
         return frozenset()
     return frozenset(stem(word) for word in words if word not in LITTLE_OF_A_SENTENCE)
 
 
-def _begins_question(words: Sequence[str]) -> bool:
-    """Returns whether a question begins, and no clause: when I log in, where the card is."""
-    if words[0] not in ASKING_WORDS:
-        return False
-    return words[0] not in CLAUSE_WORDS or not AUXILIARIES.isdisjoint(words[1:3])
+def _has_question(words: Sequence[str]) -> bool:
+    """Returns whether a question begins in words without a question mark, and no clause: when I log in, where it is."""
+    first = words[0]
+    if first in AUXILIARIES or (first in ASKING_WORDS and first not in CLAUSE_WORDS):
+        return True
+    return any(_opens_question(words, index) for index in range(len(words)))
 
 
 def compare_questions(one: Asked, other: Asked) -> str:
