@@ -94,12 +94,12 @@ def _sentences(text: str) -> tuple[frozenset[str], ...]:
     chunks = text.replace("？", "?").replace("?", "? ").split()
     asked: list[frozenset[str]] = []
     sentence: list[str] = []
-    for chunk, after in zip(chunks, [*map(_bare, chunks[1:]), ""], strict=True):
-        is_word = bool(_bare(chunk))
-        if is_word and not (after in ASKING_WORDS and _bare(chunk) in JOINING):
+    for chunk, after in zip(chunks, [*chunks[1:], ""], strict=True):
+        bare, last = _bare(chunk), chunk.rstrip(CLOSING)[-1:]
+        asks_next = _bare(after) in ASKING_WORDS and after[-1] not in SENTENCE_ENDS  # not: it failed, why?
+        if bare and not (asks_next and bare in JOINING):
             sentence.append(chunk)
-        last = chunk.rstrip(CLOSING)[-1:]
-        if last in SENTENCE_ENDS or (after in ASKING_WORDS and (last in CLAUSE_MARKS or _bare(chunk) in JOINING)):
+        if last in SENTENCE_ENDS or (asks_next and (last in CLAUSE_MARKS or bare in JOINING)):
             asked.append(_asked_by(sentence, marked=last == "?"))
             sentence = []
     asked = [stems for stems in (*asked, _asked_by(sentence, marked=False)) if stems]
