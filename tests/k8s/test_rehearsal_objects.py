@@ -129,7 +129,7 @@ def test_a_small_cluster_s_autoscaler_keeps_its_target() -> None:
         assert autoscaler is not None
         [metric] = autoscaler["spec"]["metrics"]
         targets.append(metric["containerResource"]["target"]["averageUtilization"])
-    assert targets == [1400, 70]  # percent of 50m, and of a CPU
+    assert targets == [700, 70]  # percent of 50m, and of half a CPU
 
 
 def mebibytes(size: str) -> int:
