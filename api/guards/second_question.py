@@ -7,12 +7,14 @@ sentence, and then needs no such word: What is a visa? Which visa do I need?
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Final, NamedTuple
 
 from api.guards.vocabulary import ASKING_VERBS, ASKING_WORDS, AUXILIARIES, REQUESTS, SUBJECT_PRONOUNS, stem
-from api.guards.words import EDGES, Words, read_words
+from api.guards.words import CONTRACTIONS, EDGES, Words, read_words
 from api.languages.function_words import ENGLISH, words_in
 
 SHORT_OPENERS: Final = words_in("how what which")
@@ -27,7 +29,8 @@ SAYS_LITTLE: Final = (
         """
         it my so an a the would like want need get know hi hello hey thanks thank many go about next happen now for on
         besides but also just um uh er hmm well ok okay sorry excuse pardon bother trouble wondering wonder curious
-        quick silly stupid dumb simple small short another one question
+        quick silly stupid dumb simple small short another one question good morning afternoon evening dear all everyone
+        folks guys hope maybe perhaps anyone anybody
         """
     )
 )
@@ -35,15 +38,24 @@ SAYS_LITTLE: Final = (
 COVERED: Final = 0.6
 """A question that has this part of another's words besides a second question asks both."""
 
-
 SENTENCE_ENDS: Final = frozenset("?!…。")
 CLAUSE_MARKS: Final = frozenset(".,;:-–—，")
 """They end a sentence only before a word that asks: a full stop may be that of `St.`."""
+SEPARATORS: Final = str.maketrans(
+    dict.fromkeys("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029&+/|•·；、(（", " ; ")
+    | dict.fromkeys("?？؟⁇", "? ")
+    | dict.fromkeys("！‽", "! ")
+)
+"""What separates sentences with or without spaces around it, as one of the marks above."""
+SEPARATED: Final = re.compile(r"[^\w\s.,:;'’?!-]|[?!]\s*\S|\s-|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 CLOSING: Final = ")]}'\"”’»*_~"
 CLAUSE_WORDS: Final = words_in("when where how")
 JOINING: Final = words_in("and or also plus then")
 LITTLE_OF_A_SENTENCE: Final = SAYS_LITTLE | words_in(
-    "to way going deal problem issue matter happening happened do done"
+    """
+    to way going deal problem issue matter happening happened do done step steps detail details sentence example
+    possible idea ideas there something
+    """
 )
 """Words that do not tell one sentence from another: what is going on?"""
 
@@ -80,23 +92,21 @@ def read_questions(question: Words) -> Asked:
 
 def _may_be_several(question: Words) -> bool:
     """Returns False for most questions, without reading them again."""
-    words, text = question.words, question.text
+    words = question.words
     return (
         any(0 < start < len(words) for start in question.clause_starts)
         or not JOINING.isdisjoint(words)
-        or "?" in text[:-1]
-        or " - " in text
-        or not text.isascii()
+        or SEPARATED.search(question.text) is not None
     )
 
 
 def _sentences(text: str) -> tuple[frozenset[str], ...]:
-    chunks = text.replace("？", "?").replace("?", "? ").split()
+    chunks = text.translate(SEPARATORS).split()
     asked: list[frozenset[str]] = []
     sentence: list[str] = []
-    for chunk, after in zip(chunks, [*chunks[1:], ""], strict=True):
+    for chunk, after in zip_longest(chunks, chunks[1:], fillvalue=""):
         bare, last = _bare(chunk), chunk.rstrip(CLOSING)[-1:]
-        asks_next = _bare(after) in ASKING_WORDS and after[-1] not in SENTENCE_ENDS  # not: it failed, why?
+        asks_next = _asks(_bare(after)) and after[-1] not in SENTENCE_ENDS  # not: it failed, why?
         if bare and not (asks_next and bare in JOINING):
             sentence.append(chunk)
         if last in SENTENCE_ENDS or (asks_next and (last in CLAUSE_MARKS or bare in JOINING)):
@@ -104,6 +114,12 @@ def _sentences(text: str) -> tuple[frozenset[str], ...]:
             sentence = []
     asked = [stems for stems in (*asked, _asked_by(sentence, marked=False)) if stems]
     return tuple(dict.fromkeys(asked)) if len(asked) > 1 else ()
+
+
+def _asks(word: str) -> bool:
+    """Returns whether a word asks, also as a short form: what's, whats."""
+    whole = word.replace("’", "'").removesuffix("'s")
+    return (CONTRACTIONS.get(whole) or (whole,))[0] in ASKING_WORDS
 
 
 def _bare(chunk: str) -> str:
@@ -151,7 +167,7 @@ def _besides(parts: Sequence[frozenset[str]], words: frozenset[str]) -> str:
 def _asks_more(one: Asked, other: Asked) -> str:
     """Returns words of a sentence without which the others ask what `other` asks."""
     sentences = one.sentences
-    if len(sentences) <= max(1, len(other.sentences)) or not other.words or one.typed == other.typed:
+    if len(sentences) <= max(1, len(other.sentences)) or not other.words or _same_words(one, other):
         return ""
     times = Counter(word for sentence in sentences for word in sentence)
     covered = len(other.words & times.keys())
@@ -160,6 +176,12 @@ def _asks_more(one: Asked, other: Asked) -> str:
         if covered - only_here >= COVERED * len(other.words):
             return f"{'+'.join(sorted(sentence)[:3])} / none"
     return ""
+
+
+def _same_words(one: Asked, other: Asked) -> bool:
+    """Returns whether the words are the same, however the sentences are joined."""
+    left, right = ([word for word in asked.typed if word not in JOINING] for asked in (one, other))
+    return left == right
 
 
 def _opens_question(words: Sequence[str], index: int) -> bool:

@@ -40,6 +40,7 @@ A_DAY: Final = 86_400.0
 """Seconds that a connection without a timeout waits."""
 MOST_IDLE: Final = 8
 """Tasks of a client that wait for the next batch. A new task for each would cost every command."""
+CLOSED: Final = "The client is closed."
 ROOM: Final = 16 * 1024
 """Largest write (bytes) that never has to wait: buffers of asyncio and uvloop are at least four times as large."""
 
@@ -197,6 +198,7 @@ class BatchingRedis(Redis):
         self._sending: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         """Wakes the senders that have nothing to send."""
+        self._closing = False
 
     @classmethod
     def from_url(
@@ -228,6 +230,9 @@ class BatchingRedis(Redis):
 
     def _queued(self, names: Sequence[str], options: dict[str, Any] | None, packed: list[bytes]) -> asyncio.Future[Any]:
         reply = asyncio.get_running_loop().create_future()
+        if self._closing:
+            reply.set_exception(RedisConnectionError(CLOSED))
+            return reply
         if not self._queue:
             self._wake_sender()
         self._queue.append(_Command(names, options, packed, reply))
@@ -248,7 +253,7 @@ class BatchingRedis(Redis):
     def _sender_ended(self, task: asyncio.Task[None]) -> None:
         """Lets another sender take what a cancelled one was woken for."""
         self._sending.discard(task)
-        if self._queue and task.cancelled():
+        if self._queue and task.cancelled() and not self._closing:
             self._wake_sender()
 
     async def _keep_sending(self) -> None:
@@ -263,11 +268,13 @@ class BatchingRedis(Redis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Ends the batches in progress and the senders, and closes the connections."""
-        while self._sending or self._queue:
-            batch, self._queue = self._queue, []
-            _fail(batch, RedisConnectionError("The client is closed."))
+        self._closing = True
+        try:
             await cancel_and_wait(self._sending)
-            await asyncio.sleep(0)  # those that have just ended leave the set
+        finally:
+            self._closing = False
+            batch, self._queue = self._queue, []
+            _fail(batch, RedisConnectionError(CLOSED))
         await super().aclose(close_connection_pool)
 
     async def _send_queue(self) -> None:
@@ -283,7 +290,7 @@ class BatchingRedis(Redis):
             finally:
                 await self.connection_pool.release(connection)
         except asyncio.CancelledError:
-            _fail(batch, RedisConnectionError("The client is closed."))
+            _fail(batch, RedisConnectionError(CLOSED))
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers get it
             _fail(batch, error)

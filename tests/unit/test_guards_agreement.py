@@ -52,6 +52,18 @@ def test_the_verdict_is_symmetric(one: str, other: str) -> None:
     assert (there and there.guard) == (back and back.guard)
 
 
+@pytest.mark.parametrize("mark", ["\n", "\r\n", "\u2028", "\n\n- "])
+def test_each_line_may_be_a_question(mark: str) -> None:
+    found = disagreement(f"What is a visa{mark}Which visa do I need for Spain?", "Which visa do I need for Spain?")
+    assert found is not None
+    assert found.guard == "questions"
+
+
+@pytest.mark.parametrize("blank", ["\u3000", "\xa0", "\n\x85", "?", "-"])
+def test_a_text_without_words_has_features(blank: str) -> None:
+    assert disagreement(blank, blank) is None
+
+
 def test_features_can_replace_the_text() -> None:
     question = read("How do I enable 2FA?")
     for other in ("How do I disable 2FA?", "How can I enable 2FA?"):
