@@ -37,6 +37,7 @@ from api.ports.question import AnswerFinished, Timings
 from api.settings import TracingSettings
 from api.values import CacheStatus
 from tests.support.gunicorn_process import free_port
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SECRET = "How much does Ms. Smith owe?"
@@ -354,5 +355,5 @@ async def test_spans_for_a_dead_collector_leave_no_thread_behind(monkeypatch: py
     async with open_tracing("w-1", metrics, console=False, hit_share=1, latest=True, captures=False) as made:
         with made.step("chat"):
             pass
-    assert set(threading.enumerate()) <= before
+    wait_until(lambda: set(threading.enumerate()) <= before, timeout=5)
     assert logging.getLogger("opentelemetry").propagate
