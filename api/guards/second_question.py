@@ -1,8 +1,8 @@
 """Guard `questions`: it rejects a text that asks another question too.
 
-Cached answers to two questions at once would let a caller put an answer under another question. A second question is
-found by how it begins (how do I, what time is it) if it has a word of its own. It is also found by the end of a
-sentence, and then needs no such word: What is a visa? Which visa do I need?
+Cached answers to two questions at once would let a caller put an answer under another question. The guard finds the
+second in two ways. It may begin like a question (how do I, what time is it); then it must have a word that the other
+text lacks. Or it is a sentence; then it may use the same words: What is a visa? Which visa do I need?
 """
 
 from __future__ import annotations
