@@ -17,13 +17,15 @@ from api.endpoints.known_keys import KnownKeys, WrongKeys
 from api.errors import KeysUnavailable, NotAuthenticated, NotAuthorized, StoreUnavailable
 from api.loopback import is_loopback_address, is_loopback_host
 from api.ports.access import MARK, RANKS, Caller, Lease, TokenVerifier, is_token
-from api.ports.limits import CHARGED, UNLIMITED, Charge, Limits, plan_of
+from api.ports.limits import CHARGED, UNLIMITED, Charge, LimitPlan, Limits, plan_of
 from api.values import Priority
 
 DEFAULT_TENANT: Final = "default"
 
 Role = Literal["all", "operator", "user", "admin"]
 """The role that may call an endpoint. Operators need a key only with REQUIRE_KEYS."""
+Charged = Literal["question", "request"]
+"""What an endpoint charges: a question, whose hit may be free, or each request."""
 
 
 class Access:
@@ -125,17 +127,31 @@ class Access:
 
     def charge(self, request: Request) -> Charge | None:
         """Returns what a request is charged, or None without limits. The tenant of the request must be known."""
-        caller = self._caller(request) if self._keyed else None
-        own = caller.limits if caller is not None else UNLIMITED
-        if caller is not None and own:
-            plan = plan_of(request.state.tenant, caller.id, own, self._limits)
-        elif self._limits:
-            plan = plan_of(request.state.tenant, "", UNLIMITED, self._limits)
-        else:
+        plan = self._plan(request.state.tenant, self._caller(request) if self._keyed else None)
+        if plan is None:
             return None
         charged: Charge | None = request.scope["state"].pop(CHARGED, None)  # by the fast path, which had no answer
         charge = request.state.charge = charged or Charge(plan, counts_hits=self._counts_hits)
         return charge
+
+    def _plan(self, tenant: str, caller: Caller | None) -> LimitPlan | None:
+        if caller is not None and (own := caller.limits):
+            return plan_of(tenant, caller.id, own, self._limits)
+        return plan_of(tenant, "", UNLIMITED, self._limits) if self._limits else None
+
+    def known_plan(self, request: Request, charged: Charged) -> LimitPlan | None:
+        """Returns the limits of a request whose body is unread, if its key decides its tenant. Sets the tenant.
+
+        None if only the cache knows whether the request is charged, or if it was charged already.
+        """
+        caller = self._caller(request) if self._keyed else None
+        if caller is None or caller.role == "admin" or (charged == "question" and not self._counts_hits):
+            return None
+        earlier: Charge | None = request.scope["state"].get(CHARGED)
+        if earlier is not None and not earlier.is_refused:
+            return None
+        request.state.tenant = caller.tenant
+        return self._plan(caller.tenant, caller)
 
     def priority(self, request: Request, requested: Priority | None) -> Priority:
         """Returns the priority of a question. Raises `NotAuthorized` if the key is limited to batch work."""

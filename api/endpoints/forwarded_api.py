@@ -63,7 +63,7 @@ class ResponsesBody(ForwardedBody):
     responses=_STREAM,
     openapi_extra=body_of(ForwardedBody, _PROMPT),
 )
-@needs("user")
+@needs("user", "question")
 async def completions(request: Request) -> Response:
     """As Ollama does. Only the same request finds the answer in the cache."""
     return await _passed_on(request, _COMPLETIONS)
@@ -76,7 +76,7 @@ async def completions(request: Request) -> Response:
     responses=_STREAM,
     openapi_extra=body_of(ResponsesBody, _INPUT),
 )
-@needs("user")
+@needs("user", "question")
 async def responses(request: Request) -> Response:
     """As Ollama does, without state. Only the same request finds the answer in the cache."""
     fields = await read_fields(request)
@@ -96,7 +96,7 @@ async def responses(request: Request) -> Response:
     responses=_STREAM,
     openapi_extra=_MESSAGE,
 )
-@needs("user")
+@needs("user", "question")
 async def messages(request: Request) -> Response:
     """As Ollama does. Only the same request finds the answer in the cache."""
     return await _passed_on(request, _MESSAGES)
@@ -105,7 +105,7 @@ async def messages(request: Request) -> Response:
 @anthropic_router.post(
     _COUNT.path, summary="Anthropic: count the tokens of a message", response_model=None, openapi_extra=_MESSAGE
 )
-@needs("user")
+@needs("user", "question")
 async def count_tokens(request: Request) -> Response:
     """As Ollama does, where it has this path."""
     return await _passed_on(request, _COUNT)
@@ -139,7 +139,7 @@ _FORM: Final = {
 
 
 @openai_router.post(TRANSCRIPTIONS, summary="OpenAI: transcribe a recording", response_model=None, openapi_extra=_FORM)
-@needs("user")
+@needs("user", "question")
 async def transcriptions(request: Request) -> Response:
     """As Ollama does, with a model that can hear. Never from the cache."""
     kind = request.headers.get("content-type", "")

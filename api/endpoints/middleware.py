@@ -12,7 +12,7 @@ Streams pass through the middleware, and it costs microseconds.
 - `BodyLimit`: refuses a body that is too large or too slow, by its declared length or while it arrives. FastAPI's own
   `max_body_size` answers in plain text; here it is a problem document like every other error.
 - `CheckedRoute`: who may call an endpoint is declared where the endpoint is, and checked before a byte of the body is
-  read.
+  read. So are the limits of the key, if the worker remembers that they refuse the request.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.cancellation import is_own_cancellation
-from api.endpoints.access import Role
+from api.endpoints.access import Charged, Role
 from api.endpoints.ollama_wire import BLOBS
 from api.endpoints.problems import ClientDisconnected, problem
 from api.endpoints.validation import JsonRequest, refuse_too_many_values
@@ -390,16 +390,18 @@ def route_template(scope: Scope, mounted_at: str = "") -> str:
 MAX_PARAMETERS: Final = 64
 """Parameters in a query string. No endpoint has as many, and each unknown one costs a validation error."""
 _ROLE: Final = "ragherd_role"
+_CHARGED: Final = "ragherd_charged"
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def needs(role: Role) -> Callable[[Endpoint], Endpoint]:
-    """Declares who may call an endpoint. Place it below the route's decorator."""
+def needs(role: Role, charged: Charged | None = None) -> Callable[[Endpoint], Endpoint]:
+    """Declares who may call an endpoint, and what it charges. Place it below the route's decorator."""
 
     def declared(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _ROLE, role)
+        setattr(endpoint, _CHARGED, charged)
         return endpoint
 
     return declared
@@ -425,12 +427,15 @@ class CheckedRoute(APIRoute):
     def checked(self, handler: Handler) -> Handler:
         """Wraps a handler with the checks."""
         role = role_of(self.endpoint)
+        charged: Charged | None = getattr(self.endpoint, _CHARGED)
 
         async def checked(request: Request) -> Response:
             if role != "all":
                 await request.state.worker.access.admit(request, role)
             if request.scope["query_string"].count(b"&") >= MAX_PARAMETERS:
                 raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.")
+            if charged is not None:
+                await _refuse_unread(request, charged)
             return await handler(await self.prepared(request))
 
         return checked
@@ -438,6 +443,19 @@ class CheckedRoute(APIRoute):
     async def prepared(self, request: Request) -> Request:
         """Returns the request for FastAPI to read, after the key was checked."""
         return request
+
+
+async def _refuse_unread(request: Request, charged: Charged) -> None:
+    """Raises `RateLimited` if the worker remembers that the limits of the request's key are used up."""
+    worker = request.state.worker
+    plan = worker.access.known_plan(request, charged)
+    charge = worker.limiter.refusals.find(plan) if plan is not None else None
+    if charge is None:
+        return
+    request.state.charge = charge
+    if charged == "question":
+        await worker.queries.refuse_unread(request.state.tenant, charge)
+    await worker.limiter.settle(charge)
 
 
 class JsonRoute(CheckedRoute):

@@ -56,7 +56,7 @@ _SHOW: Final = body_of(ShowBody, {"model": "llama3.2"})
     responses=stream_of(OllamaForm.media_type),
     openapi_extra=_CHAT,
 )
-@needs("user")
+@needs("user", "question")
 async def chat(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
     return await _answered(request, _CHAT_PATH, ChatBody, ollama_wire.in_message)
@@ -69,7 +69,7 @@ async def chat(request: Request) -> Response:
     responses=stream_of(OllamaForm.media_type),
     openapi_extra=_GENERATE,
 )
-@needs("user")
+@needs("user", "question")
 async def generate(request: Request) -> Response:
     """The same as a conversation of one turn, and cached together with those."""
     return await _answered(request, _GENERATE_PATH, GenerateBody, ollama_wire.in_response)
@@ -91,7 +91,7 @@ async def _answered(request: Request, path: ForwardedPath, kind: type[Generation
 
 
 @router.post("/api/embed", summary="Ollama: embed texts", response_model=None, openapi_extra=_EMBED)
-@needs("user")
+@needs("user", "request")
 async def embed(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbedBody)
@@ -102,7 +102,7 @@ async def embed(request: Request) -> Response:
 
 
 @router.post("/api/embeddings", summary="Ollama: embed one text", response_model=None, openapi_extra=_TEXT)
-@needs("user")
+@needs("user", "request")
 async def embeddings(request: Request) -> Response:
     """The older form of `POST /api/embed`. The vector has unit length, which Ollama's own does not always have."""
     body = await read_body(request, EmbeddingsBody)

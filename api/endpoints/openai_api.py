@@ -41,7 +41,7 @@ _EMBEDDINGS: Final = body_of(EmbeddingsBody, {"model": "nomic-embed-text", "inpu
     responses=stream_of(OpenAIForm.media_type),
     openapi_extra=_CHAT,
 )
-@needs("user")
+@needs("user", "question")
 async def chat_completions(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
     fields = await read_fields(request)
@@ -68,7 +68,7 @@ async def _query(request: Request, body: ChatCompletionBody) -> Query:
 
 
 @router.post("/v1/embeddings", summary="OpenAI: embed texts", response_model=None, openapi_extra=_EMBEDDINGS)
-@needs("user")
+@needs("user", "request")
 async def embeddings(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbeddingsBody)

@@ -43,7 +43,7 @@ class FeedbackOut(BaseModel):
 
 
 @feedback_router.post("/feedback", status_code=202, summary="Judge an answer")
-@needs("user")
+@needs("user", "request")
 async def feedback(body: FeedbackIn, request: Request) -> FeedbackOut:
     """A key has one vote on an answer; the latest counts. After `bad` no worker serves the answer from the cache.
 

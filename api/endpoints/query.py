@@ -81,7 +81,7 @@ class QueryIn(StrictBody):
     responses=stream_of(event_stream.MEDIA_TYPE, "queued", "sources", "token", "done", "error"),
     openapi_extra={"parameters": [TIMEOUT_OPENAPI, CLIENT_OPENAPI, PRIORITY_OPENAPI]},
 )
-@needs("user")
+@needs("user", "question")
 async def post_query(body: QueryIn, request: Request) -> Response:
     """Answer from the fleet's cache or with the language model. See docs/http-api.md and docs/streaming.md."""
     state: AppState = request.state.worker

@@ -110,7 +110,7 @@ explain_router = APIRouter(tags=["semantic cache"], route_class=JsonRoute)
 
 
 @explain_router.post("/api/semantic-cache/explain", summary="Explain why a question is a hit or a miss")
-@needs("user")
+@needs("user", "request")
 async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
     """Takes the body of POST /query and changes nothing. A tenant's key sees only questions of that tenant."""
     state = worker_state(request)

@@ -114,17 +114,23 @@ class WorkerTelemetry(Telemetry):
 
     def refused(self, query: Query, error: RagherdError) -> None:
         """Counts and logs the error."""
+        question = query.question if self._log_questions else ""
+        if query.variant is not None:
+            self._variants.refused(query.variant)
+        self._failed(self._facts(query), query.model, question, error)
+
+    def refused_unread(self, tenant: str, error: RagherdError) -> None:
+        """Counts and logs the error. Neither the model nor the question is known."""
+        self._failed({"tenant_hash": owner_of(tenant)}, "", "", error)
+
+    def _failed(self, facts: dict[str, Any], model: str, question: str, error: RagherdError) -> None:
         self.requests += 1
         self._metrics.query_failed()
         if self._history is not None:
             self._history.open["queries:error"] += 1
             self._history.open[f"errors:{error.slug}"] += 1
-        question = query.question if self._log_questions else ""
-        self._note_outcome(("error", None, None, None, query.model, error.slug, question))
-        if query.variant is not None:
-            self._variants.refused(query.variant)
-        facts = {**self._facts(query), "status": error.status, "error": error.slug, **error.members}
-        self._queries.warning("query_failed", **facts)
+        self._note_outcome(("error", None, None, None, model, error.slug, question))
+        self._queries.warning("query_failed", **facts, status=error.status, error=error.slug, **error.members)
 
     def left(self, query: Query) -> None:
         """Counts the disconnect. The access log has it as status 499."""

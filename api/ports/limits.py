@@ -137,13 +137,19 @@ class Decision:
 class Charge:
     """The charge of one question."""
 
-    __slots__ = ("counts_hits", "decision", "is_sent", "plan", "warned")
+    __slots__ = ("asked_at", "counts_hits", "decision", "is_recalled", "is_sent", "must_ask", "plan", "warned")
 
     def __init__(self, plan: LimitPlan, *, counts_hits: bool) -> None:
         self.plan = plan
         self.counts_hits = counts_hits
         self.is_sent = False
         """Whether Redis has been asked. It must not be asked twice."""
+        self.asked_at = 0.0
+        """When the decision was asked for, by the monotonic clock: the wait begins no earlier."""
+        self.is_recalled = False
+        """Whether the decision is that of an earlier request."""
+        self.must_ask = False
+        """Whether no earlier decision may be taken over."""
         self.decision: Decision | None = None
         self.warned: list[str] = []
         """The names of limits of which little is left."""
@@ -157,6 +163,11 @@ class Charge:
         """Sets the decision."""
         self.decision = Decision(wait, left)
         self.warned = self.plan.warned(left)
+
+    def refuse_again(self, earlier: Charge, wait: float) -> None:
+        """Takes over the decision of a charge that was refused within the last second."""
+        assert earlier.decision is not None, "it was refused"
+        self.decision, self.warned, self.is_recalled = Decision(wait, earlier.decision.left), earlier.warned, True
 
     @property
     def is_refused(self) -> bool:

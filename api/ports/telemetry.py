@@ -75,6 +75,9 @@ class Telemetry:
     def refused(self, query: Query, error: RagherdError) -> None:
         """A query ended without an answer."""
 
+    def refused_unread(self, tenant: str, error: RagherdError) -> None:
+        """A limit refused a query whose body was not read."""
+
     def left(self, query: Query) -> None:
         """The caller disconnected before the answer was complete."""
 

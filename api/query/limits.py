@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from api.cancellation import log_failure
 from api.errors import RateLimited, StoreUnavailable
 from api.ports.limits import TENANT, Charge, LimitPlan, LimitStore, LocalCounts
+from api.query.refusals import Refusals
 from api.values import Usage
 
 MOST: Final = 10_000
@@ -45,6 +46,7 @@ class Limiter:
         self._local: OrderedDict[tuple[str, str], LocalCounts] = OrderedDict()
         self._streams: dict[tuple[str, str], set[str]] = {}
         """The open streams of this worker, by owner and subject."""
+        self.refusals = Refusals()
         self._leasing = asyncio.Lock()
         """Keeps a renewal from overtaking the return of a lease."""
         self._running: set[asyncio.Task[None]] = set()
@@ -63,10 +65,15 @@ class Limiter:
 
     async def decide(self, charge: Charge) -> None:
         """Charges a request that was not charged yet. `settle` follows: this neither counts nor raises a refusal."""
-        if charge.decision is not None or not charge.plan.has_rates:
-            return
+        if charge.decision is None and charge.plan.has_rates:
+            self.refusals.recall(charge)
+            if charge.decision is None:
+                await self._ask(charge)
+        self.refusals.note(charge)
+
+    async def _ask(self, charge: Charge) -> None:
         if not charge.is_sent:
-            charge.is_sent = True
+            charge.is_sent, charge.asked_at = True, time.monotonic()
             try:
                 async with asyncio.timeout(SECONDS):
                     await self._store.admit(charge)
@@ -77,6 +84,7 @@ class Limiter:
         self._decide_here(charge)
 
     def _decide_here(self, charge: Charge) -> None:
+        charge.asked_at = time.monotonic()
         now, workers, plan = time.time(), max(1, self._live_workers()), charge.plan
         shares = [(self._counts(plan, name), limits.share(workers)) for name, limits in plan.subjects]
         looks = [counts.look(limits, now) for counts, limits in shares]

@@ -141,6 +141,10 @@ class QueryService:
 
         If not, returns None and counts nothing but the charge: `answer` or `stream` follows. Raises `StoreUnavailable`.
         """
+        if charge is not None and self._limiter is not None:
+            self._limiter.refusals.recall(charge)
+            if charge.is_refused:
+                return None
         lookups, timings = self._lookups(repeat), Timings()
         found = await lookups.read(repeat, timings, charge) if lookups is not None else None
         if found is None:
@@ -151,6 +155,15 @@ class QueryService:
                 return None
             await self._limiter.settle(charge, is_hit=True)
         return self._repeated(repeat, request_id, found, timings)
+
+    async def refuse_unread(self, tenant: str, charge: Charge) -> None:
+        """Refuses a question whose body was not read. Raises `RateLimited`."""
+        assert self._limiter is not None, "without limits nothing is refused"
+        try:
+            await self._limiter.settle(charge)
+        except RateLimited as error:
+            self._observer.refused_unread(tenant, error)
+            raise
 
     def _lookups(self, repeat: Repeat) -> RepeatedLookups | None:
         is_rewritten = repeat.query.history and self._condenser is not None
@@ -228,8 +241,11 @@ class QueryService:
 
     async def _look_up(self, request: _Request) -> None:
         charge = request.asked.charge
-        if charge is not None and charge.is_refused and self._limiter is not None:  # by the fast path
-            await self._limiter.settle(charge)
+        if charge is not None and self._limiter is not None:
+            if charge.charges_hits or not request.asked.cache_control.reads:
+                self._limiter.refusals.recall(charge)
+            if charge.is_refused:  # by the fast path, or as an earlier one was
+                await self._limiter.settle(charge)
         if self._condenser is not None:
             request.query = await self._condenser.standalone(request.asked, request.timings)
         with suppress(RateLimited):  # then the limiter refuses it

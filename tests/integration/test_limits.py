@@ -23,6 +23,7 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import lua
 from api.redis_store.stores.limits import RedisLimits
+from api.values import owner_of
 from tests.stub_ollama import StubOllama
 from tests.support.mcp_client import HEADERS, PROTOCOLS, mcp_client, message, problem_of, text_of
 from tests.support.round_trips import round_trips
@@ -253,7 +254,7 @@ async def test_the_charge_costs_no_round_trip(serve: Service) -> None:
 
 
 async def test_a_repeated_request_is_charged_once_whatever_path_it_takes(serve: Service) -> None:
-    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1000})
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 5})
     key = await new_key(client)
     spent = [left(await ask(client, key, "What?"))["tenant-requests"][0] for _ in range(3)]
     assert [first - second for first, second in pairwise(spent)] == [1, 1]
@@ -270,6 +271,112 @@ async def test_a_refused_repeat_is_answered_again_when_it_may(serve: Service) ->
     assert [one.status_code for one in responses] == [200, 200, 429, 429]
     metrics = (await client.get("/metrics", headers=ROOT)).text
     assert 'ragherd_rate_limited_total{limit="tenant-requests",outcome="refused"} 2.0' in metrics
+
+
+# -- refusals that are remembered --------------------------------------------------------------------------------------
+
+
+QUESTIONS: dict[str, Any] = {
+    "/query": {"question": "Who?"},
+    "/api/chat": {"model": "llama3.2", "messages": [{"role": "user", "content": "Who?"}]},
+    "/v1/chat/completions": {"model": "llama3.2", "messages": [{"role": "user", "content": "Who?"}]},
+    "/v1/messages": {"model": "llama3.2", "max_tokens": 9, "messages": [{"role": "user", "content": "Who?"}]},
+    "/api/embed": {"model": "nomic-embed-text", "input": "Who?"},
+    "/feedback": VOTE,
+}
+
+
+async def unread(client: httpx.AsyncClient, path: str, key: dict[str, str]) -> httpx.Response:
+    """Sends only the head of a request, and returns the response."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    fields = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": "40", **key}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    writer.write(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode())
+    try:
+        async with asyncio.timeout(5):
+            status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+            headers = httpx.Headers(dict(line.split(": ", 1) for line in lines))
+            body = await reader.readexactly(int(headers["Content-Length"]))
+    finally:
+        writer.close()
+    return httpx.Response(int(status.split()[1]), headers=headers, content=body)
+
+
+@pytest.mark.parametrize("path", QUESTIONS)
+async def test_a_refusal_is_repeated_before_the_body_is_read(serve: Service, path: str) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1})
+    key = await new_key(client)
+    assert (await ask(client, key, "What?")).status_code == 200
+    refused = await client.post(path, json=QUESTIONS[path], headers=key)
+    with round_trips() as written:
+        again = await unread(client, path, key)
+    assert not [one for one in written if "limits" in one or "answers" in one]
+    assert (refused.status_code, again.status_code) == (429, 429)
+    own = {"date", "x-request-id", "retry-after"}
+    shown, repeated = [{k: v for k, v in one.headers.items() if k not in own} for one in (refused, again)]
+    assert shown.pop("ratelimit").partition(";t")[0] == repeated.pop("ratelimit").partition(";t")[0]
+    assert shown == repeated
+    assert 0 <= int(refused.headers["Retry-After"]) - int(again.headers["Retry-After"]) <= 5
+    assert {**refused.json(), "request_id": ""} == {**again.json(), "request_id": ""}
+    metrics = (await client.get("/metrics", headers=ROOT)).text
+    assert 'ragherd_rate_limited_total{limit="tenant-requests",outcome="refused"} 2.0' in metrics
+
+
+async def test_a_refused_question_that_was_not_read_is_counted(serve: Service) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1})
+    key = await new_key(client)
+    assert [(await ask(client, key, "What?")).status_code for _ in range(2)] == [200, 429]
+    assert (await unread(client, "/query", key)).status_code == 429
+    metrics = (await client.get("/metrics", headers=ROOT)).text
+    assert re.search(r'^ragherd_queries_total\{[^}]*"error"[^}]*\} 2', metrics, re.MULTILINE)
+    requests = r'^ragherd_http_request_duration_seconds_count\{[^}]*route="/query",status="429"\} 2'
+    assert re.search(requests, metrics, re.MULTILINE)
+
+
+async def test_a_refusal_ends_when_an_operator_resets_the_counts(serve: Service, redis: BatchingRedis) -> None:
+    client = await serve(access={**ACCESS, "token_budget_per_month": 1})
+    key = await new_key(client)
+    assert (await ask(client, key, "What?")).status_code == 200
+
+    async def answers(status: int) -> bool:
+        return (await ask(client, key, "What?")).status_code == status
+
+    await wait_until_async(lambda: answers(429))
+    await redis.delete(Keys().limit(owner_of("acme"), TENANT))
+    await wait_until_async(lambda: answers(200))
+
+
+async def test_a_revoked_key_is_unknown_also_while_its_limits_refuse_it(serve: Service) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1})
+    created = (await client.post("/api/keys", json={"tenant": "acme"}, headers=ROOT)).json()
+    key = {"Authorization": f"Bearer {created['secret']}"}
+    assert [(await ask(client, key, "What?")).status_code for _ in range(3)] == [200, 429, 429]
+    await client.delete(f"/api/keys/{created['id']}", headers=ROOT)
+
+    async def is_unknown() -> bool:
+        return (await unread(client, "/query", key)).status_code == 401
+
+    await wait_until_async(is_unknown)
+    assert (await ask(client, await new_key(client, "globex"), "What?")).status_code == 200, "another tenant"
+
+
+async def test_a_refused_client_still_gets_what_is_free(serve: Service) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1, "rate_limit_free_hits": True})
+    key = await new_key(client)
+    found = [(await ask(client, key, question)).status_code for question in ("What?", "Who?", "What?", "Who?")]
+    assert found == [200, 429, 200, 429]
+    assert (await client.get("/documents", headers=key)).status_code == 200
+    assert (await unread(client, "/feedback", key)).status_code == 429, "never free"
+    assert (await ask(client, {**key, "Cache-Control": "no-cache"}, "What?")).status_code == 429
+
+
+async def test_a_request_that_was_charged_on_the_short_way_is_not_refused_later(serve: Service) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 2})
+    key = await new_key(client)
+    assert (await ask(client, key, "What?")).status_code == 200
+    assert (await client.delete("/api/semantic-cache", params={"tenant": "acme"}, headers=ROOT)).is_success
+    found = await asyncio.gather(*[ask(client, key, "What?") for _ in range(6)])
+    assert Counter(one.status_code for one in found) == {200: 1, 429: 5}
 
 
 async def test_the_script_counts_as_a_worker_without_redis_does(redis: BatchingRedis) -> None:

@@ -199,6 +199,7 @@ class RedisAnswerCache:
             return None
         command = self._charges.command(charge)
         charge.is_sent = command is not None  # if the reply is lost, it may have been charged
+        charge.asked_at = time.monotonic()
         return command
 
     def _matches(self, reply: Mapping[bytes, Any], now_ms: int, stale_ms: int) -> Sequence[CacheMatch]:

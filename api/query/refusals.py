@@ -1,0 +1,81 @@
+"""Remembers for a moment which limits refused a request, so that a client that ignores `Retry-After` costs little.
+
+GCRA and the budgets never free a place earlier than they said. Until then a further request with the same limits can be
+refused without Redis, and before its body is read. An operator may reset the counts, and Redis may lose them or come
+back. So every second one request asks Redis again, and the others are refused until it has its decision.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from api.ports.limits import Charge, LimitPlan
+
+REMEMBERED_SECONDS: Final = 1.0
+"""How long a refusal counts before a request asks again."""
+RETRY_SECONDS: Final = 0.1
+"""When the next request asks, if the last one has no decision yet."""
+MOST: Final = 1024
+"""Plans that a worker remembers: those that were refused last."""
+
+
+@dataclass(slots=True)
+class _Refusal:
+    """When the place is free, and when to ask again, by the monotonic clock."""
+
+    charge: Charge
+    free_at: float
+    ask_at: float
+
+
+class Refusals:
+    """What one worker remembers. New limits of a key have a new plan, and a plan of which it knows nothing is asked."""
+
+    def __init__(self, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._known: OrderedDict[LimitPlan, _Refusal] = OrderedDict()
+
+    def note(self, charge: Charge) -> None:
+        """Remembers a decision that was just made. One that lets the request go on ends the memory."""
+        decision = charge.decision
+        if decision is None or charge.is_recalled:
+            return
+        if decision.wait <= 0:
+            if self._known:
+                self._known.pop(charge.plan, None)
+            return
+        free_at = charge.asked_at + decision.wait
+        self._known[charge.plan] = _Refusal(charge, free_at, min(free_at, self._clock() + REMEMBERED_SECONDS))
+        self._known.move_to_end(charge.plan)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+
+    def find(self, plan: LimitPlan) -> Charge | None:
+        """The refused charge of a further request; None if its limits must be asked."""
+        found = self._known.get(plan) if self._known else None
+        if found is None or (now := self._clock()) >= found.ask_at:
+            return None
+        charge = Charge(plan, counts_hits=True)
+        charge.refuse_again(found.charge, found.free_at - now)
+        return charge
+
+    def recall(self, charge: Charge) -> None:
+        """Refuses a charge that was not asked for yet, if that is certain. If not, it must be asked for.
+
+        Others are then refused until it has its decision, but for a moment only: the decision may never come.
+        """
+        if charge.decision is not None or charge.is_sent or charge.must_ask:
+            return
+        found = self._known.get(charge.plan) if self._known else None
+        now = self._clock()
+        if found is None or now >= found.ask_at:
+            charge.must_ask = True
+            if found is not None:
+                found.ask_at = min(found.free_at, now + RETRY_SECONDS)
+        else:
+            charge.refuse_again(found.charge, found.free_at - now)

@@ -1,0 +1,120 @@
+"""What a worker remembers about refused requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.errors import RateLimited
+from api.ports.limits import Charge, LimitPlan, Limits
+from api.query.limits import Limiter
+from api.query.refusals import REMEMBERED_SECONDS, RETRY_SECONDS, Refusals
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Store:
+    """Stands for Redis: refuses everything for `wait` seconds."""
+
+    wait = 60.0
+    asked = 0
+
+    async def admit(self, charge: Charge) -> None:
+        self.asked += 1
+        charge.decide(self.wait, [0, 60])
+
+
+PLAN = LimitPlan("acme", ("k", Limits(1)))
+
+
+def decided(wait: float, at: float = 1000.0, plan: LimitPlan = PLAN) -> Charge:
+    charge = Charge(plan, counts_hits=True)
+    charge.is_sent, charge.asked_at = True, at
+    charge.decide(wait, [0, 60])
+    return charge
+
+
+def recalled(refusals: Refusals, plan: LimitPlan = PLAN) -> Charge:
+    charge = Charge(plan, counts_hits=True)
+    refusals.recall(charge)
+    return charge
+
+
+def test_a_refusal_counts_until_its_wait_is_over_and_tells_what_is_left_of_it() -> None:
+    clock = Clock()
+    refusals = Refusals(clock=clock)
+    assert not recalled(refusals).is_refused
+    refusals.note(decided(0.5, at=999.9))
+    clock.now = 1000.3
+    found, again = recalled(refusals), refusals.find(PLAN)
+    for charge in (found, again):
+        assert charge is not None
+        assert charge.decision is not None
+        assert charge.decision.wait == pytest.approx(0.1)
+        assert charge.headers[1] == (b"ratelimit", b'"key-requests";r=0;t=60')
+    clock.now = 1000.4
+    assert (refusals.find(PLAN), recalled(refusals).is_refused) == (None, False), "the place is free"
+
+
+def test_after_a_second_one_request_asks_and_the_others_are_refused_until_it_knows() -> None:
+    clock = Clock()
+    refusals = Refusals(clock=clock)
+    refusals.note(decided(86_400))
+    clock.now += REMEMBERED_SECONDS
+    asking = recalled(refusals)
+    assert (asking.is_refused, recalled(refusals).is_refused) == (False, True)
+    refusals.recall(asking)
+    assert not asking.is_refused, "it has to ask, however often it is tried"
+    clock.now += RETRY_SECONDS
+    assert not recalled(refusals).is_refused, "the first has no decision yet"
+    refusals.note(decided(0, at=clock.now))
+    assert refusals.find(PLAN) is None, "an operator has reset the counts"
+
+
+def test_a_recalled_refusal_does_not_make_the_memory_longer() -> None:
+    clock = Clock()
+    refusals = Refusals(clock=clock)
+    refusals.note(decided(60))
+    clock.now += 0.9
+    refusals.note(recalled(refusals))
+    clock.now += 0.1
+    assert refusals.find(PLAN) is None
+
+
+def test_other_limits_of_the_same_key_are_asked() -> None:
+    refusals = Refusals(clock=Clock())
+    refusals.note(decided(60))
+    assert refusals.find(LimitPlan("acme", ("k", Limits(2)))) is None
+
+
+def test_what_was_charged_before_is_not_refused_later() -> None:
+    refusals = Refusals(clock=Clock())
+    sent, granted = Charge(PLAN, counts_hits=True), decided(0)
+    sent.is_sent = True
+    refusals.note(decided(60))
+    for charge in (sent, granted):
+        refusals.recall(charge)
+        assert not charge.is_refused
+
+
+def test_the_memory_is_bounded() -> None:
+    refusals = Refusals(most=2, clock=Clock())
+    plans = [LimitPlan("acme", (name, Limits(1))) for name in "abc"]
+    for plan in plans:
+        refusals.note(decided(60, plan=plan))
+    assert [refusals.find(plan) is not None for plan in plans] == [False, True, True]
+
+
+async def test_a_worker_asks_redis_once_for_many_refused_requests() -> None:
+    store = Store()
+    counted: list[tuple[str, str]] = []
+    limiter = Limiter(store, lambda: 1, lambda *noted: counted.append(noted))  # type: ignore[arg-type]
+    for _ in range(5):
+        with pytest.raises(RateLimited, match="key-requests"):
+            await limiter.settle(Charge(PLAN, counts_hits=True))
+    assert store.asked == 1
+    assert counted.count(("key-requests", "refused")) == 5
