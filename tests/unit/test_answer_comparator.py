@@ -169,6 +169,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 async def test_hostile_answers_are_not_the_same_as_a_plain_one(minilm: MiniLM, text: str) -> None:
     plain = await compared(minilm, text, "The refund takes 5 days.", "How long does a refund take?")
@@ -183,6 +184,7 @@ async def test_answers_in_another_language_are_unsure_unless_their_figures_diffe
     assert (await compared(minilm, german, german.replace("5", "9"))).verdict is Verdict.DIFFERENT
 
 
+@pytest.mark.slow
 @given(st.text(max_size=400), st.text(max_size=400))
 def test_any_two_texts_can_be_compared(one: str, other: str) -> None:
     pairing = Pairing(read_answer(AnswerText("", one)), read_answer(AnswerText("", other)))
@@ -190,6 +192,7 @@ def test_any_two_texts_can_be_compared(one: str, other: str) -> None:
         assert 0 <= decide(pairing.agreement(None)).score <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", ["one two. ", "1", "a-", "- a\n", "漢", "`x` ", "a, "])
 def test_an_answer_is_read_in_part_and_in_linear_time(piece: str) -> None:
     def seconds(size: int) -> float:
@@ -212,6 +215,7 @@ def long_list(kind: str, start: int) -> str:
     return " ".join(f"On the list are {', '.join(chosen[at : at + 100])}." for at in range(0, 1_200, 100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["names", "amounts"])
 def test_of_long_lists_only_the_first_facts_are_compared(kind: str) -> None:
     one, other = (read_answer(AnswerText("", long_list(kind, start))) for start in (0, 1_250))
@@ -226,6 +230,7 @@ def test_of_long_lists_only_the_first_facts_are_compared(kind: str) -> None:
     assert time.perf_counter() - began < 10, "without a limit it takes minutes"
 
 
+@pytest.mark.slow
 async def test_an_answer_that_is_too_long_to_read_is_never_called_the_same(minilm: MiniLM) -> None:
     text = "The refund takes 5 days. " * 4_000
     found = await compared(minilm, text, text + "Sure!")

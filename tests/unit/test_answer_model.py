@@ -158,6 +158,7 @@ def test_labels_of_another_model_have_another_version_and_other_errors() -> None
     assert Comparator(embedder, telemetry, model=model).version != with_model.version
 
 
+@pytest.mark.slow
 def test_held_out_families_train_nothing() -> None:
     held_out = {pair.question.lower() for _, pair in held_out_pairs()}
     trained = Sampler(0, HELD_OUT_FOLD).pairs(300)

@@ -100,6 +100,7 @@ def test_a_fault_tightens_by_one_level_and_says_so() -> None:
     assert found.published.changed_ms == 10_000
 
 
+@pytest.mark.slow
 def test_a_fault_of_ten_percent_is_seen_within_a_hundred_labels() -> None:
     for number, least in ((50, 24), (100, 36)):
         seen = [after(labels(100, 0.0, seed=99) + labels(number, 0.1, start_ms=500, seed=seed)) for seed in range(40)]
@@ -125,10 +126,12 @@ def test_wrong_answers_to_the_same_question_do_not_tighten(kind: str, similarity
     assert assess(wrong, Counter(), Published(), GUARDED, 1_000, {}).published.state.level == level
 
 
+@pytest.mark.slow
 def test_an_error_at_half_the_target_rarely_tightens() -> None:
     assert sum(after(labels(500, 0.01, seed=seed)).published.state.level for seed in range(40)) <= 2
 
 
+@pytest.mark.slow
 def test_the_comparators_errors_are_no_fault() -> None:
     noisy = replace(GUARDED, confusion=Confusion(500, 10, 500, 25))
     assert sum(after(labels(300, 0.06, seed=seed), settings=noisy).published.state.level for seed in range(40)) <= 2
@@ -172,6 +175,7 @@ def test_a_long_fault_does_not_outweigh_the_right_labels_that_follow() -> None:
     assert after([*fault, *few], before, now_ms=10_000 + CALM_MS).published.state.level == LAST_LEVEL, "still in doubt"
 
 
+@pytest.mark.slow
 def test_labels_at_twice_the_target_prove_nothing() -> None:
     seen = [[one.label for one in labels(1000, 0.04, seed=seed)] for seed in range(40)]
     assert sum(proven(one, CLEAR, 0.02) for one in seen) <= 2
@@ -221,6 +225,7 @@ def test_labels_of_other_versions_are_forgotten_at_once() -> None:
     assert not found.published.state.learned
 
 
+@pytest.mark.slow
 def test_a_thousand_scopes_of_ten_labels_share_one_model() -> None:
     seen = [one for scope in range(1000) for one in misses(10, scope, f"scope {scope}")]
     found = after(seen, settings=VERIFIED, now_ms=20)
@@ -229,6 +234,7 @@ def test_a_thousand_scopes_of_ten_labels_share_one_model() -> None:
     assert found.scopes == {}, "ten labels are too few for a model"
 
 
+@pytest.mark.slow
 def test_the_state_survives_its_json() -> None:
     first = after([*misses(600), *labels(100, 0.1, start_ms=700)], settings=VERIFIED)
     again = read_published(published_as_json(first.published))
@@ -249,6 +255,7 @@ def faulty_misses(count: int, fault: float, start_ms: int, seed: int = 0) -> lis
     return found
 
 
+@pytest.mark.slow
 def test_misses_that_turn_wrong_raise_the_suspicion_and_alone_do_not_tighten() -> None:
     learned = after(misses(1500))
     assert not learned.published.state.suspected
@@ -259,6 +266,7 @@ def test_misses_that_turn_wrong_raise_the_suspicion_and_alone_do_not_tighten() -
     assert (found.suspected, found.level) == (True, 0)
 
 
+@pytest.mark.slow
 def test_after_misses_turned_wrong_fewer_wrong_hits_tighten() -> None:
     learned = after(misses(1500))
     fault = faulty_misses(300, 0.1, 2_000)
@@ -267,6 +275,7 @@ def test_after_misses_turned_wrong_fewer_wrong_hits_tighten() -> None:
     assert after([*misses(1500), *fault, *few], learned.published).published.state.level == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [False, True])
 def test_with_the_default_sampling_a_fault_is_seen_within_500_hits(*, noise: bool) -> None:
     """One hit in a hundred is labeled. The fault shows in the candidates of misses too."""
@@ -321,12 +330,14 @@ def test_wrong_answers_in_right_groups_tighten_too() -> None:
     assert after(fault).published.state.level == 1
 
 
+@pytest.mark.slow
 def test_without_a_fault_the_fleet_does_not_tighten() -> None:
     runs = [watched(0.005, seed, 0.01, 5_000, noise=True, signs=Signs(misses=True, spare=False)) for seed in range(4)]
     assert sum(len(one.tightened) for one in runs) == 0
     assert sum(one.sampled for one in runs) / 20_000 < 0.04, "few more hits than one in a hundred are labeled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "most"), [(False, 0.045), (True, 0.11)])
 def test_without_a_fault_spare_shadow_calls_are_few_and_tighten_nothing(*, noise: bool, most: float) -> None:
     runs = [watched(0.005, seed, 0.01, 5_000, noise=noise) for seed in range(4)]
@@ -334,6 +345,7 @@ def test_without_a_fault_spare_shadow_calls_are_few_and_tighten_nothing(*, noise
     assert sum(one.sampled for one in runs) / 20_000 < most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize(
     ("signs", "share"),

@@ -70,6 +70,7 @@ def test_a_slowdown_of_10_percent_is_found_in_at_least_95_of_100() -> None:
     assert np.mean(medians) == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_speedup_is_better_and_no_regression() -> None:
     found = named(compare(simulated(1, 1.3), simulated(2), TOLERANCE))
     slow = found["latency p50, miss"]
@@ -85,6 +86,7 @@ def test_a_real_change_within_the_tolerance_is_no_regression() -> None:
     assert not any(one.regression for one in found.values())
 
 
+@pytest.mark.slow
 def test_errors_are_a_regression_whatever_the_tolerance_is() -> None:
     failing = [{**one, "failed": one["requests"] // 20} for one in simulated(2)]
     found = named(compare(simulated(1), failing, 10.0))["error rate"]

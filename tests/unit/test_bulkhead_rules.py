@@ -240,6 +240,7 @@ def test_an_overdue_batch_call_goes_first_once_in_the_time() -> None:
     assert granted == (waiting[2],), "without users batch calls wait for nothing"
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.lists(st.integers(1, 3 * 10**6), min_size=50, max_size=100))
 def test_batch_calls_take_a_bounded_share_and_never_starve(gaps: list[int]) -> None:
@@ -257,6 +258,7 @@ def test_batch_calls_take_a_bounded_share_and_never_starve(gaps: list[int]) -> N
         assert now - started[-1] <= after + gap, "it starts with the first permit that is free after 10 s"
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.integers(1, 4), st.lists(st.integers(100, 120_000), min_size=60, max_size=60))
 def test_long_batch_calls_leave_users_most_of_the_time(limit: int, lengths: list[int]) -> None:

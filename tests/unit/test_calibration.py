@@ -67,6 +67,7 @@ def served_wrong(model: Model, risk: Callable[[Evidence], float] = risk_of) -> t
     return len(served) / len(evidence), float(np.mean([risk(one) for one in served])) if served else 0.0
 
 
+@pytest.mark.slow
 def test_what_is_served_stays_under_the_target() -> None:
     for target in (0.01, 0.02, 0.05):
         share, wrong = served_wrong(model_from(drawn(3000), target=target))
@@ -74,6 +75,7 @@ def test_what_is_served_stays_under_the_target() -> None:
         assert wrong <= target
 
 
+@pytest.mark.slow
 def test_the_comparators_errors_are_taken_out() -> None:
     channel = Channel(0.02, 0.05)
     labels = drawn(6000, channel=channel)
@@ -83,6 +85,7 @@ def test_the_comparators_errors_are_taken_out() -> None:
     assert served_wrong(model_from(labels))[0] < share / 3, "taken at their word, they leave little to serve"
 
 
+@pytest.mark.slow
 def test_two_verdicts_that_agree_are_rarely_wrong() -> None:
     channel = Channel(0.04, 0.04)
     different, clarity = channel.of(np.array([1.0, 2.0]))
@@ -127,6 +130,7 @@ def test_few_labels_give_no_model() -> None:
     assert learn(observations(right, 0), CLEAR, 0.02) is None, "nothing was ever wrong: nothing can be told apart"
 
 
+@pytest.mark.slow
 def test_a_scope_moves_away_from_all_others_as_far_as_its_labels_say() -> None:
     def worse(evidence: Evidence) -> float:
         return float(1 / (1 + np.exp(-np.log(risk_of(evidence) / (1 - risk_of(evidence)) + 1e-12) - 3)))
@@ -168,6 +172,7 @@ def test_good_feedback_counts_nowhere_and_bad_feedback_little() -> None:
     assert found.weight[:4000].sum() == pytest.approx(0.2 * found.weight[4000:].sum(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_one_tenant_counts_no_more_than_all_others() -> None:
     lies = [label(one.evidence, wrong=False) for one in drawn(5000, 3)]
     honest = drawn(1000)
@@ -180,6 +185,7 @@ def test_one_tenant_counts_no_more_than_all_others() -> None:
     assert share < 0.85, "the liar would have everything served"
 
 
+@pytest.mark.slow
 def test_old_labels_fade() -> None:
     def worse(evidence: Evidence) -> float:
         return min(1.0, 3 * risk_of(evidence) + 0.05)
@@ -221,6 +227,7 @@ def test_a_model_of_the_former_release_serves_what_it_did() -> None:
     assert again.risk(evidence) > model.risk(evidence)
 
 
+@pytest.mark.slow
 def test_a_fit_of_all_labels_takes_well_under_a_second() -> None:
     labels = drawn(20_000)
     pool = observations(labels, 0)

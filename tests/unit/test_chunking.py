@@ -65,6 +65,7 @@ def test_long_paragraphs_split_at_sentences_with_an_overlap() -> None:
     assert all(any(sentence in chunk.text for chunk in chunks) for sentence in sentences)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["# " + "# " * 500_000 + "x", "# x" + " " * 1_000_000 + "y"])
 def test_a_heading_of_a_megabyte_takes_little_time(line: str) -> None:
     """A pattern that searches for the end would block for an hour."""
@@ -147,6 +148,7 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(SHIPPED / "tokenizer.json", "EMBED_MODEL_PATH")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(UNSPACED))
 def test_no_chunk_is_over_its_tokens_in_any_script(name: str, tokenizer: Tokenizer) -> None:
     """WordPiece reads a run of more than 100 letters, and a word of unknown letters, as one token."""

@@ -241,6 +241,7 @@ def test_broken_code_keeps_its_sound_definitions() -> None:
     assert "]]]" in "".join(one.text for one in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LANGUAGES)
 @settings(max_examples=15, deadline=None)
 @given(st.data())

@@ -67,6 +67,7 @@ def test_the_page_documents_every_command(name: str) -> None:
     assert found[1] == command_table(name), "run python -m scripts.generate_docs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_page_documents_every_option(name: str) -> None:
     """The table is made from annotations, the help by typer."""

@@ -41,6 +41,7 @@ def test_the_environment_overrides_the_file_and_the_file_the_defaults() -> None:
     assert list(settings) == variable_names()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_no_secret_is_printed() -> None:
     secrets = {

@@ -65,6 +65,7 @@ def test_the_docs_page_accepts_a_key(described: dict[str, Any]) -> None:
     assert described["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
 
+@pytest.mark.slow
 def test_an_endpoint_needs_a_key_where_its_role_has_keys(described: dict[str, Any]) -> None:
     assert {str(operation["security"]) for path in described["paths"].values() for operation in path.values()} == {"[]"}
     paths = create_app(Settings(access=AccessSettings(api_keys="acme=a-key", admin_keys="root-key"))).openapi()["paths"]

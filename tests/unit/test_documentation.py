@@ -76,6 +76,7 @@ def test_the_example_file_has_every_setting_with_its_default() -> None:
     assert list(documented) == variable_names()
 
 
+@pytest.mark.slow
 def test_the_example_file_gives_the_defaults_also_when_it_is_uncommented(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def test_parts_and_bands() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize(("hits", "chance"), [(1000, 0.01), (5000, 0.05), (5000, 0.1)])
 @pytest.mark.parametrize("rate", [steady(0.02), steady(0.1), drifting], ids=["2 %", "10 %", "drift"])
@@ -129,12 +130,14 @@ def test_wrong_answers_without_a_verdict_are_counted() -> None:
     assert found.served == pytest.approx(10_500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [steady(0.02), steady(0.1), drifting], ids=["2 %", "10 %", "drift"])
 def test_the_interval_covers_the_truth_where_labels_have_no_verdict(rate: Rate) -> None:
     found = [estimated(rate, seed, 5000, 0.1, noise=True, unsure=True) for seed in range(200)]
     assert sum(one.covered for one in found) >= 190
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", FIELDS)
 @pytest.mark.parametrize("rate", [steady(0.1), drifting])
 def test_the_shown_interval_covers_the_truth_on_easy_and_on_hard_answers(rate: Rate, answers: str) -> None:

@@ -152,6 +152,7 @@ def test_a_real_difference_is_found_within_the_stated_requests(
     assert found >= 36
 
 
+@pytest.mark.slow
 def test_an_interval_contains_the_true_mean_at_all_looks_together() -> None:
     chance = np.random.default_rng(19)
     missed = 0

@@ -143,6 +143,7 @@ def test_experiments_assign_independently_of_each_other() -> None:
     assert len(pairs) == 4
 
 
+@pytest.mark.slow
 def test_another_process_assigns_alike() -> None:
     code = "from api.query.experiments import place_of; print([place_of('test', f'unit {n}') for n in range(50)])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -117,6 +117,7 @@ async def test_a_long_body_is_not_compared() -> None:
     assert (await known.find(HEAD, Body(long)))[0] is None
 
 
+@pytest.mark.slow
 def test_the_estimate_covers_what_is_made_of_a_body() -> None:
     def made(number: int) -> Repeatable:
         turns = [{"role": "user", "content": f"é{number}{turn}"} for turn in range(300)]

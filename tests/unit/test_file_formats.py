@@ -111,6 +111,7 @@ def test_an_archive_names_what_its_files_lack() -> None:
     assert len(read(many, ZIP)["warnings"]) == MAX_WARNINGS
 
 
+@pytest.mark.slow
 def test_one_file_that_a_library_fails_on_does_not_spoil_an_archive() -> None:
     with zipfile.ZipFile(DOCUMENTS / "docx-superscript.docx") as made:
         parts = {one.filename: made.read(one) for one in made.infolist()}
@@ -177,6 +178,7 @@ def test_names_without_an_encoding_are_read() -> None:
         assert found["text"] == ('# Grüße\n\nFrom: Jürgen <j@example.com>\nTo: "Müller, Ö." <m@example.com>\n\nHallo.')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
@@ -246,6 +248,7 @@ def test_a_text_behind_the_body_is_kept_and_a_repeated_one_is_not() -> None:
     assert read(bytes(mail), EMAIL)["text"].split("\n\n")[2:] == ["First.", "The list's footer."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "error"),
     [

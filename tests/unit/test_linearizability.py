@@ -69,6 +69,7 @@ def test_each_key_is_checked_by_itself() -> None:
     assert faults((*right, *wrong), register) == ["wrong"]
 
 
+@pytest.mark.slow
 def test_a_long_history_is_checked_in_linear_time() -> None:
     """Three clients that overlap all the time: without the memo, this search would take years."""
     rows: list[Row] = [("write", number // 3, number, number + 2.5) for number in range(600)]
@@ -77,6 +78,7 @@ def test_a_long_history_is_checked_in_linear_time() -> None:
     assert not is_linearizable(history(*rows, impossible), register)
 
 
+@pytest.mark.slow
 def test_a_long_history_is_checked_in_parts() -> None:
     """As a whole, these 60,000 operations would take minutes."""
     rows: list[Row] = []

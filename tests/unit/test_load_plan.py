@@ -100,6 +100,7 @@ def test_a_stalled_service_shows_in_the_percentiles_of_an_open_loop() -> None:
     assert slow == [4, 5]
 
 
+@pytest.mark.slow
 def test_users_who_wait_for_a_stalled_service_do_not_count_what_they_did_not_ask() -> None:
     """A closed loop measures what a user sees, so the same stall is a single slow request."""
     test = measured(Plan(requests=None, seconds=10, concurrency=1), stalls(4, 6))
@@ -187,6 +188,7 @@ def test_as_many_requests_as_wanted_are_sent_and_nobody_waits_on(rate: float | N
     assert test.seconds < 1
 
 
+@pytest.mark.slow
 def test_users_think_for_the_wanted_time_on_average() -> None:
     plan = Plan(requests=None, seconds=1000, concurrency=2, think=1.0)
     test = measured(plan, stalls(-1, -1, usual=0.0))
@@ -206,6 +208,7 @@ def test_a_refused_key_ends_the_run() -> None:
 # -- Questions ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_popular_questions_follow_zipf() -> None:
     topics = [[f"q{rank}"] for rank in range(1, 11)]
     asked = Counter(islice(drawn(topics, 1.0, 0.3, 1), 30_000))
@@ -264,6 +267,7 @@ def test_no_request_has_no_figures() -> None:
     assert set(one.figures().values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_requests() -> None:
     tally, chance = Tally(), random.Random(1)
     for number in range(50_000):
@@ -317,6 +321,7 @@ def document(**changes: Any) -> dict[str, Any]:
     return {**tally.document(3.0), **head, "plan": {**plan, **more}, **changes}
 
 
+@pytest.mark.slow
 def test_the_page_escapes_texts_and_needs_no_network(tmp_path: Path) -> None:
     found = document()
     data, image, page_path = write_report(found, tmp_path)
@@ -330,6 +335,7 @@ def test_the_page_escapes_texts_and_needs_no_network(tmp_path: Path) -> None:
     assert "error_rate at most 0.05: missed" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tally", [Tally(), None])
 def test_a_run_without_an_answer_has_a_report_too(tmp_path: Path, tally: Tally | None) -> None:
     if tally is None:

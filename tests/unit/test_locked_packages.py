@@ -82,6 +82,7 @@ def test_no_undeclared_package_is_locked(file: str) -> None:
     assert ours == {canonicalize_name(requirement.name) for requirement in declared(file)}, RERUN
 
 
+@pytest.mark.slow
 @from_lock
 @pytest.mark.parametrize("file", ["dev", "run", "image", "build"])
 def test_dependencies_of_locked_packages_are_locked(file: str) -> None:
@@ -135,6 +136,7 @@ def test_the_page_on_mcp_adds_to_the_image_what_the_image_lacks() -> None:
     assert {Requirement(one.strip('"')).name for one in added - {"\\"}} == lacking
 
 
+@pytest.mark.slow
 @from_lock
 def test_the_installed_packages_are_the_locked_ones() -> None:
     installed = {pin.name: metadata.version(pin.name) for pin in pins("dev") if pin.applies}

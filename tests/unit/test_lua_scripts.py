@@ -22,6 +22,7 @@ def luacheck() -> str:
     return need_tool("luacheck")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("luacheck")
 def test_luacheck_finds_nothing_in_the_scripts() -> None:
     assert list(STORE.rglob("*.lua")) == list((ROOT / "api").rglob("*.lua")) != []

@@ -105,6 +105,7 @@ def test_all_that_the_model_reads_counts(fields: dict[str, Any]) -> None:
     assert 1000 <= forwarded(**fields).prompt_tokens < 1020
 
 
+@pytest.mark.slow
 def test_a_body_of_numbers_is_counted_without_a_visit_to_each() -> None:
     numbers, texts = ([1] * 500_000, ["1"] * 500_000)
     seconds = []

@@ -15,6 +15,8 @@ from scripts.benchmarks.load import Load
 from scripts.benchmarks.profiles import part_of, shares
 from scripts.benchmarks.report import markdown, number
 
+pytestmark = pytest.mark.slow
+
 TARGET = {target.key: target for target in TARGETS}
 
 

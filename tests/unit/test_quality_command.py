@@ -220,6 +220,7 @@ def test_files_of_spreadsheets_are_read(tmp_path: Path, name: str, content: byte
     assert (found.asked, found.intents) == (["x", "y"], ["1", "1"])
 
 
+@pytest.mark.slow
 def test_a_huge_log_is_measured_in_part_only(tmp_path: Path) -> None:
     path = tmp_path / "huge.csv"
     path.write_text("question\n" + "what now\n" * (MOST_QUESTIONS + 1))
@@ -276,6 +277,7 @@ def test_a_folder_without_a_verifier_is_named(pairs: str, tmp_path: Path) -> Non
     assert str(tmp_path) in result.stderr
 
 
+@pytest.mark.slow
 def test_the_shipped_verifier_has_a_name(pairs: str) -> None:
     result = run("measure", pairs, "--verifier", "builtin", "--policy", "verified", "--json")
     assert result.exit_code == 0, result.output

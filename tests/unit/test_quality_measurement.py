@@ -155,6 +155,7 @@ def counted(policy: Policy, stream: Stream, intents: str, judge: Judge = accept)
     return figures(policy, outcomes_of_stream(run, truth_of(intents), np.array([], bool)), 0, seed=1)
 
 
+@pytest.mark.slow
 def test_verified_serves_more_than_a_fixed_threshold_once_it_has_learned() -> None:
     stream, intents = clustered(2500, 60, 0.55, seed=1)
     before, after = counted(Guarded(0.92), stream, intents), counted(Verified(0.02, 0.92, seed=1), stream, intents)
@@ -163,6 +164,7 @@ def test_verified_serves_more_than_a_fixed_threshold_once_it_has_learned() -> No
     assert after.error_per_hit.value < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeated", [False, True])
 def test_verified_learns_from_a_comparator_with_errors(*, repeated: bool) -> None:
     """Its rates are those of the real one: of equal answers a quarter gets no verdict, and 3 % are called different."""
@@ -175,6 +177,7 @@ def test_verified_learns_from_a_comparator_with_errors(*, repeated: bool) -> Non
     assert after.error_per_hit.value < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("same", "errors", "unsure"), [(True, 4 / 158, 44 / 158), (False, 6 / 159, 25 / 159)])
 def test_simulated_errors_have_the_rates_that_were_measured_and_repeat(
     *, same: bool, errors: float, unsure: float
@@ -203,12 +206,14 @@ def test_verified_decides_as_guarded_until_it_has_labels() -> None:
     assert (after.hits, after.wrong) == (before.hits, before.wrong)
 
 
+@pytest.mark.slow
 def test_verified_never_serves_what_a_guard_rejects() -> None:
     stream, intents = clustered(1000, 20, 0.3, seed=2)
     found = counted(Verified(0.02, 0.92, seed=1), stream, intents, judge=lambda asked, near: "numbers")
     assert found.hits == 0
 
 
+@pytest.mark.slow
 def test_a_verifier_that_knows_the_truth_adds_hits() -> None:
     stream, intents = clustered(2500, 60, 0.8, seed=1)
     truth = truth_of(intents)
@@ -236,6 +241,7 @@ def test_the_verifier_scores_a_pair_once_for_all_policies() -> None:
     assert scored == [(1, 0), (2, 1)]
 
 
+@pytest.mark.slow
 def test_a_stream_whose_truth_is_unknown_teaches_nothing() -> None:
     stream, _ = clustered(1000, 20, 0.3, seed=2)
     [run] = replay(stream, [Verified(0.02, 0.92, seed=1)], accept, lambda asked, stored: None, quiet)

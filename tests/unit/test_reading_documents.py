@@ -60,6 +60,28 @@ def read(name: str, languages: str = "") -> dict[str, object]:
             "The left column is about bread.\nDough rests for two hours.\nThen it is baked at 230 degrees.\n"
             "The right column is about soup.\nIt simmers for forty minutes.\nSalt is added at the end.",
         ),
+        (
+            "html-glued-blocks.html",
+            "More\n\nDogs are not allowed.\n\nOpen on Sunday\n\nClosed on Monday\n\nLift to floor 3\n\nCall 5501",
+        ),
+        ("html-superscript.html", "The lab holds 10^6 cells per m^2."),
+        ("html-xml-declaration.html", "The lift stops at floor 3."),
+        ("md-comment.md", "# Plan\n\n\nThe plan starts in May."),
+        ("md-front-matter.md", "# Leave policy\n\nLeave is approved by the team lead."),
+        (
+            "md-setext.md",
+            "# Billing\n\n## Refunds\n\nRefunds take nine days.\n\n## Invoices\n\nInvoices come on the first.",
+        ),
+    ],
+)
+def test_a_file_is_read_as_its_author_sees_it(name: str, text: str) -> None:
+    assert read(name)["text"] == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
         ("docx-superscript.docx", "The lab holds 10^6 cells per m^2. Water is H2O."),
         (
             "docx-content-control-math.docx",
@@ -86,21 +108,9 @@ def read(name: str, languages: str = "") -> dict[str, object]:
         ),
         ("docx-numbered-list.docx", "# Steps\n\n1. Unplug the press.\n2. Wait four minutes.\n3. Open the guard."),
         ("docx-tracked-changes.docx", "# Contract\n\nThe notice period is six weeks to the end of a month."),
-        (
-            "html-glued-blocks.html",
-            "More\n\nDogs are not allowed.\n\nOpen on Sunday\n\nClosed on Monday\n\nLift to floor 3\n\nCall 5501",
-        ),
-        ("html-superscript.html", "The lab holds 10^6 cells per m^2."),
-        ("html-xml-declaration.html", "The lift stops at floor 3."),
-        ("md-comment.md", "# Plan\n\n\nThe plan starts in May."),
-        ("md-front-matter.md", "# Leave policy\n\nLeave is approved by the team lead."),
-        (
-            "md-setext.md",
-            "# Billing\n\n## Refunds\n\nRefunds take nine days.\n\n## Invoices\n\nInvoices come on the first.",
-        ),
     ],
 )
-def test_a_file_is_read_as_its_author_sees_it(name: str, text: str) -> None:
+def test_a_word_document_is_read_as_its_author_sees_it(name: str, text: str) -> None:
     assert read(name)["text"] == text
 
 
@@ -253,6 +263,7 @@ def test_a_page_that_cannot_be_loaded_counts_as_one_without_text(
     assert (found.text, found.warnings) == ("The first page.", ("1 of 2 pages (2) without text.",))
 
 
+@pytest.mark.slow
 def test_scanned_pages_are_read_with_tesseract() -> None:
     need_tool("tesseract")
     found = read("pdf-partly-scanned.pdf", "eng")
@@ -306,7 +317,8 @@ def test_rules_and_broken_front_matter_stay_text(text: str) -> None:
     "value",
     [
         f"0x{'f' * 6000}", ":".join(["1"] * 4000), f"{':'.join(['1'] * 400)}.5", "!!int ''", "!!bool maybe",
-        "!!timestamp x", '"\\ud800"', '"\\0"', '"a\\n\\n# b"', "[" * 5000, "x" * 5000,
+        "!!timestamp x", '"\\ud800"', '"\\0"', '"a\\n\\n# b"', "x" * 5000,
+        pytest.param("[" * 5000, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_no_value_of_front_matter_fails_or_gives_what_is_not_text(value: str) -> None:

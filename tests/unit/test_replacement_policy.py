@@ -45,6 +45,7 @@ def test_the_next_step(workers: list[WorkerState], wanted: int, expected: Step) 
     assert next_step(workers, wanted) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(200))
 def test_there_are_always_enough_serving_workers_and_replacement_settles(seed: int) -> None:
     """Workers become due, start and stop in any order and time, and some are killed."""

@@ -143,6 +143,7 @@ GROWS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data(), name=st.sampled_from(sorted(GROWS)))
 def test_more_load_never_needs_less(data: st.DataObject, name: str) -> None:
@@ -154,6 +155,7 @@ def test_more_load_never_needs_less(data: st.DataObject, name: str) -> None:
         assert large.redis_share >= small.redis_share * (1 - 1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(exact=st.floats(0, 1), more=st.floats(0, 1), rate=st.floats(0.1, 1e4))
 def test_more_exact_hits_need_less(exact: float, more: float, rate: float) -> None:

@@ -70,6 +70,7 @@ def test_the_written_answers_are_many_and_of_both_labels() -> None:
     assert all(pair.one != pair.other for pair in pairs)
 
 
+@pytest.mark.slow
 def test_no_question_is_trained_on_and_measured() -> None:
     measured = {pair.one.question.lower() for half in ("held-out", "test", "blind") for pair in pairs_of(half)}
     assert not measured & {pair.one.question.lower() for pair in longer_pairs()}

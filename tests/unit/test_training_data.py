@@ -38,6 +38,7 @@ def test_both_labels_and_all_parts_of_the_grammar_are_there() -> None:
     assert 0.42 < sum(pair.same for pair in PAIRS) / len(PAIRS) < 0.52
 
 
+@pytest.mark.slow
 def test_two_forms_of_one_meaning_never_have_different_answers() -> None:
     """A pair of texts has one label: the same two texts as a positive and as a negative pair would teach nothing."""
     by_texts: dict[frozenset[str], set[bool]] = {}
@@ -250,6 +251,7 @@ def test_written_pairs_have_their_clusters_labels() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_written_questions_are_typed_in_other_ways_and_keep_their_numbers() -> None:
     pairs = questions.training_pairs(2, Random(1))
     assert pairs == questions.training_pairs(2, Random(1))

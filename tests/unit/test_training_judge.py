@@ -73,6 +73,7 @@ def test_a_worse_and_an_equal_model_are_refused() -> None:
     assert not judged(new=0.9, used=0.9).better
 
 
+@pytest.mark.slow
 def test_a_gain_within_chance_is_refused() -> None:
     """The same strength and other noise: a coin decides which one is ahead."""
     taken = 0

@@ -61,6 +61,7 @@ def test_kept_pairs_count_once_with_their_newest_verdict_and_without_unsure_ones
     assert from_kept(kept) == [Pair("cached", "asked", False, "scope"), Pair("cached", "third", True, "scope")]
 
 
+@pytest.mark.slow
 @given(PAIRS)
 def test_the_split_keeps_every_pair_once(pairs: list[Pair]) -> None:
     found = split(pairs)
@@ -69,6 +70,7 @@ def test_the_split_keeps_every_pair_once(pairs: list[Pair]) -> None:
     assert len(found.held_out_clusters) == len(found.held_out)
 
 
+@pytest.mark.slow
 @given(PAIRS)
 def test_no_question_of_a_held_out_cluster_is_trained_on(pairs: list[Pair]) -> None:
     """Questions with the same answer are a cluster, however indirectly: the other half would give the answer away."""

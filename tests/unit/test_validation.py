@@ -119,6 +119,7 @@ def test_the_maximum_number_of_lists_is_accepted() -> None:
         json_of(orjson.dumps([*fitting, []]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [b'"a\\', b'"', b"\\", b'"\\"', b'""', b'"['])
 def test_counting_is_linear_in_the_body(piece: bytes) -> None:
     """Each string is scanned once, even if none of them ends."""
