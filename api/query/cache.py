@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -123,6 +123,14 @@ def _nothing(match: CacheMatch) -> None:
     """Does nothing: without a cache no entry is served."""
 
 
+Turn = Callable[[], AbstractAsyncContextManager[bool]]
+
+
+def at_once() -> AbstractAsyncContextManager[bool]:
+    """The turn of a request that need not wait."""
+    return nullcontext(True)
+
+
 class SemanticCache:
     """One worker's use of the fleet's cached answers. `cache` is None if the semantic cache is disabled."""
 
@@ -159,8 +167,11 @@ class SemanticCache:
         """Records that an entry was served; no I/O."""
         self.repeats = None if cache is None or self.quality.observes else RepeatedLookups(cache, keys, self.quality)
 
-    async def look_up(self, query: Query, timings: Timings) -> Lookup:
-        """Looks in the exact tier, embeds the question, and looks in the semantic tier, until an answer is found."""
+    async def look_up(self, query: Query, timings: Timings, turn: Turn = at_once) -> Lookup:
+        """Looks in the exact tier, embeds the question, and looks in the semantic tier, until an answer is found.
+
+        `turn` is entered before an embedding, and yields whether there may be one.
+        """
         lookup, variant = Lookup(), query.variant
         if self._cache is None or query.cache_control.no_store or (variant is not None and not variant.caches):
             return lookup
@@ -169,19 +180,30 @@ class SemanticCache:
             lookup.key = await self._keys.of(query)
             lookup.available = True
             await self._exact(self._cache, query, lookup.key, lookup, timings)
-            if query.history and lookup.match is None and self.policy.follow_ups:
-                await self._as_first_worded(self._cache, query, lookup, timings)
-            decided = quality.observes and self._observed(lookup)
-            if lookup.match is None:
-                await self.embed(query, lookup, timings)
-            if lookup.match is None and lookup.vector is not None and query.cache_control.reads and not decided:
-                await self._semantic(query, lookup, timings)
+            if lookup.match is not None and not quality.observes:
+                return lookup
+            async with turn() as may_embed:
+                if may_embed:
+                    await self._by_meaning(self._cache, query, lookup, timings, observes=quality.observes)
+                elif quality.observes:
+                    self._observed(lookup)
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
         except StoreUnavailable as error:
             lookup.available = False
             self._observer.store_failed(error)
         return lookup
+
+    async def _by_meaning(
+        self, cache: AnswerCache, query: Query, lookup: Lookup, timings: Timings, *, observes: bool
+    ) -> None:
+        if query.history and lookup.match is None and self.policy.follow_ups:
+            await self._as_first_worded(cache, query, lookup, timings)
+        decided = observes and self._observed(lookup)
+        if lookup.match is None:
+            await self.embed(query, lookup, timings)
+        if lookup.match is None and lookup.vector is not None and query.cache_control.reads and not decided:
+            await self._semantic(query, lookup, timings)
 
     async def _as_first_worded(self, cache: AnswerCache, query: Query, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier after the same conversation as the cache words it, if that differs."""

@@ -11,13 +11,14 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Any, Final, Literal
 
 from api.cancellation import log_failure
 from api.errors import RateLimited, StoreUnavailable
 from api.ports.limits import TENANT, Charge, LimitPlan, LimitStore, LocalCounts
-from api.query.refusals import Refusals
+from api.query.refusals import MOST as MOST_REFUSED
+from api.query.refusals import Refusals, SearchTurns
 from api.values import Usage
 
 MOST: Final = 10_000
@@ -47,6 +48,9 @@ class Limiter:
         self._streams: dict[tuple[str, str], set[str]] = {}
         """The open streams of this worker, by owner and subject."""
         self.refusals = Refusals()
+        self._turns = SearchTurns()
+        self._full: OrderedDict[LimitPlan, float] = OrderedDict()
+        """Until when it is likely that further streams are refused, by the monotonic clock."""
         self._leasing = asyncio.Lock()
         """Keeps a renewal from overtaking the return of a lease."""
         self._running: set[asyncio.Task[None]] = set()
@@ -127,11 +131,12 @@ class Limiter:
             return
         plan, stream = charge.plan, secrets.token_hex(8)
         try:
-            full = await self._full(plan, stream)
+            full = await self._refused_by(plan, stream)
         except asyncio.CancelledError:  # it may have got its lease
             self._start(self._close(plan, stream))
             raise
         if full is not None:
+            self._note_full(plan)
             name = f"{'tenant' if full == TENANT else 'key'}-streams"
             self._noted(name, "refused")
             raise RateLimited(name, STREAM_WAIT)
@@ -147,7 +152,7 @@ class Limiter:
                     del self._streams[place]
             self._start(self._close(plan, stream))
 
-    async def _full(self, plan: LimitPlan, stream: str) -> str | None:
+    async def _refused_by(self, plan: LimitPlan, stream: str) -> str | None:
         """Asks for a lease. Returns the subject that has too many streams, or None."""
         try:
             async with asyncio.timeout(SECONDS):
@@ -158,6 +163,24 @@ class Limiter:
                 if len(self._streams.get((plan.owner, subject), ())) >= max(1, most // workers):
                     return subject
             return None
+
+    def _note_full(self, plan: LimitPlan) -> None:
+        self._full[plan] = time.monotonic() + STREAM_WAIT
+        self._full.move_to_end(plan)
+        if len(self._full) > MOST_REFUSED:
+            self._full.popitem(last=False)
+
+    def search_turn(self, charge: Charge | None, *, streams: bool) -> AbstractAsyncContextManager[bool]:
+        """Waits before the cache is searched by meaning for a request that is refused if it has no answer.
+
+        Yields False if too many such requests wait: then the cache shall not be searched.
+        """
+        if charge is None:
+            return nullcontext(True)
+        is_beyond = charge.decision is None and self.refusals.find(charge.plan) is not None
+        if is_beyond or (streams and self._full.get(charge.plan, 0.0) > time.monotonic()):
+            return self._turns.turn(charge.plan)
+        return nullcontext(True)
 
     async def _close(self, plan: LimitPlan, stream: str) -> None:
         with suppress(StoreUnavailable):  # the lease ends by itself

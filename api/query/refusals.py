@@ -3,14 +3,19 @@
 GCRA and the budgets never free a place earlier than they said. Until then a further request with the same limits can be
 refused without Redis, and before its body is read. An operator may reset the counts, and Redis may lose them or come
 back. So every second one request asks Redis again, and the others are refused until it has its decision.
+
+If answers from the cache are free, or a stream may be cached, a refusal is not certain before the cache was searched by
+meaning, which costs an embedding. `SearchTurns` limits the share of time in which a worker does that for such clients.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
 from api.ports.limits import Charge, LimitPlan
@@ -21,6 +26,12 @@ RETRY_SECONDS: Final = 0.1
 """When the next request asks, if the last one has no decision yet."""
 MOST: Final = 1024
 """Plans that a worker remembers: those that were refused last."""
+SEARCH_SHARE: Final = 0.2
+"""Share of the time in which a worker searches by meaning for one plan that is refused."""
+MOST_REST: Final = 1.0
+"""Seconds. An embedding that takes long is mostly waiting."""
+MOST_WAITING: Final = 8
+"""Questions of such a plan that wait for their search or run it. A further one is not searched for."""
 
 
 @dataclass(slots=True)
@@ -79,3 +90,44 @@ class Refusals:
                 found.ask_at = min(found.free_at, now + RETRY_SECONDS)
         else:
             charge.refuse_again(found.charge, found.free_at - now)
+
+
+@dataclass(slots=True)
+class _Turns:
+    """The searches of one plan. `waiting`: also the one that runs. `rests_until`: when the next may begin."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+    rests_until: float = 0.0
+
+
+class SearchTurns:
+    """One worker's searches by meaning for plans that were refused: one at a time, and then a rest."""
+
+    def __init__(self, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._turns: OrderedDict[LimitPlan, _Turns] = OrderedDict()
+
+    @asynccontextmanager
+    async def turn(self, plan: LimitPlan) -> AsyncIterator[bool]:
+        """Waits for the plan's turn, and runs the block. Yields False at once if too many wait."""
+        turns = self._turns.setdefault(plan, _Turns())
+        self._turns.move_to_end(plan)
+        if len(self._turns) > self._most:
+            self._turns.popitem(last=False)
+        if turns.waiting >= MOST_WAITING:
+            yield False
+            return
+        turns.waiting += 1
+        try:
+            async with turns.lock:
+                await asyncio.sleep(max(0.0, turns.rests_until - self._clock()))
+                began = self._clock()
+                try:
+                    yield True
+                finally:
+                    now = self._clock()
+                    turns.rests_until = now + min(MOST_REST, (now - began) * (1 / SEARCH_SHARE - 1))
+        finally:
+            turns.waiting -= 1

@@ -37,7 +37,7 @@ from api.ports.question import (
     Timings,
 )
 from api.ports.telemetry import Telemetry
-from api.query.cache import Lookup, SemanticCache
+from api.query.cache import Lookup, SemanticCache, Turn, at_once
 from api.query.experiments import ExperimentView
 from api.query.repeats import Found, Repeat, RepeatedLookups
 from api.values import (
@@ -246,12 +246,25 @@ class QueryService:
                 self._limiter.refusals.recall(charge)
             if charge.is_refused:  # by the fast path, or as an earlier one was
                 await self._limiter.settle(charge)
-        if self._condenser is not None:
-            request.query = await self._condenser.standalone(request.asked, request.timings)
-        with suppress(RateLimited):  # then the limiter refuses it
-            request.lookup = await self._shared.look_up(request.query, request.timings)
+        if self._condenser is not None and request.asked.history:
+            async with self._turn(request) as may_search:
+                if may_search:
+                    request.query = await self._condenser.standalone(request.asked, request.timings)
+                    await self._look_in_cache(request, at_once)
+        else:
+            await self._look_in_cache(request, partial(self._turn, request))
         if charge is not None and self._limiter is not None:
             await self._limiter.settle(charge, is_hit=request.lookup.match is not None)
+
+    async def _look_in_cache(self, request: _Request, turn: Turn) -> None:
+        with suppress(RateLimited):  # then the limiter refuses it
+            request.lookup = await self._shared.look_up(request.query, request.timings, turn)
+
+    def _turn(self, request: _Request) -> AbstractAsyncContextManager[bool]:
+        """Limits how often the cache is searched by meaning for a caller whose limits refuse what it does not have."""
+        if self._limiter is None:
+            return at_once()
+        return self._limiter.search_turn(request.asked.charge, streams=not request.buffered)
 
     def _open_stream(self, request: _Request) -> AbstractAsyncContextManager[None]:
         """Counts a stream whose answer the cache does not have. Raises `RateLimited`."""

@@ -370,6 +370,17 @@ async def test_a_refused_client_still_gets_what_is_free(serve: Service) -> None:
     assert (await ask(client, {**key, "Cache-Control": "no-cache"}, "What?")).status_code == 429
 
 
+async def test_a_refused_client_does_not_keep_the_embedder_busy(serve: Service, stub: StubOllama) -> None:
+    client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 1, "rate_limit_free_hits": True})
+    key = await new_key(client)
+    assert [(await ask(client, key, question)).status_code for question in ("What?", "Who?")] == [200, 429]
+    before = stub.stats["requests"]["/api/embed"]
+    found = await asyncio.gather(*[ask(client, key, f"Where is {number}?") for number in range(40)])
+    assert {one.status_code for one in found} == {429}
+    assert stub.stats["requests"]["/api/embed"] - before < 40
+    assert (await ask(client, key, "What?")).status_code == 200
+
+
 async def test_a_request_that_was_charged_on_the_short_way_is_not_refused_later(serve: Service) -> None:
     client = await serve(access={**ACCESS, "rate_limit_requests_per_minute": 2})
     key = await new_key(client)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 
 from api.errors import RateLimited
 from api.ports.limits import Charge, LimitPlan, Limits
 from api.query.limits import Limiter
-from api.query.refusals import REMEMBERED_SECONDS, RETRY_SECONDS, Refusals
+from api.query.refusals import MOST_WAITING, REMEMBERED_SECONDS, RETRY_SECONDS, SEARCH_SHARE, Refusals, SearchTurns
 
 
 class Clock:
@@ -27,8 +31,16 @@ class Store:
         self.asked += 1
         charge.decide(self.wait, [0, 60])
 
+    async def open_stream(self, plan: LimitPlan, stream: str) -> str | None:
+        return plan.streams[0][0]
+
 
 PLAN = LimitPlan("acme", ("k", Limits(1)))
+
+
+def limiter_of(store: Any, counted: list[tuple[str, str]] | None = None) -> Limiter:
+    noted = [] if counted is None else counted
+    return Limiter(store, lambda: 1, lambda limit, outcome: noted.append((limit, outcome)))
 
 
 def decided(wait: float, at: float = 1000.0, plan: LimitPlan = PLAN) -> Charge:
@@ -112,9 +124,61 @@ def test_the_memory_is_bounded() -> None:
 async def test_a_worker_asks_redis_once_for_many_refused_requests() -> None:
     store = Store()
     counted: list[tuple[str, str]] = []
-    limiter = Limiter(store, lambda: 1, lambda *noted: counted.append(noted))  # type: ignore[arg-type]
+    limiter = limiter_of(store, counted)
     for _ in range(5):
         with pytest.raises(RateLimited, match="key-requests"):
             await limiter.settle(Charge(PLAN, counts_hits=True))
     assert store.asked == 1
     assert counted.count(("key-requests", "refused")) == 5
+
+
+async def test_searches_of_a_refused_plan_run_one_at_a_time_and_rest_in_between() -> None:
+    clock = Clock()
+    turns = SearchTurns(clock=clock)
+    running: list[str] = []
+    ended = asyncio.Event()
+
+    async def search(name: str) -> None:
+        async with turns.turn(PLAN) as may_search:
+            running.append(f"{name} {may_search}")
+            await ended.wait()
+
+    tasks = [asyncio.create_task(search(str(number))) for number in range(MOST_WAITING + 1)]
+    while len(running) < 2:
+        await asyncio.sleep(0)
+    assert running == [f"{MOST_WAITING} False", "0 True"] or running == ["0 True", f"{MOST_WAITING} False"]
+    clock.now += 0.5
+    ended.set()
+    await tasks[0]
+    other = LimitPlan("globex", ("k", Limits(1)))
+    async with turns.turn(other) as may_search:
+        assert may_search, "another tenant does not wait"
+    assert len(running) == 2, "it rests"
+    clock.now += 0.5 / SEARCH_SHARE
+    for task in tasks[1:]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    async with turns.turn(PLAN) as may_search:
+        assert may_search, "a caller that leaves gives its turn back"
+
+
+async def test_only_requests_beyond_a_limit_wait_for_a_turn() -> None:
+    clock = Clock()
+    limiter = limiter_of(Store())
+    limiter.refusals = Refusals(clock=clock)
+    charge = Charge(PLAN, counts_hits=False)
+    assert isinstance(limiter.search_turn(charge, streams=False), nullcontext)
+    limiter.refusals.note(decided(60))
+    assert not isinstance(limiter.search_turn(charge, streams=False), nullcontext)
+    assert isinstance(limiter.search_turn(None, streams=False), nullcontext)
+
+
+async def test_streams_beyond_a_limit_wait_for_a_turn() -> None:
+    limiter = limiter_of(Store())
+    plan = LimitPlan("acme", ("k", Limits(concurrent_streams=1)))
+    charge = Charge(plan, counts_hits=True)
+    assert isinstance(limiter.search_turn(charge, streams=True), nullcontext)
+    with pytest.raises(RateLimited, match="key-streams"):
+        await limiter.stream(charge).__aenter__()
+    assert not isinstance(limiter.search_turn(charge, streams=True), nullcontext)
+    assert isinstance(limiter.search_turn(charge, streams=False), nullcontext)
