@@ -33,7 +33,6 @@ from api.endpoints import (
 from api.endpoints.access import Role
 from api.endpoints.access_log import AccessLog
 from api.endpoints.description import ERRORS, DescribedApp
-from api.endpoints.direct_routes import DirectRoutes
 from api.endpoints.fast_path import FastPath, FastPathMiddleware
 from api.endpoints.middleware import (
     FORM_BYTES,
@@ -44,6 +43,7 @@ from api.endpoints.middleware import (
     RequestHead,
     TracedRequests,
 )
+from api.endpoints.routes import DirectRoutes
 from api.observability.logs import FrequentEvent
 from api.observability.metrics import Metrics
 from api.settings import AccessSettings, ServerSettings, Settings

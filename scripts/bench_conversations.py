@@ -31,8 +31,7 @@ from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.quality.keeper import QualityView
 from api.quality.policies import QualitySettings
-from api.query.cache import CachePolicy, SemanticCache
-from api.query.cache_budget import CacheBudget
+from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis

@@ -58,6 +58,7 @@ class Access:
         self._tokens = tokens
         self._required = required
         self._limits = limits
+        self._has_limits = bool(limits)
         self._counts_hits = counts_hits
         self._keyed = bool(tenants) or required or tokens is not None
 
@@ -137,7 +138,7 @@ class Access:
     def _plan(self, tenant: str, caller: Caller | None) -> LimitPlan | None:
         if caller is not None and (own := caller.limits):
             return plan_of(tenant, caller.id, own, self._limits)
-        return plan_of(tenant, "", UNLIMITED, self._limits) if self._limits else None
+        return plan_of(tenant, "", UNLIMITED, self._limits) if self._has_limits else None
 
     def known_plan(self, request: Request, charged: Charged) -> LimitPlan | None:
         """Returns the limits of a request whose body is unread, if its key decides its tenant. Sets the tenant.

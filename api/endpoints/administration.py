@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Request
 
 from api.endpoints.audit import audited
 from api.endpoints.health import worker_state
-from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.query import Name
+from api.endpoints.routes import CheckedRoute, needs
 from api.endpoints.validation import rfc3339
 from api.ports.audit import AuditEntry
 

@@ -21,9 +21,10 @@ from starlette.types import Receive, Scope, Send
 from api.cancellation import log_failure
 from api.endpoints.description import ASSET_HEADERS, PAGE_HEADERS, file_of
 from api.endpoints.health import AppState, health_report, worker_out, worker_state
-from api.endpoints.middleware import HEAD_ONLY, CheckedRoute, needs
+from api.endpoints.middleware import HEAD_ONLY
 from api.endpoints.problems import ClientDisconnected
 from api.endpoints.resilience import backend_reports, breaker_report, bulkhead_report
+from api.endpoints.routes import CheckedRoute, needs
 from api.endpoints.streaming import EventWire, Streaming, cancel_on_disconnect
 from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 

@@ -20,8 +20,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from api.endpoints.access import Role
-from api.endpoints.middleware import CheckedRoute, needs, role_of
 from api.endpoints.problems import PROBLEM_JSON
+from api.endpoints.routes import CheckedRoute, needs, role_of
 from api.errors import InvalidRequest, NotFound, RagherdError
 
 _ID: Final = "3a755ca3e1488546dc0eacd7"

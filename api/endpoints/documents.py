@@ -23,8 +23,8 @@ from starlette.responses import StreamingResponse
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.description import body_of
 from api.endpoints.health import AppState, charge_request, worker_state
-from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.query import Name
+from api.endpoints.routes import CheckedRoute, needs
 from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, rfc3339, validated
 from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.document_service import OnConflict, Upload

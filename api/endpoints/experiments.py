@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from api.endpoints.audit import audited
 from api.endpoints.health import AppState, worker_state
-from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
+from api.endpoints.routes import CheckedRoute, JsonRoute, needs
 from api.endpoints.validation import StrictBody, refused
 from api.errors import SettingsError
 from api.ports.experiment import WHOLE, Experiment, VariantSpec

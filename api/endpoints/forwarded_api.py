@@ -23,7 +23,7 @@ from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.dropin import ForwardedPath, forward, forwarded_query, query_of
 from api.endpoints.dropin_wire import EVENT_STREAM, AnthropicErrors, ForwardedBody, read_fields
 from api.endpoints.health import worker_state
-from api.endpoints.middleware import CheckedRoute, needs
+from api.endpoints.routes import CheckedRoute, needs
 from api.endpoints.validation import refused
 from api.errors import BulkheadFull, InvalidRequest
 from api.values import ForwardedRequest

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from api.breaker.state import State
 from api.cancellation import log_failure
-from api.endpoints.middleware import CheckedRoute, needs
+from api.endpoints.routes import CheckedRoute, needs
 from api.errors import ServiceUnavailable, StoreUnavailable
 from api.ports.answer_cache import Store
 from api.ports.limits import Charge

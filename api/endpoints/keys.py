@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.endpoints.audit import audited
 from api.endpoints.health import Moment, worker_state
-from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name
+from api.endpoints.routes import CheckedRoute, JsonRoute, needs
 from api.endpoints.validation import IsInteger, StrictBody, refused, rfc3339
 from api.errors import KeyLimitReached, NotFound
 from api.ports.access import KEY_ID, KeyRecord, KeyRole, KeySpec, digest_of, new_id, new_secret, prefix_of

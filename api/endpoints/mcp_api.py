@@ -23,8 +23,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.cancellation import CancelScope
 from api.endpoints.health import worker_state
-from api.endpoints.middleware import CheckedRoute, host_check, needs
+from api.endpoints.middleware import host_check
 from api.endpoints.query import Name
+from api.endpoints.routes import CheckedRoute, needs
 from api.endpoints.validation import refuse_too_many_values, refused
 from api.errors import NotAuthorized, NotInstalled
 from api.loopback import is_loopback_host

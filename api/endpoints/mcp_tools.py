@@ -16,8 +16,8 @@ from starlette.requests import Request
 
 from api.cancellation import Deadline
 from api.endpoints.health import charge_request, worker_state
-from api.endpoints.middleware import role_of
 from api.endpoints.query import DocumentsIn, Name, QueryIn, Question, build_query
+from api.endpoints.routes import role_of
 from api.endpoints.semantic_cache import explain, explanation_document
 from api.endpoints.streaming import QueryOut, SourceOut, document
 from api.endpoints.validation import IsInteger, StrictBody, request_timeout, shortened

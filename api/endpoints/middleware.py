@@ -1,4 +1,4 @@
-"""ASGI middleware in front of every endpoint, from the outermost to the innermost, and the route class.
+"""ASGI middleware in front of every endpoint, from the outermost to the innermost.
 
 Streams pass through the middleware, and it costs microseconds.
 
@@ -11,8 +11,6 @@ Streams pass through the middleware, and it costs microseconds.
   behind it: one checks the first, the other acts on the second. HTTP/1.1 needs one `Host` (RFC 9112, section 3.2).
 - `BodyLimit`: refuses a body that is too large or too slow, by its declared length or while it arrives. FastAPI's own
   `max_body_size` answers in plain text; here it is a problem document like every other error.
-- `CheckedRoute`: who may call an endpoint is declared where the endpoint is, and checked before a byte of the body is
-  read. So are the limits of the key, if the worker remembers that they refuse the request.
 """
 
 from __future__ import annotations
@@ -21,28 +19,23 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import structlog
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.cancellation import is_own_cancellation
-from api.endpoints.access import Charged, Role
 from api.endpoints.ollama_wire import BLOBS
 from api.endpoints.problems import ClientDisconnected, problem
-from api.endpoints.validation import JsonRequest, refuse_too_many_values
 from api.errors import (
     CLIENT_CLOSED_REQUEST,
     HostNotAllowed,
     InternalError,
-    InvalidRequest,
     MalformedHead,
     PayloadTooLarge,
     RagherdError,
@@ -385,84 +378,3 @@ def route_template(scope: Scope, mounted_at: str = "") -> str:
     if root != mounted_at:
         return f"{root}/{{path}}"
     return UNMATCHED if scope.get("path_params") else str(scope["path"])
-
-
-MAX_PARAMETERS: Final = 64
-"""Parameters in a query string. No endpoint has as many, and each unknown one costs a validation error."""
-_ROLE: Final = "ragherd_role"
-_CHARGED: Final = "ragherd_charged"
-
-Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-def needs(role: Role, charged: Charged | None = None) -> Callable[[Endpoint], Endpoint]:
-    """Declares who may call an endpoint, and what it charges. Place it below the route's decorator."""
-
-    def declared(endpoint: Endpoint) -> Endpoint:
-        setattr(endpoint, _ROLE, role)
-        setattr(endpoint, _CHARGED, charged)
-        return endpoint
-
-    return declared
-
-
-def role_of(endpoint: Callable[..., Any]) -> Role:
-    """Returns the declared role. Raises `TypeError` if an endpoint declares none."""
-    role: Role | None = getattr(endpoint, _ROLE, None)
-    if role is None:
-        raise TypeError(f"{endpoint.__name__}: declare who may call it with @needs(...)")
-    return role
-
-
-class CheckedRoute(APIRoute):
-    """Checks the caller's key first. A caller without a key learns nothing about the body, not even that it is
-    malformed.
-    """
-
-    def get_route_handler(self) -> Handler:
-        """Wraps FastAPI's handler with the checks."""
-        return self.checked(super().get_route_handler())
-
-    def checked(self, handler: Handler) -> Handler:
-        """Wraps a handler with the checks."""
-        role = role_of(self.endpoint)
-        charged: Charged | None = getattr(self.endpoint, _CHARGED)
-
-        async def checked(request: Request) -> Response:
-            if role != "all":
-                await request.state.worker.access.admit(request, role)
-            if request.scope["query_string"].count(b"&") >= MAX_PARAMETERS:
-                raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.")
-            if charged is not None:
-                await _refuse_unread(request, charged)
-            return await handler(await self.prepared(request))
-
-        return checked
-
-    async def prepared(self, request: Request) -> Request:
-        """Returns the request for FastAPI to read, after the key was checked."""
-        return request
-
-
-async def _refuse_unread(request: Request, charged: Charged) -> None:
-    """Raises `RateLimited` if the worker remembers that the limits of the request's key are used up."""
-    worker = request.state.worker
-    plan = worker.access.known_plan(request, charged)
-    charge = worker.limiter.refusals.find(plan) if plan is not None else None
-    if charge is None:
-        return
-    request.state.charge = charge
-    if charged == "question":
-        await worker.queries.refuse_unread(request.state.tenant, charge)
-    await worker.limiter.settle(charge)
-
-
-class JsonRoute(CheckedRoute):
-    """A checked route with a JSON body that FastAPI validates."""
-
-    async def prepared(self, request: Request) -> Request:
-        """Raises `InvalidRequest` for a body that would take too long to decode."""
-        prepared = JsonRequest(request.scope, request.receive)
-        refuse_too_many_values(await prepared.body())
-        return prepared

@@ -23,8 +23,8 @@ from api.endpoints.audit import audited
 from api.endpoints.description import errors_of
 from api.endpoints.dropin_wire import NDJSON, read_fields
 from api.endpoints.health import worker_state
-from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.ollama_wire import BLOBS, error_body, error_line
+from api.endpoints.routes import CheckedRoute, needs
 from api.endpoints.streaming import cancel_on_disconnect
 from api.errors import NotAuthorized, UpstreamError, UpstreamFault
 from api.ports.inference import ModelCatalog

@@ -15,7 +15,6 @@ from api.endpoints.documents import list_response
 from api.endpoints.dropin import ForwardedPath, forward, forwarded_query
 from api.endpoints.dropin_wire import ForwardedBody, parsed, read_body, read_fields
 from api.endpoints.health import worker_state
-from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.ollama_wire import (
     ChatBody,
     Content,
@@ -26,6 +25,7 @@ from api.endpoints.ollama_wire import (
     OllamaForm,
     ShowBody,
 )
+from api.endpoints.routes import CheckedRoute, needs
 from api.endpoints.validation import refused
 from api.errors import InvalidRequest
 from api.ports.inference import ModelCatalog

@@ -15,8 +15,8 @@ from api.endpoints.documents import list_response
 from api.endpoints.dropin import ForwardedPath, forward, forwarded_query
 from api.endpoints.dropin_wire import ForwardedBody, parsed, read_body, read_fields
 from api.endpoints.health import worker_state
-from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.openai_wire import ChatCompletionBody, EmbeddingsBody, OpenAIForm
+from api.endpoints.routes import CheckedRoute, needs
 from api.endpoints.validation import refused
 from api.errors import InvalidRequest, UpstreamError, UpstreamFault
 from api.ports.question import Query

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.endpoints.health import charge_request, worker_state
-from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name
+from api.endpoints.routes import CheckedRoute, JsonRoute, needs
 from api.endpoints.validation import IsText, StrictBody, rfc3339
 from api.errors import NotFound
 from api.ports.answer_cache import Vote

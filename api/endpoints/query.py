@@ -12,7 +12,7 @@ from api.endpoints import streaming as event_stream
 from api.endpoints.description import stream_of
 from api.endpoints.fast_path import Repeatable
 from api.endpoints.health import AppState
-from api.endpoints.middleware import JsonRoute, needs
+from api.endpoints.routes import JsonRoute, needs
 from api.endpoints.streaming import EventStream, QueryOut, cancel_on_disconnect, encoded, query_response
 from api.endpoints.validation import (
     CLIENT_OPENAPI,

@@ -20,7 +20,7 @@ from api.bulkhead.bulkhead_rules import BulkheadReading
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.audit import audited
 from api.endpoints.health import AppState, worker_state
-from api.endpoints.middleware import CheckedRoute, needs
+from api.endpoints.routes import CheckedRoute, needs
 from api.endpoints.validation import rfc3339
 from api.errors import LastBackend, NotFound
 from api.ports.telemetry import BulkheadReason

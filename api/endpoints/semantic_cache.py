@@ -15,8 +15,8 @@ from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.audit import audited
 from api.endpoints.description import body_of
 from api.endpoints.health import AppState, Moment, charge_request, worker_state
-from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name, QueryIn, Question, build_query
+from api.endpoints.routes import CheckedRoute, JsonRoute, needs
 from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, rfc3339, validated
 from api.errors import InvalidRequest, ServiceUnavailable
 from api.ports.answer_cache import Invalidation, InvalidationKind, WarmUpProgress

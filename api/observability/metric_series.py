@@ -1,5 +1,7 @@
 """The series of Prometheus metrics: families that look each series up once, and direct writing to its value.
 
+The breakers' series stand here too, with the listener that counts each call.
+
 prometheus_client's own `labels` and `inc` take most of the time of a request's counts. What this module touches of its
 inside is pinned by pyproject.toml and by tests/unit/test_metrics.py.
 """
@@ -9,10 +11,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import permutations
+from types import MappingProxyType
 from typing import Any, Final, get_args
 
+import pybreaker
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 
+from api.breaker.state import BreakerListener, CallOutcome, State, Transition
 from api.observability import metric_names as names
 from api.observability.metric_names import BreakerOutcome, BreakerState, MetricSpec
 
@@ -104,6 +110,22 @@ def _make(spec: MetricSpec, registry: CollectorRegistry) -> Any:
     return Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=spec.buckets)
 
 
+# -- of circuit breakers -----------------------------------------------------------------------------------------------
+
+STATES: Mapping[State, BreakerState] = MappingProxyType(
+    {State.CLOSED: "closed", State.OPEN: "open", State.HALF_OPEN: "half_open"}
+)
+OUTCOMES: Mapping[CallOutcome, BreakerOutcome] = MappingProxyType(
+    {
+        CallOutcome.OK: "successful",
+        CallOutcome.SLOW: "slow_successful",
+        CallOutcome.FAILED: "failed",
+        CallOutcome.SLOW_FAILED: "slow_failed",
+        CallOutcome.IGNORED: "ignored",
+    }
+)
+
+
 class BreakerFamilies:
     """The breakers' part of `Metrics`. The label `name` is the breaker's."""
 
@@ -153,3 +175,47 @@ class BreakerFamilies:
     def store(self, name: str, *, local: bool) -> None:
         """Sets whether this worker uses a local breaker."""
         self._families[names.BREAKER_STORE_LOCAL][(name,)].set(float(local))
+
+
+class BreakerMetrics(BreakerListener):
+    """A listener. Every worker gets each transition; only the worker that caused it counts it.
+
+    `on_resume` is called with the name of a backend that is no longer drained.
+    """
+
+    def __init__(
+        self, families: BreakerFamilies, worker: str, on_resume: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._families = families
+        self._worker = worker
+        self._on_resume = on_resume
+        self._log = structlog.get_logger("ragherd.backends")
+
+    def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
+        """Shows the new state."""
+        name, after = str(cb.name), STATES[transition.to_state]
+        self._families.state(name, after)
+        if transition.by == self._worker:
+            self._families.changed(name, STATES[transition.from_state], after)
+
+    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: CallOutcome) -> None:
+        """Counts a call."""
+        self._families.call(str(cb.name), OUTCOMES[outcome])
+
+    def not_permitted(self, cb: pybreaker.CircuitBreaker) -> None:
+        """Counts a rejected call."""
+        self._families.rejected(str(cb.name))
+
+    def stale_results(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
+        """Counts results that arrived too late."""
+        self._families.stale_results(str(cb.name), count)
+
+    def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
+        """Counts permits whose worker crashed."""
+        self._families.lost_probes(str(cb.name), count)
+
+    def drain_changed(self, cb: pybreaker.CircuitBreaker, drained: bool) -> None:
+        """Shows whether the backend is drained."""
+        self._log.info("backend_drained" if drained else "backend_resumed", backend=cb.name)
+        if not drained:
+            self._on_resume(str(cb.name))

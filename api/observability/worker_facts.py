@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from api.breaker.fleet_breaker import FleetBreaker
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
-from api.observability.listeners import STATES
+from api.observability.metric_series import STATES
 from api.observability.metrics import Metrics, OllamaGrowth
 from api.ports.answer_cache import StoreMemory, StoreWarning
 from api.ports.answer_quality import QualityState

@@ -6,14 +6,14 @@ If the cache fails or is too slow, the question is answered without it.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from api.errors import EmbeddingUnavailable, StoreUnavailable, VerifierUnavailable
+from api.cancellation import cancel_and_wait, log_failure, wait_with_lag
+from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable
 from api.languages.identify import EVERY, Languages
 from api.ports.answer_cache import AnswerCache, Claim, NearestSearch, NewAnswer, RetrievalSnapshot
 from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, Verifier, Versions
@@ -22,25 +22,23 @@ from api.ports.inference import Embedder
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.ports.tracing import Step
-from api.quality.evidence import NEIGHBOURS, NearEntry
+from api.quality.evidence import NEIGHBOURS
 from api.quality.keeper import QualityView, VariantQuality
-from api.quality.policies import QualitySettings, Rules, decide
-from api.query.cache_budget import BudgetSpent, CacheBudget
+from api.quality.policies import QualitySettings, Rules
 from api.query.cache_key import CacheKey, CacheKeyBuilder
 from api.query.candidates import (
     Candidate,
     CandidateOutcome,
     ComparedQuestion,
-    Sight,
     SimilarQuestions,
     best,
     consider,
     lifetime,
-    sighted,
     up_to_the_first_fresh,
 )
 from api.query.condense import EarlierTurns
 from api.query.grounding import GroundedCheck, Retrieval
+from api.query.policy_choice import PolicyChoice
 from api.query.repeats import LONGEST_ANSWER, Agreed, Found, RepeatedLookups
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
@@ -114,6 +112,66 @@ class Lookup:
         return lookup
 
 
+# -- the budget of time -----------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+CLOSE_SECONDS: Final = 2.0
+"""Seconds that late commands have to finish when the worker stops."""
+
+
+class BudgetSpent(StoreUnavailable):
+    """The command took too long for its question. It continues in the background."""
+
+    def __init__(self, seconds: float, command: asyncio.Future[Any]) -> None:
+        super().__init__(f"the cache took longer than {seconds:g} s for one question")
+        self._command = command
+
+    def then(self, ended: Callable[[asyncio.Future[Any]], None]) -> None:
+        """Calls `ended` with the command when it ends."""
+        self._command.add_done_callback(ended)
+
+
+class CacheBudget:
+    """The time that one question may spend on the cache. It has used `Timings.cache` less this worker's lag."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._late: set[asyncio.Task[Any]] = set()
+
+    async def within(self, timings: Timings, command: Coroutine[Any, Any, T]) -> T:
+        """Returns the result of `command`. Raises its errors, `BudgetSpent`, and `StoreUnavailable` for a cancellation.
+
+        A late command is not cancelled: cancelling would cost its connection, and slow down a slow store even more.
+        It also lets an answer that is being stored reach the cache.
+        """
+        task = asyncio.create_task(command)
+        started = time.perf_counter()
+        try:
+            timings.lag += await wait_with_lag(task, self._seconds - (timings.cache - timings.lag))
+        except BaseException:  # the caller was cancelled
+            self._let_go(task)
+            raise
+        finally:
+            timings.cache += time.perf_counter() - started
+        if not task.done():
+            self._let_go(task)
+            raise BudgetSpent(self._seconds, task)
+        if task.cancelled():
+            raise StoreUnavailable("the command was cancelled")
+        return task.result()
+
+    def _let_go(self, task: asyncio.Task[Any]) -> None:
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        log_failure(task, StoreUnavailable, DocumentsChanged)
+
+    async def aclose(self) -> None:
+        """Waits up to `CLOSE_SECONDS` for late commands, so that answers being stored reach the cache."""
+        if self._late:
+            await asyncio.wait(self._late, timeout=CLOSE_SECONDS)
+        await cancel_and_wait(self._late)
+
+
 def _guarded(threshold: float) -> QualitySettings:
     """The settings of a cache that learns nothing."""
     return QualitySettings(PolicyName.GUARDED, threshold, 0.02, Versions(""))
@@ -160,7 +218,7 @@ class SemanticCache:
         self._budget = budget
         self._grounded_check = grounded_check
         self.quality = quality or QualityView(_guarded(policy.threshold))
-        self._verifier = verifier
+        self._policy_choice = PolicyChoice(self.quality, grounded_check, verifier)
         self._step = step
         self._similar_questions = SimilarQuestions()
         self.used: Callable[[CacheMatch], None] = cache.used if cache is not None else _nothing
@@ -315,8 +373,9 @@ class SemanticCache:
         if threshold is None:
             matches, rules = await self._near(self._cache, key, query, lookup, timings, stale_ms)
             with self._step("guards"):
-                judging = self._judged(matches, rules, asked, query, lookup, timings, stale_seconds, explores=explores)
-                return await judging
+                return await self._policy_choice.best(
+                    matches, rules, asked, query, lookup, timings, stale_seconds, explores=explores
+                )
         matches = await self._nearest(self._cache, key, lookup, timings, stale_ms, FEWER)
         with self._step("guards"):
             fates = consider(asked, matches, threshold, query.cache_control, stale_seconds)
@@ -358,52 +417,6 @@ class SemanticCache:
             key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms, neighbours=count
         )
         return await self._budget.within(timings, finding)
-
-    async def _judged(
-        self,
-        matches: Sequence[CacheMatch],
-        rules: Rules,
-        asked: ComparedQuestion,
-        query: Query,
-        lookup: Lookup,
-        timings: Timings,
-        stale_seconds: float,
-        *,
-        explores: bool,
-    ) -> Candidate | None:
-        """Lets the policy decide, if it is not `guarded`. `explores`: it may generate an answer to learn from it."""
-        sight = sighted(asked, matches, rules, query.cache_control, stale_seconds)
-        near = await self._scored(asked, sight) if rules.verifies and rules.scored else sight.near
-        chance = random.random() if explores else 1.0  # noqa: S311 - a sample, no secret
-        decision = decide(near, sight.usable, rules, chance)
-        lookup.candidates = candidates = list(sight.candidates)
-        chosen = None
-        if decision.outcome is PolicyOutcome.SERVED and decision.index is not None:
-            chosen = candidates[decision.index]
-            if self._grounded_check is not None:
-                chosen = candidates[decision.index] = await self._grounded_check.checked(chosen, query, lookup, timings)
-            if chosen.objection is not None:
-                chosen = None
-                decision = PolicyDecision(rules.policy, PolicyOutcome.REFUSED, reason="guard: grounding")
-        lookup.decision = decision
-        return chosen
-
-    async def _scored(self, asked: ComparedQuestion, sight: Sight) -> Sequence[NearEntry]:
-        """Adds the verifier's score of the candidate that may be served. Without a score it is not served.
-
-        The score of another verifier than the one whose labels the fleet has learned from says nothing: the model and
-        the verifier do not change at the same moment.
-        """
-        near = list(sight.near)
-        learned = self.quality.published.state.versions.verifier
-        if self._verifier is not None:
-            for index in sight.usable:
-                cached = sight.candidates[index].match.answer.question
-                with suppress(VerifierUnavailable):  # at its deadline, or at a fault: a miss
-                    (score,) = await self._verifier.score(asked.question, [cached])
-                    if self._verifier.digest == learned:
-                        near[index] = replace(near[index], verifier=score)
-        return near
 
     def _quality(self, query: Query) -> QualityView | VariantQuality:
         """Returns the rules that hold for a query."""

@@ -27,14 +27,13 @@ from api.ports.question import RAW, Query, Timings
 from api.ports.telemetry import GroundedCheckOutcome, GroundingOutcome, Telemetry
 from api.ports.tracing import Step
 from api.query import prompt
-from api.query.cache_budget import CacheBudget
 from api.query.candidates import USABLE, Candidate, CandidateOutcome, best, up_to_the_first_fresh
 from api.query.citations import cited
 from api.query.prompt import PromptTemplate, budget, fit
 from api.values import CachedAnswer, GenerationRequest, QueuePlace, Source, Vector
 
 if TYPE_CHECKING:
-    from api.query.cache import Lookup
+    from api.query.cache import CacheBudget, Lookup
     from api.query.condense import Condenser
 
 

@@ -170,13 +170,11 @@ class Limiter:
         if len(self._full) > MOST_REFUSED:
             self._full.popitem(last=False)
 
-    def search_turn(self, charge: Charge | None, *, streams: bool) -> AbstractAsyncContextManager[bool]:
+    def search_turn(self, charge: Charge, *, streams: bool) -> AbstractAsyncContextManager[bool]:
         """Waits before the cache is searched by meaning for a request that is refused if it has no answer.
 
         Yields False if too many such requests wait: then the cache shall not be searched.
         """
-        if charge is None:
-            return nullcontext(True)
         is_beyond = charge.decision is None and self.refusals.find(charge.plan) is not None
         if is_beyond or (streams and self._full.get(charge.plan, 0.0) > time.monotonic()):
             return self._turns.turn(charge.plan)

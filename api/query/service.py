@@ -262,9 +262,10 @@ class QueryService:
 
     def _turn(self, request: _Request) -> AbstractAsyncContextManager[bool]:
         """Limits how often the cache is searched by meaning for a caller whose limits refuse what it does not have."""
-        if self._limiter is None:
+        charge = request.asked.charge
+        if self._limiter is None or charge is None:
             return at_once()
-        return self._limiter.search_turn(request.asked.charge, streams=not request.buffered)
+        return self._limiter.search_turn(charge, streams=not request.buffered)
 
     def _open_stream(self, request: _Request) -> AbstractAsyncContextManager[None]:
         """Counts a stream whose answer the cache does not have. Raises `RateLimited`."""

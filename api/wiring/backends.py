@@ -16,7 +16,7 @@ from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerPolicy, State
 from api.bulkhead.bulkhead_rules import BulkheadPolicy
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
-from api.observability.listeners import BreakerMetrics
+from api.observability.metric_series import BreakerMetrics
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import BackendFacts
 from api.ollama.backend_health import BackendWatch, WarmUp, load_embedder, load_llm
@@ -133,7 +133,7 @@ class WorkerBackends:
         reader = partial(blocking_reader, self._guard_address, key=key)
         store = RedisBreakerStore(self._guard_client, reader, self._keys, name, policy, self._worker)
         self._metrics.breakers.known(name)
-        listeners = (BreakerMetrics(self._metrics, self._worker, on_resume=self.warm_up.start),)
+        listeners = (BreakerMetrics(self._metrics.breakers, self._worker, on_resume=self.warm_up.start),)
         address = self._places[name].address if name in self._places else ""
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners, address=address)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))

@@ -29,8 +29,7 @@ from api.quality.calibration import Prior, read_prior
 from api.quality.comparator import Comparator
 from api.quality.keeper import QualityKeeper, QualityView
 from api.quality.policies import QualitySettings
-from api.query.cache import CachePolicy, SemanticCache
-from api.query.cache_budget import CacheBudget
+from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
 from api.query.experiments import ExperimentControl, ExperimentFollower, ExperimentView

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from api.observability.listeners import RedisEvents
 from api.observability.metrics import Metrics
+from api.observability.redis_events import RedisEvents
 from api.ports.answer_cache import Store, StoreMemory, StoreWarning
 from api.redis_store.client import AnyHealthGated, RedisAddress, Tls, open_client
 from api.redis_store.diagnostics import RedisCheckup

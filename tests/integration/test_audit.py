@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from api.app import create_app
-from api.endpoints.middleware import role_of
+from api.endpoints.routes import role_of
 from api.ports.audit import FIRST
 from api.settings import Settings
 from api.values import owner_of

@@ -19,8 +19,7 @@ from api.observability.worker_telemetry import WorkerTelemetry
 from api.ports.coordination import TextOutput
 from api.ports.inference import CurrentIdentity
 from api.ports.question import Query, Template, Timings
-from api.query.cache import CachePolicy, SemanticCache
-from api.query.cache_budget import CacheBudget
+from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
 from api.query.generate import FreshAnswers

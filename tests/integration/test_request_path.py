@@ -11,9 +11,9 @@ from scripts.trace_request import Figures, Walk, walks
 from tests.stub_ollama import StubOllama
 
 LIMITS: Final[Mapping[str, Mapping[str, int]]] = {
-    "exact": {"files": 25, "changes": 60, "calls": 110},
-    "semantic": {"files": 54, "changes": 218},
-    "miss": {"files": 56, "changes": 370},
+    "exact": {"files": 21, "changes": 52, "calls": 96},
+    "semantic": {"files": 51, "changes": 209},
+    "miss": {"files": 53, "changes": 356},
 }
 
 

@@ -13,7 +13,7 @@ from fastapi.routing import iter_route_contexts
 
 from api.app import create_app
 from api.endpoints.access import Access
-from api.endpoints.middleware import CheckedRoute, needs, role_of
+from api.endpoints.routes import CheckedRoute, needs, role_of
 from api.settings import Settings
 
 PAGES = {"/openapi.json"}

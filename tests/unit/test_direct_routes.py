@@ -11,8 +11,8 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from api.endpoints import problems
-from api.endpoints.direct_routes import DirectRoutes, direct_handler
-from api.endpoints.middleware import CheckedRoute, JsonRoute, RequestContext, needs
+from api.endpoints.middleware import RequestContext
+from api.endpoints.routes import CheckedRoute, DirectRoutes, JsonRoute, direct_handler, needs
 from api.endpoints.validation import StrictBody
 from api.errors import RateLimited
 

@@ -14,7 +14,7 @@ import uvloop
 from api.cancellation import MAX_STRETCH, MIN_TICKS, Countdown, LagTimeout, wait_with_lag
 from api.errors import StoreUnavailable
 from api.ports.question import Timings
-from api.query.cache_budget import BudgetSpent, CacheBudget
+from api.query.cache import BudgetSpent, CacheBudget
 
 pytestmark = pytest.mark.slow
 
@@ -195,7 +195,7 @@ async def test_a_command_past_its_budget_continues_and_is_awaited_at_shutdown() 
 
 
 async def test_a_command_that_never_ends_does_not_block_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.query.cache_budget.CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr("api.query.cache.CLOSE_SECONDS", 0.01)
     budget = CacheBudget(0.01)
     with pytest.raises(StoreUnavailable):
         await budget.within(Timings(), asyncio.Event().wait())

@@ -26,9 +26,8 @@ from starlette.testclient import TestClient
 from api.breaker.state import CallOutcome, State, Transition
 from api.endpoints.middleware import HttpMetrics
 from api.errors import UpstreamFault
-from api.observability.listeners import OUTCOMES, STATES, BreakerMetrics
 from api.observability.metric_names import ALL_METRICS, REQUEST_BUCKETS
-from api.observability.metric_series import add_in_file
+from api.observability.metric_series import OUTCOMES, STATES, BreakerMetrics, add_in_file
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import TICK, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
@@ -153,7 +152,7 @@ def test_a_share_that_is_no_longer_known_is_not_exposed(registry: CollectorRegis
 
 
 def test_only_the_worker_that_caused_a_transition_counts_it(registry: CollectorRegistry, metrics: Metrics) -> None:
-    listener = BreakerMetrics(metrics, "host-1")
+    listener = BreakerMetrics(metrics.breakers, "host-1")
     breaker = pybreaker.CircuitBreaker(name="ollama")
     labels = {"name": "ollama", "from_state": "closed", "to_state": "open"}
 

@@ -170,7 +170,6 @@ async def test_only_requests_beyond_a_limit_wait_for_a_turn() -> None:
     assert isinstance(limiter.search_turn(charge, streams=False), nullcontext)
     limiter.refusals.note(decided(60))
     assert not isinstance(limiter.search_turn(charge, streams=False), nullcontext)
-    assert isinstance(limiter.search_turn(None, streams=False), nullcontext)
 
 
 async def test_streams_beyond_a_limit_wait_for_a_turn() -> None:

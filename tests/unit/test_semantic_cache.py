@@ -14,8 +14,7 @@ from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.quality.keeper import QualityView
 from api.quality.policies import QualitySettings
-from api.query.cache import CachePolicy, Lookup, SemanticCache
-from api.query.cache_budget import CacheBudget
+from api.query.cache import CacheBudget, CachePolicy, Lookup, SemanticCache
 from api.query.cache_key import CacheKey
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Generation, GenerationEnd, Usage
 

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api.endpoints.middleware import RequestContext
 from api.errors import StoreUnavailable
 from api.ports.question import Timings
-from api.query.cache_budget import CacheBudget
+from api.query.cache import CacheBudget
 from api.redis_store.health_gated import HealthGatedRedis
 
 SCOPE = {"type": "http", "method": "POST", "path": "/query", "headers": []}

@@ -1,6 +1,10 @@
-"""Calls most endpoints without FastAPI's router, whose layers take longer than all of our own middleware.
+"""Routes: who may call an endpoint, and the direct way to it.
 
-FastAPI resolves dependencies, validates bodies, renders results, and closes what dependencies have opened. Endpoints
+Who may call an endpoint is declared where the endpoint is, and checked before a byte of the body is read. So are the
+limits of the key, if the worker remembers that they refuse the request.
+
+Most endpoints are called without FastAPI's router, whose layers take longer than all of our own middleware. FastAPI
+resolves dependencies, validates bodies, renders results, and closes what dependencies have opened. Endpoints
 that take only the request, or the request and a body, and return a response themselves need none of this.
 `DirectRoutes` stands in front of FastAPI's router. It handles errors as FastAPI does, by the same handlers. An invalid
 body goes on to FastAPI, which words the error.
@@ -8,15 +12,101 @@ body goes on to FastAPI, which words the error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, get_type_hints
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Final, TypeVar, get_type_hints
 
 from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.endpoints.middleware import CheckedRoute, Handler
+from api.endpoints.access import Charged, Role
+from api.endpoints.validation import JsonRequest, refuse_too_many_values
+from api.errors import InvalidRequest
+
+MAX_PARAMETERS: Final = 64
+"""Parameters in a query string. No endpoint has as many, and each unknown one costs a validation error."""
+_ROLE: Final = "ragherd_role"
+_CHARGED: Final = "ragherd_charged"
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def needs(role: Role, charged: Charged | None = None) -> Callable[[Endpoint], Endpoint]:
+    """Declares who may call an endpoint, and what it charges. Place it below the route's decorator."""
+
+    def declared(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _ROLE, role)
+        setattr(endpoint, _CHARGED, charged)
+        return endpoint
+
+    return declared
+
+
+def role_of(endpoint: Callable[..., Any]) -> Role:
+    """Returns the declared role. Raises `TypeError` if an endpoint declares none."""
+    role: Role | None = getattr(endpoint, _ROLE, None)
+    if role is None:
+        raise TypeError(f"{endpoint.__name__}: declare who may call it with @needs(...)")
+    return role
+
+
+class CheckedRoute(APIRoute):
+    """Checks the caller's key first. A caller without a key learns nothing about the body, not even that it is
+    malformed.
+    """
+
+    def get_route_handler(self) -> Handler:
+        """Wraps FastAPI's handler with the checks."""
+        return self.checked(super().get_route_handler())
+
+    def checked(self, handler: Handler) -> Handler:
+        """Wraps a handler with the checks."""
+        role = role_of(self.endpoint)
+        charged: Charged | None = getattr(self.endpoint, _CHARGED)
+
+        async def checked(request: Request) -> Response:
+            if role != "all":
+                await request.state.worker.access.admit(request, role)
+            if request.scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+                raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.")
+            if charged is not None:
+                await _refuse_unread(request, charged)
+            return await handler(await self.prepared(request))
+
+        return checked
+
+    async def prepared(self, request: Request) -> Request:
+        """Returns the request for FastAPI to read, after the key was checked."""
+        return request
+
+
+async def _refuse_unread(request: Request, charged: Charged) -> None:
+    """Raises `RateLimited` if the worker remembers that the limits of the request's key are used up."""
+    worker = request.state.worker
+    plan = worker.access.known_plan(request, charged)
+    charge = worker.limiter.refusals.find(plan) if plan is not None else None
+    if charge is None:
+        return
+    request.state.charge = charge
+    if charged == "question":
+        await worker.queries.refuse_unread(request.state.tenant, charge)
+    await worker.limiter.settle(charge)
+
+
+class JsonRoute(CheckedRoute):
+    """A checked route with a JSON body that FastAPI validates."""
+
+    async def prepared(self, request: Request) -> Request:
+        """Raises `InvalidRequest` for a body that would take too long to decode."""
+        prepared = JsonRequest(request.scope, request.receive)
+        refuse_too_many_values(await prepared.body())
+        return prepared
+
+
+# -- without FastAPI's router ------------------------------------------------------------------------------------------
 
 JSON: Final = "application/json"
 

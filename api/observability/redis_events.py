@@ -1,78 +1,17 @@
-"""Counts and logs what happens to one circuit breaker, and to the connection to one Redis server."""
+"""Counts and logs what happens to the connection to one Redis server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Final
 
-import pybreaker
 import structlog
 from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError
 
-from api.breaker.state import BreakerListener, CallOutcome, State, Transition
-from api.observability.metric_names import BreakerOutcome, BreakerState
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import Store, StoreWarning
 from api.redis_store.client import SentinelsRefuse
 from api.redis_store.diagnostics import ADVICE, WITHOUT_SEARCH
 from api.redis_store.health_gated import RedisHealthEvents
-
-STATES: Mapping[State, BreakerState] = MappingProxyType(
-    {State.CLOSED: "closed", State.OPEN: "open", State.HALF_OPEN: "half_open"}
-)
-OUTCOMES: Mapping[CallOutcome, BreakerOutcome] = MappingProxyType(
-    {
-        CallOutcome.OK: "successful",
-        CallOutcome.SLOW: "slow_successful",
-        CallOutcome.FAILED: "failed",
-        CallOutcome.SLOW_FAILED: "slow_failed",
-        CallOutcome.IGNORED: "ignored",
-    }
-)
-
-
-class BreakerMetrics(BreakerListener):
-    """A listener. Every worker gets each transition; only the worker that caused it counts it.
-
-    `on_resume` is called with the name of a backend that is no longer drained.
-    """
-
-    def __init__(self, metrics: Metrics, worker: str, on_resume: Callable[[str], None] = lambda _: None) -> None:
-        self._metrics = metrics
-        self._worker = worker
-        self._on_resume = on_resume
-        self._log = structlog.get_logger("ragherd.backends")
-
-    def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
-        """Shows the new state."""
-        name, after = str(cb.name), STATES[transition.to_state]
-        self._metrics.breakers.state(name, after)
-        if transition.by == self._worker:
-            self._metrics.breakers.changed(name, STATES[transition.from_state], after)
-
-    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: CallOutcome) -> None:
-        """Counts a call."""
-        self._metrics.breakers.call(str(cb.name), OUTCOMES[outcome])
-
-    def not_permitted(self, cb: pybreaker.CircuitBreaker) -> None:
-        """Counts a rejected call."""
-        self._metrics.breakers.rejected(str(cb.name))
-
-    def stale_results(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
-        """Counts results that arrived too late."""
-        self._metrics.breakers.stale_results(str(cb.name), count)
-
-    def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
-        """Counts permits whose worker crashed."""
-        self._metrics.breakers.lost_probes(str(cb.name), count)
-
-    def drain_changed(self, cb: pybreaker.CircuitBreaker, drained: bool) -> None:
-        """Shows whether the backend is drained."""
-        self._log.info("backend_drained" if drained else "backend_resumed", backend=cb.name)
-        if not drained:
-            self._on_resume(str(cb.name))
-
 
 REASONS_TOLD: Final = 5
 """Most log lines for one outage."""
