@@ -1,11 +1,12 @@
 """Measures what a tenant that floods the fleet costs the others: docs/measurements.md.
 
-    .venv/bin/python -m scripts.bench_fairness [--seconds 12]
+    .venv/bin/python -m scripts.bench_fairness [--seconds 12] 2>/dev/null
 
 Two replicas of two workers behind a load balancer answer three tenants, each of which asks for one cached and one new
 answer at a time. A fourth tenant then floods them: 48 new answers, 24 long streams and 8 uploads at a time. The script
 shows the latencies of the three before, during and after that: without settings, with BULKHEAD_TENANT_SHARE, and with
 limits of the tenants. Ollama is a stub that writes 50 words a second and embeds 100 texts a second. Redis is embedded.
+The flood comes from a process of its own: in one with the three, their latencies would be those of the client.
 Needs the extras `embedded` and `dev`.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import random
 import statistics
 import tempfile
@@ -20,6 +22,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +59,8 @@ PAUSES: Final = {"hit": 0.5, "miss": 0.5}
 """Seconds between two questions of another tenant."""
 BACK_OFF: Final = 0.1
 """Seconds that the greedy tenant waits after a refusal, whatever `Retry-After` says."""
+STARTING: Final = 2.0
+"""Seconds in which the process of the greedy tenant starts."""
 NAMES: Final = ("before", "during", "after")
 
 Latencies = dict[tuple[str, str], list[float]]
@@ -115,10 +120,33 @@ class Load:
         return await self._client.post("/query", json={"question": question}, headers=headers)
 
 
-async def loaded(url: str, seconds: float) -> Load:
-    """Runs the three phases."""
+def client_of(url: str) -> httpx.AsyncClient:
+    """A client without a limit of connections."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client, AsyncExitStack() as stack:
+    return httpx.AsyncClient(base_url=url, timeout=120, limits=limits)
+
+
+async def flooded(url: str, seconds: float) -> Counter[str]:
+    """Floods a fleet for some seconds. Returns what became of it."""
+    async with client_of(url) as client, AsyncExitStack() as stack:
+        load = Load(client)
+        _starter(stack)([load.flood_with(kind) for kind, number in FLOOD.items() for _ in range(number)])
+        await asyncio.sleep(seconds)
+        return load.flood
+
+
+def flood(urls: Sequence[str], seconds: float, result: Connection) -> None:
+    """The process of the greedy tenant."""
+    with running_balancer() as balancer:
+        balancer.send_to(urls)
+        result.send(asyncio.run(flooded(balancer.url, seconds)))
+
+
+async def loaded(url: str, urls: Sequence[str], seconds: float) -> Load:
+    """Runs the three phases against the balancer at `url`, which has the replicas `urls` behind it."""
+    processes = multiprocessing.get_context("spawn")
+    result, sent = processes.Pipe(duplex=False)
+    async with client_of(url) as client, AsyncExitStack() as stack:
         load = Load(client)
         load.phase = "warm-up"
         start = _starter(stack)
@@ -126,13 +154,15 @@ async def loaded(url: str, seconds: float) -> Load:
         await asyncio.sleep(seconds / 4)
         load.phase = "before"
         await asyncio.sleep(seconds)
-        flooding = start([load.flood_with(kind) for kind, number in FLOOD.items() for _ in range(number)])
+        greedy = processes.Process(target=flood, args=(urls, seconds * 5 / 4 + STARTING, sent), daemon=True)
+        greedy.start()
         load.phase = "flood begins"
-        await asyncio.sleep(seconds / 4)
+        await asyncio.sleep(seconds / 4 + STARTING)
         load.phase = "during"
         await asyncio.sleep(seconds)
-        await cancel_and_wait(flooding)
         load.phase = "flood ends"
+        load.flood = await asyncio.to_thread(result.recv)
+        greedy.join()
         await asyncio.sleep(seconds / 4)
         load.phase = "after"
         await asyncio.sleep(seconds)
@@ -161,8 +191,9 @@ def measured(settings: dict[str, str], seconds: float) -> Load:
         replicas = [begin(ready=False, **SETTINGS, **urls, **settings) for _ in range(2)]
         for replica in replicas:
             wait_until(replica.is_complete, timeout=90)
-        balancer.send_to([one.url() for one in replicas])
-        return asyncio.run(loaded(balancer.url, seconds))
+        addresses = [one.url() for one in replicas]
+        balancer.send_to(addresses)
+        return asyncio.run(loaded(balancer.url, addresses, seconds))
 
 
 def main() -> None:
