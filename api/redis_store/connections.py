@@ -15,6 +15,7 @@ connection fails all of the batch. A caller that is cancelled leaves its command
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import Context
@@ -27,7 +28,7 @@ from redis.asyncio.connection import AbstractConnection, Connection
 from redis.commands.core import AsyncScript
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.cancellation import LagTimeout, cancel_and_wait
@@ -40,6 +41,8 @@ A_DAY: Final = 86_400.0
 """Seconds that a connection without a timeout waits."""
 MOST_IDLE: Final = 8
 """Tasks of a client that wait for the next batch. A new task for each would cost every command."""
+IDLE_SECONDS: Final = 60.0
+"""Tasks and connections that nothing has needed for this long are closed. Each connection costs Redis memory too."""
 CLOSED: Final = "The client is closed."
 ROOM: Final = 16 * 1024
 """Largest write (bytes) that never has to wait: buffers of asyncio and uvloop are at least four times as large."""
@@ -196,8 +199,11 @@ class BatchingRedis(Redis):
         super().__init__(*arguments, **options)
         self._queue: list[_Command] = []
         self._sending: set[asyncio.Task[None]] = set()
-        self._idle: list[asyncio.Future[None]] = []
-        """Wakes the senders that have nothing to send."""
+        self._idle: list[asyncio.Future[bool]] = []
+        """Wakes the senders that have nothing to send: True if there is something again, False to end."""
+        self._spare_senders = self._spare_connections = 0
+        """The fewest that were idle at a time since `_close_spare`. They are used last in, first out."""
+        self._next_check = 0.0
         self._closing = False
 
     @classmethod
@@ -243,8 +249,10 @@ class BatchingRedis(Redis):
         while self._idle:
             waiting = self._idle.pop()
             if not waiting.done():
-                waiting.set_result(None)
+                waiting.set_result(True)
+                self._spare_senders = min(self._spare_senders, len(self._idle))
                 return
+        self._spare_senders = 0
         # It outlives the request that starts it, and does not belong to that request's trace or log lines.
         task = asyncio.create_task(self._keep_sending(), name="redis-batches", context=Context())
         self._sending.add(task)
@@ -258,13 +266,34 @@ class BatchingRedis(Redis):
 
     async def _keep_sending(self) -> None:
         """Sends one batch after another. The connection is returned in between."""
-        while True:
+        goes_on = True
+        while goes_on:
             await self._send_queue()
             if len(self._idle) >= MOST_IDLE:
                 return
+            if time.monotonic() >= self._next_check:
+                await self._close_spare()
             waiting = asyncio.get_running_loop().create_future()
             self._idle.append(waiting)
-            await waiting
+            goes_on = await waiting
+
+    async def _close_spare(self) -> None:
+        """Ends the senders and closes the connections that were idle all the time since the last call."""
+        self._next_check = time.monotonic() + IDLE_SECONDS
+        connections = self._idle_connections
+        senders, unused = self._idle[: self._spare_senders], connections[: self._spare_connections]
+        del self._idle[: len(senders)], connections[: len(unused)]
+        self._spare_senders, self._spare_connections = len(self._idle), len(connections)
+        for waiting in senders:
+            if not waiting.done():
+                waiting.set_result(False)
+        for connection in unused:
+            with suppress(RedisError, OSError, TimeoutError):  # dropped if it does not close in time
+                await connection.disconnect(nowait=True)
+
+    @property
+    def _idle_connections(self) -> list[Connection]:
+        return cast(list[Connection], self.connection_pool._get_free_connections())
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Ends the batches in progress and the senders, and closes the connections."""
@@ -285,6 +314,7 @@ class BatchingRedis(Redis):
             if len(batch) > 1:
                 batch.sort(key=_Command.is_search)
             connection: Connection = await self.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+            self._spare_connections = min(self._spare_connections, len(self._idle_connections))
             try:
                 await self._exchange(connection, batch)
             finally:

@@ -129,3 +129,38 @@ async def test_another_sender_takes_what_a_cancelled_one_was_woken_for(client: B
     async with asyncio.timeout(5):
         assert await reply is True
     assert sender not in client._sending
+
+
+async def test_senders_and_connections_that_nothing_needs_are_closed(
+    client: BatchingRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def own_connections() -> int:
+        return sum(one["name"] == "spare" for one in await redis.client_list())
+
+    async def run_at_once(number: int) -> None:
+        blocked = []
+        for _ in range(number):
+            blocked.append(asyncio.create_task(run(client, "BLPOP", "none", "0.1")))
+            await asyncio.sleep(0)
+        await asyncio.gather(*blocked)
+
+    client.connection_pool.connection_kwargs["client_name"] = "spare"
+    await client.connection_pool.disconnect()
+    client.connection_pool.reset()  # type: ignore[no-untyped-call]
+    await run_at_once(6)
+    assert (await own_connections(), len(client._sending)) == (6, 6)
+
+    def window_ends() -> None:
+        monkeypatch.setattr(client, "_next_check", 0.0)
+
+    window_ends()
+    await client.ping()  # all six were needed in the window that ends here
+    assert (await own_connections(), len(client._sending)) == (6, 6)
+    await run_at_once(2)
+    window_ends()
+    await client.ping()  # in this one, two
+    async with asyncio.timeout(5):
+        while (await own_connections(), len(client._sending)) != (2, 2):
+            await asyncio.sleep(0)
+    await run_at_once(3)
+    assert (await own_connections(), len(client._sending)) == (3, 3), "they come back when they are needed"
