@@ -32,6 +32,7 @@ from scripts.chaos_tools.plan import (
 )
 from scripts.chaos_tools.report import as_document, as_markdown, slopes
 from scripts.chaos_tools.run import Verdict, run
+from scripts.chaos_tools.soak_start import RUSH
 
 OUT: Final = Path(__file__).parents[2] / ".data" / "chaos"
 
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plan = [] if options.soak else made(seed, options.seconds, kinds_of(seed, kinds))
         if options.plan is not None:
             plan = from_json(json.loads(options.plan.read_text()))
-        verdict = run(seed, plan, options.seconds, _say, options.defect, options.out / f"seed-{seed}")
+        rush = options.rush if options.soak else 0.0
+        verdict = run(seed, plan, options.seconds, _say, options.defect, options.out / f"seed-{seed}", rush)
         verdicts.append(verdict)
         _say(f"seed {seed}: {dict(verdict.outcomes)}, {'FAILED' if verdict.failed else 'no fault found'}")
         report = _reported(verdicts, options.out, soak=options.soak)
@@ -91,6 +93,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kinds", help="only these kinds of faults, with commas between")
     parser.add_argument("--plan", type=Path, help="a plan to replay")
     parser.add_argument("--soak", action="store_true", help="inject nothing, and show how resources grow")
+    parser.add_argument("--rush", type=float, default=RUSH, help="seconds without pauses before a soak is measured")
     parser.add_argument("--no-minimize", action="store_true", help="keep the plan of a failed seed as it is")
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of the reports")
     parser.add_argument("--defect", choices=list(DEFECTS), help="a defect that the fleet has and the run must find")

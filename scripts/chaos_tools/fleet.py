@@ -14,15 +14,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 from redis import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
-from api.ports.answer_quality import Evidence, Label, PolicyName, Verdict, Versions
-from api.redis_store.keys import Keys
-from api.redis_store.stores.label_store import LIFETIME_MS, POOLED, as_fields
+from scripts.chaos_tools import soak_start
 from scripts.chaos_tools.plan import CLOCK, FAILOVER, MEMORY_LIMIT
 from tests.stub_ollama import StubProcess, stub_process
 from tests.support.balancer import Balancer, running_balancer
@@ -62,8 +60,6 @@ SETTINGS: Final = {
     "DRAIN_DELAY": "1",
     "GRACEFUL_TIMEOUT": "10",
 }
-SOAK_SETTINGS: Final = {"FEEDBACK_TTL": "300"}
-"""Without faults. Each answer leaves a key that lives this long, so their number is level after the warm-up."""
 DEFECTS: Final[dict[str, Patch]] = {
     "flights without a lifetime": (
         "api/redis_store/stores/flights.lua",
@@ -228,11 +224,11 @@ def running_fleet(folder: Path, defect: str | None = None, kinds: Collection[str
         patches = [DEFECTS[defect]] if defect else []
         current = release(folder / "current", "9.9.8", patches) if defect else Release("", ROOT)
         releases = [current, release(folder / "next", "9.9.9", patches)]
-        settings = {} if kinds else SOAK_SETTINGS
+        settings = {} if kinds else soak_start.SETTINGS
         fleet = Fleet(folder, balancer, ollama, server, releases, CLOCK in kinds, settings)
         if not kinds:
             with fleet.client() as client:
-                fill_labels(client)
+                soak_start.fill(client)
         stack.callback(_ended, fleet)
         ollama.behaviour(numbered=True)
         fleet.replicas = [fleet.start() for _ in range(REPLICAS)]
@@ -241,23 +237,6 @@ def running_fleet(folder: Path, defect: str | None = None, kinds: Collection[str
         fleet.balance()
         stack.enter_context(_checked_health(fleet))
         yield fleet
-
-
-def fill_labels(client: Redis) -> None:
-    """Fills the pool of labels, of which one worker keeps a copy: the load of a soak would need hours for that.
-
-    Nothing is learned from these labels, because their versions are not those of the fleet.
-    """
-    evidence, versions, pool = Evidence(0.95), Versions("earlier"), Keys().labels
-    with client.pipeline(transaction=False) as pipeline:
-        for number in range(POOLED):
-            label = Label(
-                evidence, Verdict.SAME, "miss", False, "semantic", PolicyName.GUARDED, versions, entry=f"{number:032x}"
-            )
-            fields: dict[Any, Any] = as_fields("earlier", "birch", label)
-            pipeline.xadd(pool, fields)
-        pipeline.pexpire(pool, LIFETIME_MS)
-        pipeline.execute()
 
 
 def is_isolated() -> bool:

@@ -6,15 +6,17 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any, Final, NamedTuple
 
 from scripts.chaos_tools.plan import SKIPPED, as_json
 from scripts.chaos_tools.run import Verdict
 from scripts.chaos_tools.watch import Sample
 
-WARM_UP: Final = 0.25
-"""The share of a soak's samples that its slopes leave out."""
+PARTS: Final = 20
+"""Parts of a soak whose means a line is fitted to. Samples that follow each other are too alike for an interval."""
+QUANTILE: Final = 2.101
+"""Student's t for 95 % and as many parts, less two."""
 MIB: Final = 1 << 20
 
 
@@ -28,8 +30,8 @@ class Slope(NamedTuple):
 
 
 def slopes(samples: Sequence[Sample]) -> list[Slope]:
-    """Fits a line to each resource. Needs three samples after the warm-up."""
-    kept = samples[round(len(samples) * WARM_UP) :]
+    """Fits a line to the means of each resource. Needs a sample for each part."""
+    kept = [_mean(samples[len(samples) * part // PARTS : len(samples) * (part + 1) // PARTS]) for part in range(PARTS)]
     hours = [(one.at - kept[0].at) / 3600 for one in kept]
     series = {
         "resident memory of all workers (MiB)": [one.memory / MIB for one in kept],
@@ -42,12 +44,17 @@ def slopes(samples: Sequence[Sample]) -> list[Slope]:
     return [_slope(name, hours, values) for name, values in series.items()]
 
 
+def _mean(samples: Sequence[Sample]) -> Sample:
+    columns = zip(*map(astuple, samples), strict=True)
+    return Sample(*map(statistics.fmean, columns))
+
+
 def _slope(name: str, at: Sequence[float], values: Sequence[float]) -> Slope:
     slope, first = statistics.linear_regression(at, values)
     rest = sum((value - first - slope * x) ** 2 for x, value in zip(at, values, strict=True))
     middle = statistics.fmean(at)
     error = math.sqrt(rest / (len(at) - 2) / sum((x - middle) ** 2 for x in at))
-    return Slope(name, slope, slope - 1.96 * error, slope + 1.96 * error)
+    return Slope(name, slope, slope - QUANTILE * error, slope + QUANTILE * error)
 
 
 def as_document(verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from scripts.chaos_tools.fleet import Fleet, pause, running_fleet
 from scripts.chaos_tools.inject import CUTS, INJECTIONS
 from scripts.chaos_tools.linearizability import NEVER, Operation
 from scripts.chaos_tools.plan import CALM, Fault
-from scripts.chaos_tools.traffic import Request, Traffic, running_traffic
+from scripts.chaos_tools.soak_start import SETTLING
+from scripts.chaos_tools.traffic import PAUSE, Request, Traffic, running_traffic
 from scripts.chaos_tools.watch import Sample, Watch
 
 AFTER_CUT: Final = 3.0
@@ -74,17 +75,19 @@ def run(
     say: Report = lambda line: None,
     defect: str | None = None,
     logs: Path | None = None,
+    rush: float = 0.0,
 ) -> Verdict:
     """Runs a plan on a new fleet. Only the main thread may do that: Redis is started again in it.
 
-    `logs`: where the replicas' logs go if it fails.
+    `logs`: where the replicas' logs go if it fails. `rush`: seconds of load without pauses before, which are followed
+    by those that keys of answers live. No samples are kept of either.
     """
     kinds = frozenset(fault.kind for fault in plan)
     with (
         tempfile.TemporaryDirectory(prefix="ragherd-chaos-") as folder,
         running_fleet(Path(folder), defect, kinds) as fleet,
     ):
-        verdict = _driven(fleet, seed, plan, seconds, say)
+        verdict = _driven(fleet, seed, plan, seconds, say, rush)
         if verdict.failed and logs is not None:
             logs.mkdir(parents=True, exist_ok=True)
             for log in Path(folder).glob("*.log"):
@@ -92,11 +95,14 @@ def run(
         return verdict
 
 
-def _driven(fleet: Fleet, seed: int, plan: Sequence[Fault], seconds: float, say: Report) -> Verdict:
+def _driven(fleet: Fleet, seed: int, plan: Sequence[Fault], seconds: float, say: Report, rush: float) -> Verdict:
     traffic, watch = Traffic(seed), Watch(fleet)
     injected: list[Injected] = []
-    began = time.monotonic()
     with running_traffic(traffic, fleet.url), _watching(watch):
+        if rush:
+            _rush(traffic, rush)
+            watch.samples.clear()
+        began = time.monotonic()
         for fault in plan:
             # A fault may take longer than planned. Those that no longer fit are left out.
             at = max(began + fault.at, time.monotonic() + BETWEEN)
@@ -114,6 +120,13 @@ def _driven(fleet: Fleet, seed: int, plan: Sequence[Fault], seconds: float, say:
     if verdict.lost:
         verdict.lost += [f"load balancer at {at - began:.1f} s: {why}" for at, why in fleet.balancer.failures]
     return verdict
+
+
+def _rush(traffic: Traffic, seconds: float) -> None:
+    traffic.pause = 0.0
+    pause(seconds)
+    traffic.pause = PAUSE
+    pause(SETTLING)
 
 
 @contextmanager

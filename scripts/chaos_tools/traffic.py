@@ -31,7 +31,6 @@ STATUSES: Final = frozenset({200, 201, 202, 429, 502, 503, 504})
 LOST: Final = 404
 """What a document gets that was stored before Redis was emptied."""
 PAUSE: Final = 0.1
-"""Seconds between two requests of a client."""
 
 Client = Callable[["Traffic", httpx.AsyncClient], Awaitable[None]]
 
@@ -59,6 +58,8 @@ class Traffic:
     overrides: list[Operation] = field(default_factory=list)
     confirmed: dict[str, int] = field(default_factory=dict)
     """The newest version of each tenant's document whose change was confirmed."""
+    pause: float = PAUSE
+    """Seconds between two requests of a client."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -359,7 +360,7 @@ def running_traffic(traffic: Traffic, url: str) -> Iterator[None]:
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE, limits=limits) as client:
             while not done.is_set():
                 await act(traffic, client)
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(traffic.pause)
 
     async def send() -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -35,12 +35,12 @@ class Sample:
     """
 
     at: float
-    memory: int
-    descriptors: int
-    redis_memory: int
-    keys: int
-    tasks: int
-    served: int = 0
+    memory: float
+    descriptors: float
+    redis_memory: float
+    keys: float
+    tasks: float
+    served: float = 0
 
 
 @dataclass

@@ -21,7 +21,7 @@ from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.label_store import LIFETIME_MS, RETRACTED_MS, SCOPE_LIFETIME_MS, RedisLabels
 from api.values import CachedAnswer, Usage
-from scripts.chaos_tools.fleet import fill_labels
+from scripts.chaos_tools import soak_start
 from tests.support.replies import text, texts
 
 KEYS = Keys()
@@ -268,11 +268,15 @@ async def test_joins_in_any_order_end_in_one_group(answers: RedisAnswerCache, re
     assert await groups(redis, *made) == [None] + [made[0].group] * 5
 
 
-async def test_a_soak_begins_with_a_full_pool_of_labels(store: LabelStore, redis: Redis, redis_url: str) -> None:
+async def test_a_soak_begins_with_full_labels_and_minutes(store: LabelStore, redis: Redis, redis_url: str) -> None:
     with redis_sync.Redis.from_url(redis_url) as client:
-        fill_labels(client)
+        soak_start.fill(client)
     assert await redis.xlen(KEYS.labels) == module.POOLED
     assert await redis.pttl(KEYS.labels) > 0
+    minutes = [key async for key in redis.scan_iter(f"{KEYS.history_minute('')}*")]
+    assert len(minutes) == 59, "the present one follows"
+    lifetimes = [await redis.pttl(key) for key in minutes]
+    assert 0 < min(lifetimes) < max(lifetimes) < 3_600_000
     (first,) = (await store.pooled("", 1))[0]
     assert (first.tenant, first.label.versions) == ("birch", Versions("earlier"))
     await store.append(SCOPE, "acme", LABEL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -118,6 +119,13 @@ def test_a_slope_has_an_interval_that_contains_what_is_flat() -> None:
     assert 59 < keys.low <= keys.value <= keys.high < 61
 
 
+def test_samples_that_hardly_change_from_one_to_the_next_do_not_narrow_the_interval() -> None:
+    waves = [math.sin(at / 40) for at in range(900)]  # a period of 8 minutes
+    samples = [Sample(at * 2.0, 0, 50 + waves[at], 0, 0, 0) for at in range(900)]
+    descriptors = slopes(samples)[1]
+    assert descriptors.low < 0 < descriptors.high
+
+
 @pytest.mark.parametrize(
     ("client", "reply", "fault"),
     [
@@ -189,7 +197,7 @@ def test_a_failing_seed_is_minimized_and_replayed(tmp_path: Path, monkeypatch: p
     runs: list[list[str]] = []
 
     def run(
-        seed: int, plan: Sequence[Fault], seconds: float, say: Any = None, defect: str | None = None, logs: Any = None
+        seed: int, plan: Sequence[Fault], seconds: float, say: Any = None, defect: str | None = None, *_: object
     ) -> Verdict:
         runs.append([fault.kind for fault in plan])
         is_found = defect is not None and {"ollama hangs", "redis slow"} <= set(runs[-1])

@@ -1,0 +1,49 @@
+"""Begins a soak with what would fill up only after hours, so that a slope shows what grows for ever."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from redis import Redis
+
+from api.ports.answer_quality import Evidence, Label, PolicyName, Verdict, Versions
+from api.redis_store.keys import Keys
+from api.redis_store.stores.history_store import LIVE_LIFETIME_MS, LIVE_MINUTES, MINUTE_MS, minute_name
+from api.redis_store.stores.label_store import LIFETIME_MS, POOLED, as_fields
+
+SETTLING: Final = 300
+"""Seconds that an answer's key for votes lives in a soak, and so the time until their number is level."""
+SETTINGS: Final = {"FEEDBACK_TTL": f"{SETTLING}"}
+RUSH: Final = 600.0
+"""Seconds without pauses at first. More requests at once than later fill caches, pools and what malloc keeps."""
+
+
+def fill(client: Redis) -> None:
+    """Fills the pool of labels, of which one worker keeps a copy, and the minutes of the last hour."""
+    _fill_labels(client)
+    _fill_minutes(client)
+
+
+def _fill_labels(client: Redis) -> None:
+    """Nothing is learned from these labels, because their versions are not those of the fleet."""
+    evidence, versions, pool = Evidence(0.95), Versions("earlier"), Keys().labels
+    with client.pipeline(transaction=False) as pipeline:
+        for number in range(POOLED):
+            label = Label(
+                evidence, Verdict.SAME, "miss", False, "semantic", PolicyName.GUARDED, versions, entry=f"{number:032x}"
+            )
+            fields: dict[Any, Any] = as_fields("earlier", "birch", label)
+            pipeline.xadd(pool, fields)
+        pipeline.pexpire(pool, LIFETIME_MS)
+        pipeline.execute()
+
+
+def _fill_minutes(client: Redis) -> None:
+    now = int(time.time() * 1000)
+    with client.pipeline(transaction=False) as pipeline:
+        for ago in range(1, LIVE_MINUTES):
+            key = Keys().history_minute(minute_name(now // MINUTE_MS - ago))
+            pipeline.hset(key, mapping={f"latency:hit:{bucket}": 1 for bucket in range(60)})
+            pipeline.pexpire(key, LIVE_LIFETIME_MS - ago * MINUTE_MS)
+        pipeline.execute()
