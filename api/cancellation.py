@@ -244,6 +244,7 @@ class LagTimeout(CancelScope):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
         self._countdown.cancel()
+        del self._countdown  # the two refer to each other, and only the garbage collector would free them
         if super().__exit__(kind, error, trace):
             raise TimeoutError from error
         return False

@@ -51,6 +51,10 @@ class AnswerBuffer:
         self._moved = asyncio.Event()
         self.place = QueuePlace(priority, on_move=self._tell)
 
+    def let_go(self) -> None:
+        """Forgets its flight after the end. Otherwise only the garbage collector would free the two, hours later."""
+        self._require_wanted = self.place.on_move = None
+
     # -- the producer -------------------------------------------------------------------------------------------------
 
     @property

@@ -150,12 +150,14 @@ class FleetFlights:
             flight.buffer.place.withdraw()
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
+            flight.buffer.let_go()
 
     async def _run_alone(self, flight: Flight) -> None:
         try:
             await self._lead(flight, None)
         finally:
             flight.buffer.finish(InternalError())
+            flight.buffer.let_go()
 
     async def _take_part(self, flight: Flight) -> None:
         if flight.early is not None:

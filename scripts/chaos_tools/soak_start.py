@@ -12,10 +12,10 @@ from api.redis_store.keys import Keys
 from api.redis_store.stores.history_store import LIVE_LIFETIME_MS, LIVE_MINUTES, MINUTE_MS, minute_name
 from api.redis_store.stores.label_store import LIFETIME_MS, POOLED, as_fields
 
-SETTLING: Final = 300
+SETTLING: Final = 120
 """Seconds that an answer's key for votes lives in a soak, and so the time until their number is level."""
 SETTINGS: Final = {"FEEDBACK_TTL": f"{SETTLING}"}
-RUSH: Final = 600.0
+RUSH: Final = 300.0
 """Seconds without pauses at first. More requests at once than later fill caches, pools and what malloc keeps."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -24,7 +25,7 @@ from api.redis_store.stores.cache.answers import RedisAnswerCache
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.flights import RedisFlightStore
-from api.single_flight.buffer import AnswerBuffer
+from api.single_flight.buffer import AnswerBuffer, Flight
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 from api.single_flight.flight import LEASE_MS, FlightRole
 from api.values import CompletedAnswer, FlightKey, QueuePlace, Source, StoredElsewhere, Token, Usage
@@ -728,3 +729,19 @@ async def test_a_follower_that_was_too_busy_to_read_reads_before_it_gives_the_le
     time.sleep(0.5)  # both workers share a loop: the answer is in Redis, and nobody can read it
     assert await following == ("one two three", False)
     assert not other.model.begun
+
+
+async def test_an_ended_flight_leaves_nothing_to_the_garbage_collector(fleet: Fleet) -> None:
+    def flights() -> int:
+        return sum(isinstance(one, Flight) for one in gc.get_objects())
+
+    worker = await fleet("one")
+    gc.collect()
+    before = flights()
+    gc.disable()
+    try:
+        worker.model.may_end.set()
+        assert await worker.ask() == ("one two three", True)
+        await until(lambda: flights() == before)
+    finally:
+        gc.enable()

@@ -235,3 +235,19 @@ async def test_waiting_returns_the_lag_and_does_not_cancel_the_task() -> None:
     assert await wait_with_lag(task, 0.01) < 1
     assert not task.done()
     task.cancel()
+
+
+@LOOPS
+def test_a_timeout_leaves_nothing_to_the_garbage_collector(loop_factory: LoopFactory) -> None:
+    async def wait() -> None:
+        with LagTimeout(5.0):
+            await asyncio.sleep(0)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(wait())
+        assert not [one for one in gc.get_objects() if isinstance(one, LagTimeout | Countdown)]
+    finally:
+        gc.enable()
