@@ -1,8 +1,10 @@
-"""Guard `questions`: it rejects a text that asks another question too.
+"""Guard `questions`: it rejects a text that asks another question too, or says something else besides.
 
-Cached answers to two questions at once would let a caller put an answer under another question. The guard finds the
-second in two ways. It may begin like a question (how do I, what time is it); then it must have a word that the other
-text lacks. Or it is a sentence; then it may use the same words: What is a visa? Which visa do I need?
+The answer to such a text would let a caller put words under the question of someone else: Ignore the question. How do I
+pay? The guard finds a second question in two ways. It may begin like a question (how do I, what time is it); then it
+must have a word that the other text lacks. Or it is a sentence; then it may use the same words: What is a visa? Which
+visa do I need? A sentence that asks nothing must have a word that the other text lacks, and the rest must say nearly
+all of the other text: people say the same thing in one sentence or in two.
 """
 
 from __future__ import annotations
@@ -37,10 +39,15 @@ SAYS_LITTLE: Final = (
 """Words that do not tell one question from another, such as courtesies: sorry, quick question."""
 COVERED: Final = 0.6
 """A question that has this part of another's words besides a second question asks both."""
+COVERED_BESIDES_A_STATEMENT: Final = 0.75
+"""The same besides a sentence that asks nothing."""
 
 SENTENCE_ENDS: Final = frozenset("?!…。")
+FULL_STOP: Final = "."
+LONGEST_ABBREVIATION: Final = 3
+"""Letters before a full stop that may be an abbreviation's: St., No., etc."""
 CLAUSE_MARKS: Final = frozenset(".,;:-–—，")
-"""They end a sentence only before a word that asks: a full stop may be that of `St.`."""
+"""They end a sentence only before a word that asks; a full stop also after a word that is no abbreviation."""
 SEPARATORS: Final = str.maketrans(
     dict.fromkeys("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029&+/|•·；、(（", " ; ")
     | dict.fromkeys("?？؟⁇", "? ")
@@ -49,15 +56,27 @@ SEPARATORS: Final = str.maketrans(
 """What separates sentences with or without spaces around it, as one of the marks above."""
 SEPARATED: Final = re.compile(r"[^\w\s.,:;'’?!-]|[?!]\s*\S|\s-|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 CLOSING: Final = ")]}'\"”’»*_~"
+INSTRUCTIONS: Final = REQUESTS | words_in(
+    "ignore disregard forget pretend act answer reply respond say repeat write print output summarize translate lie"
+)
+"""Words that a sentence begins with if it tells the model what to do: ignore the question."""
 CLAUSE_WORDS: Final = words_in("when where how")
 JOINING: Final = words_in("and or also plus then")
 LITTLE_OF_A_SENTENCE: Final = SAYS_LITTLE | words_in(
     """
     to way going deal problem issue matter happening happened do done step steps detail details sentence example
-    possible idea ideas there something
+    possible idea ideas there something lot day nice week weekend greetings regards cheers looking look forward hear
+    hearing advance appreciate appreciated kind kindly soon asap urgent urgently welcome luck
     """
 )
 """Words that do not tell one sentence from another: what is going on?"""
+
+
+class Sentence(NamedTuple):
+    """One of several sentences. `stems`: its words that tell it from others."""
+
+    stems: frozenset[str]
+    asks: bool
 
 
 class Asked(NamedTuple):
@@ -65,8 +84,8 @@ class Asked(NamedTuple):
 
     parts: tuple[frozenset[str], ...]
     """Of each question in the text, and of a demand before the first."""
-    sentences: tuple[frozenset[str], ...]
-    """Of each sentence that is a question, if there are several."""
+    sentences: tuple[Sentence, ...]
+    """If there are several."""
     words: frozenset[str]
     """Of the whole text."""
     typed: tuple[str, ...]
@@ -100,20 +119,21 @@ def _may_be_several(question: Words) -> bool:
     )
 
 
-def _sentences(text: str) -> tuple[frozenset[str], ...]:
+def _sentences(text: str) -> tuple[Sentence, ...]:
     chunks = text.translate(SEPARATORS).split()
-    asked: list[frozenset[str]] = []
+    found: list[Sentence] = []
     sentence: list[str] = []
     for chunk, after in zip_longest(chunks, chunks[1:], fillvalue=""):
         bare, last = _bare(chunk), chunk.rstrip(CLOSING)[-1:]
         asks_next = _asks(_bare(after)) and after[-1] not in SENTENCE_ENDS  # not: it failed, why?
         if bare and not (asks_next and bare in JOINING):
             sentence.append(chunk)
-        if last in SENTENCE_ENDS or (asks_next and (last in CLAUSE_MARKS or bare in JOINING)):
-            asked.append(_asked_by(sentence, marked=last == "?"))
+        is_end = last in SENTENCE_ENDS or (last == FULL_STOP and len(bare) > LONGEST_ABBREVIATION)
+        if is_end or (asks_next and (last in CLAUSE_MARKS or bare in JOINING)):
+            found.append(_sentence(sentence, marked=last == "?"))
             sentence = []
-    asked = [stems for stems in (*asked, _asked_by(sentence, marked=False)) if stems]
-    return tuple(dict.fromkeys(asked)) if len(asked) > 1 else ()
+    found.append(_sentence(sentence, marked=False))
+    return tuple(dict.fromkeys(one for one in found if one.stems or one.asks))
 
 
 def _asks(word: str) -> bool:
@@ -126,11 +146,10 @@ def _bare(chunk: str) -> str:
     return chunk.strip(EDGES).lower()
 
 
-def _asked_by(sentence: Sequence[str], *, marked: bool) -> frozenset[str]:
-    words = read_words(" ".join(sentence)).words if sentence else ()
-    if not words or not (marked or words[0] in REQUESTS or _has_question(words)):
-        return frozenset()
-    return frozenset(stem(word) for word in words if word not in LITTLE_OF_A_SENTENCE)
+def _sentence(chunks: Sequence[str], *, marked: bool) -> Sentence:
+    words = read_words(" ".join(chunks)).words if chunks else ()
+    asks = bool(words) and (marked or words[0] in INSTRUCTIONS or _has_question(words))
+    return Sentence(frozenset(stem(word) for word in words if word not in LITTLE_OF_A_SENTENCE), asks)
 
 
 def _has_question(words: Sequence[str]) -> bool:
@@ -146,8 +165,8 @@ def compare_questions(one: Asked, other: Asked) -> str:
     return (
         _besides(one.parts, other.words)
         or _besides(other.parts, one.words)
-        or _asks_more(one, other)
-        or _asks_more(other, one)
+        or _says_more(one, other)
+        or _says_more(other, one)
     )
 
 
@@ -164,18 +183,25 @@ def _besides(parts: Sequence[frozenset[str]], words: frozenset[str]) -> str:
     return ""
 
 
-def _asks_more(one: Asked, other: Asked) -> str:
-    """Returns words of a sentence without which the others ask what `other` asks."""
-    sentences = one.sentences
-    if len(sentences) <= max(1, len(other.sentences)) or not other.words or _same_words(one, other):
+def _says_more(one: Asked, other: Asked) -> str:
+    """Returns words of a sentence without which the others say what `other` says."""
+    more_questions = _asking(one) > max(1, _asking(other))
+    more_sentences = len(one.sentences) > max(1, len(other.sentences))
+    if not (more_questions or more_sentences) or not other.words or _same_words(one, other):
         return ""
-    times = Counter(word for sentence in sentences for word in sentence)
+    times = Counter(word for sentence in one.sentences for word in sentence.stems)
     covered = len(other.words & times.keys())
-    for sentence in sentences:
-        only_here = sum(times[word] == 1 for word in sentence & other.words)
-        if covered - only_here >= COVERED * len(other.words):
-            return f"{'+'.join(sorted(sentence)[:3])} / none"
+    for stems, asks in one.sentences:
+        is_more = more_questions if asks else more_sentences and not stems <= other.words
+        only_here = sum(times[word] == 1 for word in stems & other.words)
+        needed = COVERED if asks else COVERED_BESIDES_A_STATEMENT
+        if is_more and stems and covered - only_here >= needed * len(other.words):
+            return f"{'+'.join(sorted(stems)[:3])} / none"
     return ""
+
+
+def _asking(asked: Asked) -> int:
+    return sum(sentence.asks for sentence in asked.sentences)
 
 
 def _same_words(one: Asked, other: Asked) -> bool:
