@@ -6,7 +6,7 @@ Two replicas of two workers behind a load balancer answer three tenants, each of
 answer at a time. A fourth tenant then floods them: 48 new answers, 24 long streams and 8 uploads at a time. The script
 shows the latencies of the three before, during and after that: without settings, with BULKHEAD_TENANT_SHARE, and with
 limits of the tenants. Ollama is a stub that writes 50 words a second and embeds 100 texts a second. Redis is embedded.
-The flood comes from a process of its own: in one with the three, their latencies would be those of the client.
+Another process sends the flood. Otherwise the flood's own work would delay the clock of the three.
 Needs the extras `embedded` and `dev`.
 """
 
