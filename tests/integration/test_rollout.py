@@ -30,11 +30,12 @@ REQUESTS: Final = 200
 LABELS: Final = 26
 """Answers compared with fresh ones, all the same: the interval then ends at 17 %."""
 LOAD: Final = ("--requests", str(REQUESTS), "--topics", "40", "--concurrency", "6", "--shared-cache")
+SEARCH: Final = "        if self._condenser is not None and request.asked.history:\n"
 ERRORS: Final[tuple[Patch, ...]] = (
     (
         "api/query/service.py",
-        "        if self._condenser is not None:\n",
-        "        if random.random() < 0.5:\n            raise RuntimeError\n        if self._condenser is not None:\n",
+        SEARCH,
+        f"        if random.random() < 0.5:\n            raise RuntimeError\n{SEARCH}",
     ),
 )
 """Half of the questions that a worker sees for the first time get 500. Repeated ones take the short way."""
