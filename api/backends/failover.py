@@ -94,25 +94,32 @@ class Failover(Generic[S]):
         terms = Terms(self._clock() + total, total, retry, self._clock, queues=queues)
         course: _Attempts[S] = _Attempts(terms)
         candidates = self._backends.candidates(model, preferences)
-        while candidates or (candidates := self._once_more(model, course)):
-            backend = candidates.pop(0)
-            if course.has_failed and backend.breaker.rejects:
-                course.unreachable.append(backend.name)
-                continue
-            try:
-                return await attempt(backend, course.next_terms(candidates))
-            except (BreakerOpen, BulkheadFull) as error:
-                self._refused(error, backend, course)
-            except UpstreamError as error:
-                begun = output is not None and output.begun
-                if begun and not restarts:
-                    raise
-                self._failed(error, backend, course, last=not candidates)
-                if output is not None and begun:
-                    output.restart()
-        if course.absent is not None and course.is_clear and self._may_be_on(self._backends.drained, model):
-            raise BackendsDrained(self._backends.drained[0])
-        raise course.verdict(others_may_have_it=self._may_be_on(course.unreachable, model))
+        try:
+            while candidates or (candidates := self._once_more(model, course)):
+                backend = candidates.pop(0)
+                if course.has_failed and backend.breaker.rejects:
+                    course.unreachable.append(backend.name)
+                    continue
+                try:
+                    return await attempt(backend, course.next_terms(candidates))
+                except (BreakerOpen, BulkheadFull) as error:
+                    if self._ends_call(error, course):
+                        raise
+                    course.refused(error, backend)
+                except UpstreamError as error:
+                    begun = output is not None and output.begun
+                    if (begun and not restarts) or not self._may_go_on(error, course):
+                        raise
+                    course.failed(error, backend.name)
+                    if candidates:
+                        self._events.failed_over(backend.name, error)
+                    if output is not None and begun:
+                        output.restart()
+            if course.absent is not None and course.is_clear and self._may_be_on(self._backends.drained, model):
+                raise BackendsDrained(self._backends.drained[0])
+            raise course.verdict(others_may_have_it=self._may_be_on(course.unreachable, model))
+        finally:
+            del course  # it has the errors, and their tracebacks refer to this frame
 
     def _once_more(self, model: str, course: _Attempts[S]) -> list[Backend[S]]:
         """Returns the backends to try after all candidates.
@@ -133,26 +140,14 @@ class Failover(Generic[S]):
         """Returns whether one of these backends had the model when it last answered."""
         return any(self._backends.had(name, model) for name in backends)
 
-    def _refused(self, error: BreakerOpen | BulkheadFull, backend: Backend[S], course: _Attempts[S]) -> None:
-        if isinstance(error, BulkheadFull) and error.reason == "no_permit":
-            course.full.append(backend)
-            return
+    def _ends_call(self, error: BreakerOpen | BulkheadFull, course: _Attempts[S]) -> bool:
+        """Returns whether the call waited in vain, and may not wait for another backend."""
         waited_in_vain = isinstance(error, BulkheadFull) and error.reason == "deadline"
-        if waited_in_vain and (not self._policy.waits_again or not course.terms.remaining):
-            raise error
-        if isinstance(error, BreakerOpen) and not isinstance(error, BackendsDrained):
-            course.unreachable.append(backend.name)
-        else:
-            course.is_clear = False
-        course.refusals.append(error)
+        return waited_in_vain and (not self._policy.waits_again or not course.terms.remaining)
 
-    def _failed(self, error: UpstreamError, backend: Backend[S], course: _Attempts[S], *, last: bool) -> None:
-        """Records a failure after which another backend may be tried. Otherwise raises it."""
-        if error.fault not in FREE and not self._charge(error, course):
-            raise error
-        course.failed(error, backend.name)
-        if not last:
-            self._events.failed_over(backend.name, error)
+    def _may_go_on(self, error: UpstreamError, course: _Attempts[S]) -> bool:
+        """Returns whether another backend may be tried after a failure."""
+        return error.fault in FREE or self._charge(error, course)
 
     def _charge(self, error: UpstreamError, course: _Attempts[S]) -> bool:
         """Returns whether the charged attempt is still available; if so, charges it."""
@@ -193,6 +188,17 @@ class _Attempts(Generic[S]):
         retry: Retry = "spent" if self.spent else "elsewhere" if elsewhere else self.terms.retry
         self.spent = self.spent or retry == "here"
         return self.terms if retry == self.terms.retry else replace(self.terms, retry=retry)
+
+    def refused(self, error: BreakerOpen | BulkheadFull, backend: Backend[S]) -> None:
+        """Keeps a refusal, or the backend, if a permit may become free there."""
+        if isinstance(error, BulkheadFull) and error.reason == "no_permit":
+            self.full.append(backend)
+            return
+        if isinstance(error, BreakerOpen) and not isinstance(error, BackendsDrained):
+            self.unreachable.append(backend.name)
+        else:
+            self.is_clear = False
+        self.refusals.append(error)
 
     def failed(self, error: UpstreamError, backend: str) -> None:
         """Keeps the most informative failure; a missing model on one backend is the least."""

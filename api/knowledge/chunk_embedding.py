@@ -55,9 +55,11 @@ class ChunkEmbedding:
         except TextNotEmbedded:
             if len(texts) == 1:
                 return [await self._confirmed(texts[0], tenant)]
-        except EmbeddingUnavailable as error:
+        except EmbeddingUnavailable:
             self._size = self._size.halved()
-            await tries.pause(error)
+            if tries.are_over:
+                raise
+            await tries.pause()
             if len(texts) == 1:
                 return await self._embedded(texts, tenant, tries)
         middle = len(texts) // 2
@@ -87,10 +89,12 @@ class _Tries:
     def __init__(self) -> None:
         self._pauses = list(PAUSES)
 
-    async def pause(self, error: EmbeddingUnavailable) -> None:
-        """Waits before the next try. Raises `error` if none is left."""
-        if not self._pauses:
-            raise error
+    @property
+    def are_over(self) -> bool:
+        return not self._pauses
+
+    async def pause(self) -> None:
+        """Waits before the next try."""
         await asyncio.sleep(self._pauses.pop(0) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 

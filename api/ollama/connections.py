@@ -49,7 +49,8 @@ class HttpConnection(asyncio.Protocol):
         self._between = 0
         self._parts: deque[bytes] = deque()
         self._unread = 0
-        self._error: httpx.TransportError | None = None
+        self._error: Callable[[], httpx.TransportError] | None = None
+        """Makes the error for each caller: the traceback of one that was kept would refer to this connection."""
         self._keeps = True
         self._is_complete = True
         self._has_head = False
@@ -110,7 +111,7 @@ class HttpConnection(asyncio.Protocol):
         """Waits for `status` and `headers`. Raises `httpx.TransportError`."""
         while not self._has_head:
             if self._error is not None:
-                raise self._error
+                raise self._error()
             await self._next_change()
 
     async def part(self) -> bytes:
@@ -119,7 +120,7 @@ class HttpConnection(asyncio.Protocol):
             if self._is_complete:
                 return b""
             if self._error is not None:
-                raise self._error
+                raise self._error()
             await self._next_change()
         part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
@@ -156,10 +157,10 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(httpx.RemoteProtocolError(f"{type(error).__name__}: {error}"))
+            self._fail(f"{type(error).__name__}: {error}")
         else:
             if self._between > HEAD_LIMIT:
-                self._fail(httpx.RemoteProtocolError(f"more than {HEAD_LIMIT} bytes without an end"))
+                self._fail(f"more than {HEAD_LIMIT} bytes without an end")
         if self._unread > UNREAD_LIMIT and not self._is_paused and not self._is_complete:
             self._is_paused = True
             self._transport.pause_reading()
@@ -172,6 +173,7 @@ class HttpConnection(asyncio.Protocol):
         self._wake()
         self.resume_writing()
         self._on_lost(self)
+        del self._parser  # the two refer to each other
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -187,14 +189,15 @@ class HttpConnection(asyncio.Protocol):
         if exc is None and self._has_head and not has_length:
             self._is_complete = True  # the body's end is the connection's
         elif exc is not None:
-            self._error = self._error or httpx.ReadError(str(exc))
+            self._error = self._error or partial(httpx.ReadError, str(exc))
         elif self._has_head:
-            self._error = self._error or httpx.RemoteProtocolError("the connection ended before the answer")
+            self._error = self._error or partial(httpx.RemoteProtocolError, "the connection ended before the answer")
         else:
-            self._error = self._error or httpx.RemoteProtocolError("Server disconnected without sending a response.")
+            told = "Server disconnected without sending a response."
+            self._error = self._error or partial(httpx.RemoteProtocolError, told)
 
-    def _fail(self, error: httpx.TransportError) -> None:
-        self._error = self._error or error
+    def _fail(self, reason: str) -> None:
+        self._error = self._error or partial(httpx.RemoteProtocolError, reason)
         self.abort()
 
     def _wake(self) -> None:

@@ -187,9 +187,13 @@ class _Received:
         self._reply = reply
 
     async def read_response(self, **_: Any) -> Any:
-        if isinstance(self._reply, ResponseError):
-            raise self._reply
-        return self._reply
+        reply, self._reply = self._reply, None
+        try:
+            if isinstance(reply, ResponseError):
+                raise reply
+            return reply
+        finally:
+            del reply  # its traceback refers to this frame
 
 
 class BatchingRedis(Redis):
@@ -349,6 +353,8 @@ class BatchingRedis(Redis):
             one.fail(error)
         else:
             one.end(parsed)
+        finally:
+            del one, reply  # a refusal's traceback refers to this frame
 
 
 def _fail(batch: Sequence[_Command], error: Exception) -> None:

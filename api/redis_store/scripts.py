@@ -102,8 +102,10 @@ async def replies_of(pipe: Pipeline) -> list[Any]:
     """
     replies: list[Any] = await pipe.execute(raise_on_error=False)
     for reply in replies:
-        if isinstance(reply, RedisError) and type(reply) is not ResponseError:
-            raise reply
+        if isinstance(reply, RedisError):
+            reply.__traceback__ = None  # refers to the frame of redis-py that lists the replies
+            if type(reply) is not ResponseError:
+                raise reply
     return replies
 
 

@@ -329,7 +329,12 @@ class Flight:
         self.task = task = asyncio.create_task(flying, name="flight")
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A cancelled task keeps its error, whose traceback refers to this flight."""
+        self.task = None
 
     def may_share(self, not_before_ms: int) -> bool:
         """Returns whether a new caller may get this answer, whose documents may have changed at `not_before_ms`.

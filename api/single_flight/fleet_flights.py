@@ -289,8 +289,8 @@ class FleetFlights:
             flight.ending = False
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
-        assert flight.task is not None
-        await cancel_and_wait([flight.task])
+        if flight.task is not None:
+            await cancel_and_wait([flight.task])
         if not flight.leads and flight.key not in self._flights:  # a newer one has the place now
             with suppress(StoreUnavailable):
                 await self.store.leave(flight.key, flight.place)

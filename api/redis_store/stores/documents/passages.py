@@ -16,6 +16,7 @@ from operator import methodcaller
 from typing import Any, Final
 
 from redis.asyncio import Redis
+from redis.commands.search import AsyncSearch
 from redis.commands.search.index_definition import IndexDefinition, IndexType
 from redis.exceptions import ResponseError
 
@@ -64,6 +65,8 @@ class RedisPassageIndex:
         """Embedders whose index is still being built, while that of workers before schema 1.1 is complete."""
         self._shares = ScopeShares()
         self._chunks: dict[str, int] = {}
+        self._creators: dict[str, AsyncSearch] = {}
+        """By index. redis-py's object refers to itself many times, so only the garbage collector would free it."""
         self._redis.on_recovery(self._forget)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
@@ -286,9 +289,10 @@ class RedisPassageIndex:
         prefix = f"{schema.index.prefix}"
         definition = IndexDefinition([prefix], index_type=IndexType.HASH, language_field=STEMMER)  # type: ignore[no-untyped-call]
         # A union that begins with a stop word crashes the search module (2.10).
-        return await created(
-            client.ft(schema.index.name).create_index(schema.redis_fields, definition=definition, stopwords=[])
-        )
+        search = self._creators.get(schema.index.name)
+        if search is None or search.client is not client:
+            search = self._creators[schema.index.name] = client.ft(schema.index.name)
+        return await created(search.create_index(schema.redis_fields, definition=definition, stopwords=[]))
 
 
 def is_behind(state: Mapping[str, bytes], embedder: str) -> tuple[bool, str | None]:
