@@ -83,8 +83,11 @@ NO_TELEMETRY: Final = {"tracing": False, "metrics": False, "logs": False, "auto_
 """FastAPI's spans have the query string, which may contain a question. `observability.tracing` makes others."""
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Makes the app of one worker process. Opens nothing: the lifespan does."""
+def create_app(settings: Settings, *, owns_process: bool = True) -> FastAPI:
+    """Makes the app of one worker process. Opens nothing: the lifespan does.
+
+    `owns_process`: it sets up the garbage collector of the process, in which nothing else runs.
+    """
     name = worker_id()
     metrics = Metrics(CollectorRegistry(), __version__)
     app = DescribedApp(
@@ -93,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Ragherd",
         version=__version__,
         summary="A RAG query service in front of Ollama. All workers share a cache and a breaker in Redis.",
-        lifespan=worker.lifespan(settings, name, metrics),
+        lifespan=worker.lifespan(settings, name, metrics, owns_process=owns_process),
         responses=ERRORS,
         docs_url=None,  # `description` serves it without scripts of another host
         redoc_url=None,

@@ -70,7 +70,7 @@ class LifespanState(TypedDict):
     tracing: Tracing
 
 
-def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
+def lifespan(settings: Settings, worker: str, metrics: Metrics, *, owns_process: bool) -> Lifespan:
     """The lifespan of one worker's app."""
 
     @asynccontextmanager
@@ -85,10 +85,11 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
                 # A wrong model file is detected only here, and uvicorn would log the whole traceback.
                 structlog.get_logger("ragherd.worker").error("settings_wrong", message=str(error))
                 raise
-            # Objects of now live as long as the worker. Hiding them from the garbage collector keeps its pauses short.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(YOUNG_OBJECTS)
+            if owns_process:
+                # Objects of now live as long as the worker. The collector's pauses are shorter if it cannot see them.
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(YOUNG_OBJECTS)
             feed = LiveFeed(partial(read_figures, state), lambda: getattr(app.state, "draining", False))
             yield {"worker": state, "live": feed, "tracing": opening.tracing}
 

@@ -5,7 +5,6 @@ connections.
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -64,13 +63,12 @@ async def test_a_worker_counts_what_ended_just_before_it(
 ) -> None:
     await redis.flushall()
     monkeypatch.setattr(worker_facts, "MEASURE_SECONDS", 3600.0)
-    app = create_app(make_settings(redis_url, stub.base_url))
+    app = create_app(make_settings(redis_url, stub.base_url), owns_process=False)
 
     async with app.router.lifespan_context(app) as state:
         assert state is not None
         await state["worker"].queries.answer(Query("Why?", "acme", "llama3.2"))
 
-    gc.unfreeze()  # as in `running_service`
     counted = app.state.metrics.exposition()[0].decode()
     assert 'ragherd_ollama_generations_total{backend="ollama"} 1.0' in counted
     assert 'ragherd_ollama_tokens_total{backend="ollama",direction="completion"} 0.0' not in counted

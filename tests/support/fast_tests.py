@@ -6,7 +6,6 @@ an unmarked test takes too much CPU. CPU time, unlike time on the wall, says lit
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 from collections.abc import Iterator
@@ -39,11 +38,6 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return (
         collection_path.suffix == ".py" and _SLOW_FILE.search(collection_path.read_text("utf-8")) is not None
     ) or None
-
-
-def pytest_collection_finish() -> None:
-    """Spares the garbage collector the thousands of tests, and each test its pauses."""
-    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

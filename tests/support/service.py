@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -81,7 +80,7 @@ async def running_service(settings: Settings) -> AsyncIterator[httpx.AsyncClient
 
     Its connections are those of a worker of gunicorn.
     """
-    app = create_app(settings)
+    app = create_app(settings, owns_process=False)
     guard = ConnectionGuard(ConnectionLimits(), app.state.metrics)
     http: Any = partial(TimedProtocol, guard=guard, fast=getattr(app.state, "fast_path", None))
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", ws="none", http=http)
@@ -97,7 +96,6 @@ async def running_service(settings: Settings) -> AsyncIterator[httpx.AsyncClient
     finally:
         server.should_exit = True
         await serving
-        gc.unfreeze()  # a worker freezes what it opened until its process ends; this process outlives many workers
 
 
 async def ask(
