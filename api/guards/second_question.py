@@ -86,13 +86,17 @@ class Asked(NamedTuple):
     """Of each question in the text, and of a demand before the first."""
     sentences: tuple[Sentence, ...]
     """If there are several."""
+    openings: int
+    """Different questions that begin in the text."""
     words: frozenset[str]
     """Of the whole text."""
+    told: tuple[str, ...]
+    """Those that tell one sentence from another, as often as they occur."""
     typed: tuple[str, ...]
     """All words in order, not as stems."""
 
 
-NOTHING_ASKED: Final = Asked((), (), frozenset(), ())
+NOTHING_ASKED: Final = Asked((), (), 0, frozenset(), (), ())
 
 
 def read_questions(question: Words) -> Asked:
@@ -101,12 +105,14 @@ def read_questions(question: Words) -> Asked:
         return NOTHING_ASKED
     words = question.words
     starts = [index for index in range(len(words)) if _opens_question(words, index)]
-    if starts and starts[0] > 1 and words[0] not in SAYS_LITTLE:
-        starts.insert(0, 0)
     ends = [*starts[1:], len(words)]
     parts = [frozenset(_telling(words[start:end])) for start, end in zip(starts, ends, strict=False)]
+    openings = len(set(parts))
+    if starts and starts[0] > 1 and words[0] not in SAYS_LITTLE:
+        parts.insert(0, frozenset(_telling(words[: starts[0]])))
     sentences = _sentences(question.text) if _may_be_several(question) else ()
-    return Asked(tuple(parts), sentences, frozenset(_telling(words)), words)
+    told = tuple(stem(word) for word in words if word not in LITTLE_OF_A_SENTENCE)
+    return Asked(tuple(parts), sentences, openings, frozenset(_telling(words)), told, words)
 
 
 def _may_be_several(question: Words) -> bool:
@@ -187,21 +193,22 @@ def _says_more(one: Asked, other: Asked) -> str:
     """Returns words of a sentence without which the others say what `other` says."""
     more_questions = _asking(one) > max(1, _asking(other))
     more_sentences = len(one.sentences) > max(1, len(other.sentences))
-    if not (more_questions or more_sentences) or not other.words or _same_words(one, other):
+    wanted = frozenset(other.told)
+    if not (more_questions or more_sentences) or not wanted or _same_words(one, other):
         return ""
-    times = Counter(word for sentence in one.sentences for word in sentence.stems)
-    covered = len(other.words & times.keys())
+    times = Counter(one.told)
+    covered = len(wanted & times.keys())
     for stems, asks in one.sentences:
-        is_more = more_questions if asks else more_sentences and not stems <= other.words
-        only_here = sum(times[word] == 1 for word in stems & other.words)
+        is_more = more_questions if asks else more_sentences and not stems <= wanted
+        only_here = sum(times[word] == 1 for word in stems & wanted)
         needed = COVERED if asks else COVERED_BESIDES_A_STATEMENT
-        if is_more and stems and covered - only_here >= needed * len(other.words):
+        if is_more and stems and covered - only_here >= needed * len(wanted):
             return f"{'+'.join(sorted(stems)[:3])} / none"
     return ""
 
 
 def _asking(asked: Asked) -> int:
-    return sum(sentence.asks for sentence in asked.sentences)
+    return max(sum(sentence.asks for sentence in asked.sentences), asked.openings)
 
 
 def _same_words(one: Asked, other: Asked) -> bool:
