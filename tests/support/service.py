@@ -83,7 +83,10 @@ async def running_service(settings: Settings) -> AsyncIterator[httpx.AsyncClient
     app = create_app(settings, owns_process=False)
     guard = ConnectionGuard(ConnectionLimits(), app.state.metrics)
     http: Any = partial(TimedProtocol, guard=guard, fast=getattr(app.state, "fast_path", None))
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", ws="none", http=http)
+    # A client's thread may connect while the server closes. Gunicorn's deadline would end that connection.
+    config = uvicorn.Config(
+        app, port=0, log_config=None, lifespan="on", ws="none", http=http, timeout_graceful_shutdown=20
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(), name="service")
     try:
