@@ -8,6 +8,7 @@ from itertools import repeat
 from operator import call
 from typing import Any, Final
 
+from api.guards.answer_form import compare_form, read_form
 from api.guards.foreign_languages import (
     compare_foreign_negation,
     compare_foreign_opposites,
@@ -42,6 +43,7 @@ GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]],
     ("persons", read_persons, compare_persons),
     ("asks", read_question_types, compare_question_types),
     ("questions", read_questions, compare_questions),
+    ("form", read_form, compare_form),
     ("foreign_negation", read_foreign_negation, compare_foreign_negation),
     ("foreign_opposites", read_foreign_opposites, compare_foreign_opposites),
     ("foreign_order", read_foreign_order, compare_foreign_order),

@@ -27,8 +27,8 @@ def test_the_longest_chain_of_imports_has_at_most_14_modules() -> None:
     assert len(chain) <= 14, " > ".join(chain)
 
 
-def test_api_has_at_most_273_files() -> None:
-    assert len(list((ROOT / "api").rglob("*.py"))) <= 273
+def test_api_has_at_most_274_files() -> None:
+    assert len(list((ROOT / "api").rglob("*.py"))) <= 274
 
 
 def test_rooms_report_to_one_telemetry() -> None:
