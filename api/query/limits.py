@@ -18,7 +18,7 @@ from api.cancellation import log_failure
 from api.errors import RateLimited, StoreUnavailable
 from api.ports.limits import TENANT, Charge, LimitPlan, LimitStore, LocalCounts
 from api.query.refusals import MOST as MOST_REFUSED
-from api.query.refusals import Refusals, SearchTurns
+from api.query.refusals import SEARCH_SECONDS, Refusals, SearchTurns
 from api.values import Usage
 
 MOST: Final = 10_000
@@ -140,6 +140,7 @@ class Limiter:
             name = f"{'tenant' if full == TENANT else 'key'}-streams"
             self._noted(name, "refused")
             raise RateLimited(name, STREAM_WAIT)
+        self._full.pop(plan, None)
         places = [(plan.owner, subject) for subject, _ in plan.streams]
         for place in places:
             self._streams.setdefault(place, set()).add(stream)
@@ -165,7 +166,7 @@ class Limiter:
             return None
 
     def _note_full(self, plan: LimitPlan) -> None:
-        self._full[plan] = time.monotonic() + STREAM_WAIT
+        self._full[plan] = time.monotonic() + SEARCH_SECONDS
         self._full.move_to_end(plan)
         if len(self._full) > MOST_REFUSED:
             self._full.popitem(last=False)
@@ -175,7 +176,7 @@ class Limiter:
 
         Yields False if too many such requests wait: then the cache shall not be searched.
         """
-        is_beyond = charge.decision is None and self.refusals.find(charge.plan) is not None
+        is_beyond = charge.decision is None and self.refusals.limits_searches(charge.plan)
         if is_beyond or (streams and self._full.get(charge.plan, 0.0) > time.monotonic()):
             return self._turns.turn(charge.plan)
         return nullcontext(True)

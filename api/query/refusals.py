@@ -24,6 +24,8 @@ REMEMBERED_SECONDS: Final = 1.0
 """How long a refusal counts before a request asks again."""
 RETRY_SECONDS: Final = 0.1
 """When the next request asks, if the last one has no decision yet."""
+SEARCH_SECONDS: Final = 10.0
+"""How long a refusal limits the searches of its plan: beyond the search and the rest that delay the next decision."""
 MOST: Final = 1024
 """Plans that a worker remembers: those that were refused last."""
 SEARCH_SHARE: Final = 0.2
@@ -36,11 +38,12 @@ MOST_WAITING: Final = 8
 
 @dataclass(slots=True)
 class _Refusal:
-    """When the place is free, and when to ask again, by the monotonic clock."""
+    """When the place is free, when to ask again, and until when searches are limited, by the monotonic clock."""
 
     charge: Charge
     free_at: float
     ask_at: float
+    searches_at: float
 
 
 class Refusals:
@@ -60,8 +63,9 @@ class Refusals:
             if self._known:
                 self._known.pop(charge.plan, None)
             return
-        free_at = charge.asked_at + decision.wait
-        self._known[charge.plan] = _Refusal(charge, free_at, min(free_at, self._clock() + REMEMBERED_SECONDS))
+        free_at, now = charge.asked_at + decision.wait, self._clock()
+        ask_at, searches_at = min(free_at, now + REMEMBERED_SECONDS), min(free_at, now + SEARCH_SECONDS)
+        self._known[charge.plan] = _Refusal(charge, free_at, ask_at, searches_at)
         self._known.move_to_end(charge.plan)
         if len(self._known) > self._most:
             self._known.popitem(last=False)
@@ -74,6 +78,11 @@ class Refusals:
         charge = Charge(plan, counts_hits=True)
         charge.refuse_again(found.charge, found.free_at - now)
         return charge
+
+    def limits_searches(self, plan: LimitPlan) -> bool:
+        """Whether a request would probably be refused, also while one asks again: it may have to search first."""
+        found = self._known.get(plan) if self._known else None
+        return found is not None and self._clock() < found.searches_at
 
     def recall(self, charge: Charge) -> None:
         """Refuses a charge that was not asked for yet, if that is certain. If not, it must be asked for.

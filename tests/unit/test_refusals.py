@@ -11,7 +11,15 @@ import pytest
 from api.errors import RateLimited
 from api.ports.limits import Charge, LimitPlan, Limits
 from api.query.limits import Limiter
-from api.query.refusals import MOST_WAITING, REMEMBERED_SECONDS, RETRY_SECONDS, SEARCH_SHARE, Refusals, SearchTurns
+from api.query.refusals import (
+    MOST_WAITING,
+    REMEMBERED_SECONDS,
+    RETRY_SECONDS,
+    SEARCH_SECONDS,
+    SEARCH_SHARE,
+    Refusals,
+    SearchTurns,
+)
 
 
 class Clock:
@@ -26,13 +34,17 @@ class Store:
 
     wait = 60.0
     asked = 0
+    is_full = True
 
     async def admit(self, charge: Charge) -> None:
         self.asked += 1
         charge.decide(self.wait, [0, 60])
 
     async def open_stream(self, plan: LimitPlan, stream: str) -> str | None:
-        return plan.streams[0][0]
+        return plan.streams[0][0] if self.is_full else None
+
+    async def close_stream(self, plan: LimitPlan, stream: str) -> None:
+        """Does nothing."""
 
 
 PLAN = LimitPlan("acme", ("k", Limits(1)))
@@ -172,8 +184,33 @@ async def test_only_requests_beyond_a_limit_wait_for_a_turn() -> None:
     assert not isinstance(limiter.search_turn(charge, streams=False), nullcontext)
 
 
-async def test_streams_beyond_a_limit_wait_for_a_turn() -> None:
+async def test_searches_stay_limited_while_a_request_asks_again() -> None:
+    clock = Clock()
     limiter = limiter_of(Store())
+    limiter.refusals = Refusals(clock=clock)
+    charge = Charge(PLAN, counts_hits=False)
+    limiter.refusals.note(decided(60))
+    clock.now += REMEMBERED_SECONDS
+    assert limiter.refusals.find(PLAN) is None, "Redis is asked, but only after the search"
+    assert not isinstance(limiter.search_turn(charge, streams=False), nullcontext)
+    limiter.refusals.note(decided(0, at=clock.now))
+    assert isinstance(limiter.search_turn(charge, streams=False), nullcontext), "an operator has reset the counts"
+
+
+@pytest.mark.parametrize(("wait", "seconds"), [(0.5, 0.5), (86_400, SEARCH_SECONDS)])
+async def test_searches_stay_limited_no_longer_than_the_refusal_and_some_seconds(wait: float, seconds: float) -> None:
+    clock = Clock()
+    refusals = Refusals(clock=clock)
+    refusals.note(decided(wait))
+    clock.now = 1000 + 0.99 * seconds
+    assert refusals.limits_searches(PLAN)
+    clock.now = 1000 + seconds
+    assert not refusals.limits_searches(PLAN), "a client whose questions all have answers is never charged"
+
+
+async def test_streams_beyond_a_limit_wait_for_a_turn() -> None:
+    store = Store()
+    limiter = limiter_of(store)
     plan = LimitPlan("acme", ("k", Limits(concurrent_streams=1)))
     charge = Charge(plan, counts_hits=True)
     assert isinstance(limiter.search_turn(charge, streams=True), nullcontext)
@@ -181,3 +218,7 @@ async def test_streams_beyond_a_limit_wait_for_a_turn() -> None:
         await limiter.stream(charge).__aenter__()
     assert not isinstance(limiter.search_turn(charge, streams=True), nullcontext)
     assert isinstance(limiter.search_turn(charge, streams=False), nullcontext)
+    store.is_full = False
+    async with limiter.stream(charge):
+        assert isinstance(limiter.search_turn(charge, streams=True), nullcontext), "there was room"
+    await limiter.aclose()
