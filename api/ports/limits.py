@@ -28,6 +28,8 @@ MOST_TOKENS: Final = 1_000_000_000
 MOST_STREAMS: Final = 10_000
 CHARGED: Final = "charged"
 """Key of a request's state: a charge that was made before the request took the full path."""
+SET_BACK_SECONDS: Final = 60
+"""Counts that are further in the future are void: the clock was set back, and they would refuse until it is there."""
 WARNED_SHARE: Final = 0.2
 """A limit with less than this left is in the warning header."""
 
@@ -231,12 +233,12 @@ class LocalCounts:
         waits, left = [0.0], []
         if limits.requests_per_minute:
             each = 60 / limits.requests_per_minute
-            ahead = max(0.0, self.requests_at - now)
+            ahead = self._ahead(now)
             waits.append(ahead - (60 - each) if ahead > 60 - each + 1e-9 else 0.0)
             left += [math.floor((60 - ahead) / each + 1e-9), math.ceil(ahead)]
         if limits.tokens_per_minute:
             rate = limits.tokens_per_minute / 60
-            debt = max(0.0, self.tokens - (now - self.tokens_at) * rate)
+            debt = self._owed(rate, now)
             waits.append((debt - limits.tokens_per_minute + 1) / rate if debt >= limits.tokens_per_minute else 0.0)
             left += [math.floor(limits.tokens_per_minute - debt), math.ceil(debt / rate)]
         if limits.tokens_per_day:
@@ -247,15 +249,25 @@ class LocalCounts:
             waits.append(_budget(left, limits.tokens_per_month - used, _month_end(now) - now))
         return max(waits), left
 
+    def _ahead(self, now: float) -> float:
+        """Seconds until the requests so far are paid off: up to a minute, unless the clock was set back."""
+        ahead = max(0.0, self.requests_at - now)
+        return ahead if ahead <= 60 + SET_BACK_SECONDS else 0.0
+
+    def _owed(self, rate: float, now: float) -> float:
+        """Tokens that the minute still owes."""
+        if self.tokens_at > now + SET_BACK_SECONDS:
+            return 0.0
+        return max(0.0, self.tokens - (now - self.tokens_at) * rate)
+
     def take(self, limits: Limits, now: float) -> None:
         """Counts a request."""
         if limits.requests_per_minute:
-            self.requests_at = max(self.requests_at, now) + 60 / limits.requests_per_minute
+            self.requests_at = now + self._ahead(now) + 60 / limits.requests_per_minute
 
     def spend(self, limits: Limits, now: float, tokens: int, generated: int) -> None:
         """Counts tokens."""
-        debt = self.tokens - (now - self.tokens_at) * limits.tokens_per_minute / 60
-        self.tokens, self.tokens_at = max(0.0, debt) + tokens, now
+        self.tokens, self.tokens_at = self._owed(limits.tokens_per_minute / 60, now) + tokens, now
         day, month = int(now // DAY_SECONDS), _month(now)
         self.day_tokens = (self.day_tokens if day == self.day else 0) + generated
         self.month_tokens = (self.month_tokens if month == self.month else 0) + generated

@@ -409,6 +409,40 @@ async def test_the_script_counts_as_a_worker_without_redis_does(redis: BatchingR
     assert 0 < ttl <= 32 * 86_400_000
 
 
+@pytest.mark.parametrize(("seconds", "is_void"), [(3600, True), (20, False)])
+def test_a_worker_s_counts_are_void_if_its_clock_was_set_back_far(seconds: int, is_void: bool) -> None:
+    limits, now = Limits(2, 100), 1_000_000.0
+    requests, tokens = LocalCounts(), LocalCounts()
+    for _ in range(2):
+        requests.take(limits, now + seconds)
+    tokens.spend(limits, now + seconds, 100, 0)
+    for counts in (requests, tokens):
+        assert (counts.look(limits, now)[0] == 0) == is_void
+    requests.take(limits, now)
+    tokens.spend(limits, now, 10, 0)
+    assert (requests.look(limits, now)[1][0] == 1) == is_void
+    assert (tokens.look(limits, now)[1][2] == 90) == is_void
+
+
+@pytest.mark.parametrize(("seconds", "is_void"), [(3600, True), (20, False)])
+async def test_counts_are_void_if_the_clock_of_redis_was_set_back_far(
+    redis: BatchingRedis, seconds: int, is_void: bool
+) -> None:
+    store, plan = RedisLimits(await gate(redis), Keys()), LimitPlan("acme", ("k", Limits(2, 100)))
+    key, then_us = Keys().limit(plan.owner, "k"), ((await redis.time())[0] + seconds) * 1_000_000
+    for counted in ({"requests_us": then_us + 60_000_000}, {"tokens": "100", "tokens_us": then_us}):
+        await redis.delete(key)
+        await redis.hset(key, mapping=counted)
+        charge = Charge(plan, counts_hits=True)
+        await store.admit(charge)
+        assert charge.is_refused != is_void
+    await store.spend(plan, 10, 0)
+    charge = Charge(plan, counts_hits=True)
+    await store.admit(charge)
+    assert charge.decision is not None
+    assert (charge.decision.left[2] >= 90) == is_void
+
+
 async def test_the_script_knows_the_months(redis: BatchingRedis) -> None:
     store = RedisLimits(await gate(redis), Keys())
     first_day = lua("stores/limits", "admit").partition("-- name: admit")[0]

@@ -5,8 +5,16 @@
 --   zset  rag:limit:{<owner>}:<subject>:streams  open stream -> when its lease ends (us)
 local MINUTE, DAY = 60000000, 86400000000
 
--- What the minute still owes of its tokens: it pays them off evenly.
+-- How long until the requests so far are paid off (us): up to a minute. If it is more than two, the clock was set back,
+-- and the count is void: it would refuse until the clock is there again.
+local function ahead_of(now, requests_us)
+  local ahead = math.max(0, tonumber(requests_us or 0) - now)
+  return ahead <= 2 * MINUTE and ahead or 0
+end
+
+-- What the minute still owes of its tokens: it pays them off evenly. Void like the requests.
 local function owed(state, limit, now)
+  if tonumber(state[3] or now) > now + MINUTE then return 0 end
   return math.max(0, tonumber(state[2] or 0) - (now - tonumber(state[3] or now)) * limit / MINUTE)
 end
 
@@ -50,7 +58,7 @@ for i, key in ipairs(KEYS) do
   if requests > 0 then
     -- Whole microseconds, so that sums are exact.
     local each = math.floor(MINUTE / requests)
-    local ahead = math.max(0, tonumber(state[1] or 0) - now)
+    local ahead = ahead_of(now, state[1])
     local room = each * (requests - 1) - ahead
     if room < 0 then wait = math.max(wait, -room) else charged[key] = now + ahead + each end
     left[#left + 1] = {math.floor(room / each) + 1, ahead, each}
