@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, date, datetime
 from itertools import pairwise
@@ -28,7 +29,7 @@ from tests.stub_ollama import StubOllama
 from tests.support.mcp_client import HEADERS, PROTOCOLS, mcp_client, message, problem_of, text_of
 from tests.support.round_trips import round_trips
 from tests.support.service import Service
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import eventually, wait_until_async
 
 ROOT = {"Authorization": "Bearer the-admin-key"}
 ACCESS: dict[str, Any] = {"require_keys": True, "admin_keys": "the-admin-key"}
@@ -344,6 +345,92 @@ async def test_a_refusal_ends_when_an_operator_resets_the_counts(serve: Service,
     await wait_until_async(lambda: answers(429))
     await redis.delete(Keys().limit(owner_of("acme"), TENANT))
     await wait_until_async(lambda: answers(200))
+
+
+TENANTS: dict[str, Any] = {"api_keys": "acme=key-1,globex=key-2", "rate_limit_requests_per_minute": 1}
+ACME, GLOBEX = {"Authorization": "Bearer key-1"}, {"Authorization": "Bearer key-2"}
+
+
+async def test_a_worker_remembers_refusals_while_redis_is_away_and_forgets_them_when_it_is_back(
+    serve: Service, redis_server: EmbeddedRedis
+) -> None:
+    client = await serve(access=TENANTS)
+    assert [(await ask(client, ACME, "What?")).status_code for _ in range(2)] == [200, 429]
+
+    async def answers() -> bool:
+        return (await ask(client, ACME, "What?")).status_code == 200
+
+    async def is_refused_unread() -> bool:
+        refused = await ask(client, ACME, "What?")
+        assert (refused.status_code, left(refused)["tenant-requests"][0]) == (429, 0)
+        return (await unread(client, "/query", ACME)).json()["limit"] == "tenant-requests"
+
+    redis_server.kill()
+    try:
+        await wait_until_async(answers)  # it has a count for itself, which starts at zero
+        assert await is_refused_unread(), "by the worker's own count"
+        assert (await ask(client, GLOBEX, "What?")).status_code == 200, "another tenant"
+    finally:
+        redis_server.start()
+    await wait_until_async(answers)  # Redis is empty; the worker's own count would refuse for a minute
+    assert await is_refused_unread(), "by Redis's count"
+
+
+async def test_a_refusal_that_was_not_read_leaves_metrics_and_lines_in_the_log(
+    serve: Service, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = await serve(access={**TENANTS, **ACCESS})
+    assert (await ask(client, ACME, "What?")).status_code == 200
+    before = await counted(client)
+    capfd.readouterr()
+    read = await ask(client, {**ACME, "X-Request-ID": "read"}, "Who?")
+    question = await unread(client, "/query", {**ACME, "X-Request-ID": "question"})
+    embedding = await unread(client, "/api/embed", {**ACME, "X-Request-ID": "embedding"})
+    responses = {"read": read, "question": question, "embedding": embedding}
+    assert [one.status_code for one in responses.values()] == [429] * 3
+    assert [one.headers["X-Request-ID"] for one in responses.values()] == list(responses)
+    requests, failed = await logged(capfd, responses)
+    for name, line in requests.items():
+        assert (line["status"], line["error"]) == (429, "rate-limited")
+        assert (line["tenant_hash"], line["bytes"]) == (owner_of("acme"), len(responses[name].content))
+    assert [line["route"] for line in requests.values()] == ["/query", "/query", "/api/embed"]
+    of_body = {"model", "priority"}
+    assert requests["read"].keys() - requests["question"].keys() == of_body
+    assert failed.keys() == {"read", "question"}, "an embedding is not a question"
+    assert failed["read"].keys() - failed["question"].keys() == {"model"}
+    assert failed["question"]["limit"] == "tenant-requests"
+    after = await counted(client)
+    assert after - before == {
+        'ragherd_rate_limited_total{limit="tenant-requests",outcome="refused"}': 3,
+        'ragherd_rate_limited_total{limit="tenant-requests",outcome="warned"}': 3,
+        'ragherd_queries_total{kind="none",status="error"}': 2,
+        'ragherd_http_request_duration_seconds_count{method="POST",route="/query",status="429"}': 2,
+        'ragherd_http_request_duration_seconds_count{method="POST",route="/api/embed",status="429"}': 1,
+    }
+
+
+async def counted(client: httpx.AsyncClient) -> Counter[str]:
+    """Returns the metrics of questions, limits and requests."""
+    names = r"rate_limited_total|queries_total|http_request_duration_seconds_count"
+    text = (await client.get("/metrics", headers=ROOT)).text
+    found = re.findall(rf"^(ragherd_(?:{names})\{{.*\}}) (.+)$", text, re.MULTILINE)
+    return Counter({name: int(float(value)) for name, value in found if "/metrics" not in name})
+
+
+async def logged(capfd: pytest.CaptureFixture[str], ids: Collection[str]) -> list[dict[str, dict[str, Any]]]:
+    """Returns the access log of these requests, once it is complete, and their failed questions, by id."""
+    lines: list[dict[str, Any]] = []
+
+    def of(event: str) -> dict[str, dict[str, Any]]:
+        found = {line["request_id"]: line for line in lines if line["event"] == event}
+        return {name: found[name] for name in ids if name in found}
+
+    def is_complete() -> bool:
+        lines.extend(json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{"))
+        return len(of("request")) == len(ids)
+
+    await eventually(is_complete)
+    return [of("request"), of("query_failed")]
 
 
 async def test_a_revoked_key_is_unknown_also_while_its_limits_refuse_it(serve: Service) -> None:
