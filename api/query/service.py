@@ -241,12 +241,15 @@ class QueryService:
 
     async def _look_up(self, request: _Request) -> None:
         charge = request.asked.charge
+        is_rewritten = self._condenser is not None and bool(request.asked.history)
         if charge is not None and self._limiter is not None:
             if charge.charges_hits or not request.asked.cache_control.reads:
                 self._limiter.refusals.recall(charge)
+                if is_rewritten:  # by the language model, which costs more than a round trip
+                    await self._limiter.decide(charge)
             if charge.is_refused:  # by the fast path, or as an earlier one was
                 await self._limiter.settle(charge)
-        if self._condenser is not None and request.asked.history:
+        if self._condenser is not None and is_rewritten:
             async with self._turn(request) as may_search:
                 if may_search:
                     request.query = await self._condenser.standalone(request.asked, request.timings)
