@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tests.k8s.rendered import K8S, Rendered
+from tests.k8s.rendered import K8S, LOADER, Rendered
 from tests.support.needed_tools import need_tool
 
 CHART = K8S / "chart"
@@ -52,7 +52,7 @@ def template(*arguments: str, check: bool = True) -> subprocess.CompletedProcess
 
 def objects(printed: str) -> list[Any]:
     """The documents of a stream, without the empty ones."""
-    return [each for each in yaml.safe_load_all(printed) if each is not None]
+    return [each for each in yaml.load_all(printed, LOADER) if each is not None]
 
 
 @lru_cache

@@ -18,8 +18,10 @@ from typing import Any, Final
 import jsonschema
 import kubernetes_validate
 import yaml
+from kubernetes_validate import utils
 
 SCHEMAS: Final = Path(__file__).parent / "schemas.json.gz"
+utils.schema_contents = lru_cache(utils.schema_contents)  # it would read all definitions again for each object
 
 
 @lru_cache

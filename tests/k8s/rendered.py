@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = ("overlays/dev", "overlays/staging", "overlays/production")
 WORKLOADS = {"Deployment", "StatefulSet"}
+LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 
 class Rendered:
@@ -55,7 +56,7 @@ def rendered(folder: str) -> Rendered:
     need_tool("kubectl")
     done = subprocess.run(["kubectl", "kustomize", str(K8S / folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return Rendered(list(yaml.safe_load_all(done.stdout)))
+    return Rendered(list(yaml.load_all(done.stdout, LOADER)))
 
 
 def containers(pod: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from api.observability.metric_names import ALL_METRICS
 from api.settings import variable_names
 from tests.k8s.chart import chart, comparable
 from tests.k8s.custom_resources import validate
-from tests.k8s.rendered import K8S, Rendered, containers, rendered
+from tests.k8s.rendered import K8S, LOADER, Rendered, containers, rendered
 from tests.k8s.test_manifests import KUBERNETES
 from tests.support.needed_tools import need_tool
 
@@ -34,7 +34,7 @@ def with_component(folder: Path, *components: str, on: str = "base", version: st
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    manifests = Rendered(list(yaml.safe_load_all(done.stdout)))
+    manifests = Rendered(list(yaml.load_all(done.stdout, LOADER)))
     for each in manifests.all:
         validate(each, version)
     return manifests
