@@ -25,7 +25,7 @@ from api.endpoints.middleware import HEAD_ONLY
 from api.endpoints.problems import ClientDisconnected
 from api.endpoints.resilience import backend_reports, breaker_report, bulkhead_report
 from api.endpoints.routes import CheckedRoute, needs
-from api.endpoints.streaming import EventWire, Streaming, cancel_on_disconnect
+from api.endpoints.streaming import CancelOnDisconnect, EventWire, Streaming
 from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 
 FOLDER: Final = Path(__file__).parent / "live_page"
@@ -185,13 +185,13 @@ class FiguresStream(Response):
             return
         wire = EventWire(send, self._streaming)
         try:
-            async with (
-                cancel_on_disconnect(receive),
-                self._feed.followed(admin=self._admin) as changes,
-                wire.opened(self.status_code, self.raw_headers),
-            ):
-                async for changed in changes:
-                    await wire.send(format_sse_event(event="figures", data_str=changed.decode()))
+            with CancelOnDisconnect(receive):
+                async with (
+                    self._feed.followed(admin=self._admin) as changes,
+                    wire.opened(self.status_code, self.raw_headers),
+                ):
+                    async for changed in changes:
+                        await wire.send(format_sse_event(event="figures", data_str=changed.decode()))
         except ClientDisconnected:
             return
         await wire.end()

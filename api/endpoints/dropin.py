@@ -30,7 +30,7 @@ from api.endpoints.dropin_wire import (
 from api.endpoints.fast_path import Repeatable
 from api.endpoints.health import charge_request, worker_state
 from api.endpoints.model_admin import is_zero, unloaded
-from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
+from api.endpoints.streaming import AnswerStream, CancelOnDisconnect, cache_headers
 from api.endpoints.validation import Options, list_header, refused, request_priority, request_timeout
 from api.errors import InvalidRequest, RagherdError
 from api.ports.question import CLIENT_HEADER, RAW, AnswerFinished, Query, parse
@@ -123,7 +123,7 @@ async def reply(request: Request, query: Query, form: Callable[[str], AnswerForm
     request.state.query = query
     if stream:
         return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form(request_id))
-    async with cancel_on_disconnect(request.receive):
+    with CancelOnDisconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
     encoded = partial(_encoded, form)
     request.state.repeatable = Repeatable(await request.body(), query, encoded)
@@ -148,7 +148,7 @@ async def embeddings(request: Request, model: str, texts: Sequence[str], extra: 
     charge = await charge_request(request)
     timeout, priority = request_timeout(request.headers), _priority(request)
     embedding_request = EmbeddingRequest(model, tuple(texts), extra, tenant, timeout, priority=priority)
-    async with cancel_on_disconnect(request.receive):
+    with CancelOnDisconnect(request.receive):
         found = await state.embeddings.embed(embedding_request)
     if charge is not None:
         state.limiter.spend(charge.plan, Usage(found.prompt_tokens, 0))
@@ -202,7 +202,7 @@ async def forward(request: Request, query: Query, path: ForwardedPath) -> Respon
     bypasses = "load" if forwarded.only_loads else "form" if forwarded.content_type else ""
     if bypasses:
         query = replace(query, cache_control=replace(query.cache_control, no_store=True))
-    async with cancel_on_disconnect(request.receive):
+    with CancelOnDisconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
     headers = cache_headers(answered, query.cache_control)
     if not bypasses:

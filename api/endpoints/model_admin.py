@@ -25,7 +25,7 @@ from api.endpoints.dropin_wire import NDJSON, read_fields
 from api.endpoints.health import worker_state
 from api.endpoints.ollama_wire import BLOBS, error_body, error_line
 from api.endpoints.routes import CheckedRoute, needs
-from api.endpoints.streaming import cancel_on_disconnect
+from api.endpoints.streaming import CancelOnDisconnect
 from api.errors import NotAuthorized, UpstreamError, UpstreamFault
 from api.ports.inference import ModelCatalog
 from api.values import PassedOn
@@ -116,7 +116,7 @@ async def _streamed(request: Request) -> Response:
     await _recorded(request, fields)
     body = orjson.dumps(fields)
     if fields.get("stream") is False:
-        async with cancel_on_disconnect(request.receive):
+        with CancelOnDisconnect(request.receive):
             names = catalog.backends()
             return _worst([await _answer(catalog, name, request.method, request.url.path, body) for name in names])
     return StreamingResponse(_progress(catalog, request, body), media_type=NDJSON)
@@ -179,7 +179,7 @@ async def _together(request: Request, *, method: str = "", upload: bool = False)
         body = await request.body()
         if request.method != "GET":
             await _recorded(request, _fields(body))
-        async with cancel_on_disconnect(request.receive):
+        with CancelOnDisconnect(request.receive):
             answers = await asyncio.gather(
                 *(_answer(catalog, name, method or request.method, request.url.path, body) for name in names)
             )
@@ -246,7 +246,7 @@ async def unloaded(request: Request, path: str, body: bytes) -> Response:
             detail = f"{name} did not unload the model within {UNLOADING:g} s."
             raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
 
-    async with cancel_on_disconnect(request.receive):
+    with CancelOnDisconnect(request.receive):
         tried = await asyncio.gather(*map(unload, catalog.backends()), return_exceptions=True)
     answers = [answer for answer in tried if not isinstance(answer, BaseException)]
     for failure in tried:
@@ -306,7 +306,7 @@ async def _uploaded(catalog: ModelCatalog, names: Sequence[str], request: Reques
                 await copy.add(part)
         for copy in copies:
             await copy.add(b"")
-        async with cancel_on_disconnect(request.receive):
+        with CancelOnDisconnect(request.receive):
             await asyncio.wait(sending)
 
     async def send(name: str, copy: _Copy) -> Answer:

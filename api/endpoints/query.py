@@ -13,7 +13,7 @@ from api.endpoints.description import stream_of
 from api.endpoints.fast_path import Repeatable
 from api.endpoints.health import AppState
 from api.endpoints.routes import JsonRoute, needs
-from api.endpoints.streaming import EventStream, QueryOut, cancel_on_disconnect, encoded, query_response
+from api.endpoints.streaming import CancelOnDisconnect, EventStream, QueryOut, encoded, query_response
 from api.endpoints.validation import (
     CLIENT_OPENAPI,
     PRIORITY_HEADER,
@@ -88,7 +88,7 @@ async def post_query(body: QueryIn, request: Request) -> Response:
     query = request.state.query = build_query(body, request, state)
     if body.stream or event_stream.accepted(request.headers):
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
-    async with cancel_on_disconnect(request.receive):
+    with CancelOnDisconnect(request.receive):
         answered = request.state.answered = await state.queries.answer(query)
     request.state.repeatable = Repeatable(await request.body(), query, encoded)
     return query_response(answered, request.state.request_id, query.cache_control)

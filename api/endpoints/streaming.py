@@ -12,7 +12,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from types import TracebackType
+from typing import Any, Final, Literal, Self
 
 import orjson
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -38,22 +39,31 @@ from api.ports.question import (
 from api.values import CacheStatus, Queued, Token
 
 
-@asynccontextmanager
-async def cancel_on_disconnect(receive: Receive) -> AsyncIterator[None]:
-    """Cancels the block when the client disconnects, then raises `ClientDisconnected`.
+class CancelOnDisconnect(CancelScope):
+    """Cancels the block (`with`) when the client disconnects, then raises `ClientDisconnected`.
 
     Read the request's body before the block: messages that `receive` returns afterwards are dropped. Send the end of
     the response after the block, because the server reports it in the same way as a disconnect.
     """
-    with CancelScope() as scope:
-        watch = asyncio.create_task(_watch(receive, scope))
-        log_failure(watch)
-        try:
-            yield
-        finally:
-            watch.cancel()
-    if scope.cancelled:
-        raise ClientDisconnected
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._watch = asyncio.create_task(_watch(self._receive, self))
+        log_failure(self._watch)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._watch.cancel()
+        del self._watch  # the two refer to each other
+        swallows = super().__exit__(kind, error, trace)
+        if self.cancelled and (swallows or kind is None):
+            raise ClientDisconnected from None
+        return swallows
 
 
 async def _watch(receive: Receive, scope: CancelScope) -> None:
@@ -307,15 +317,16 @@ class AnswerStream(Response):
         """Sends the stream. Raises the flow's errors before the first event, and `ClientDisconnected`."""
         wire = EventWire(send, self._streaming, self._form.heartbeat)
         try:
-            async with cancel_on_disconnect(receive), self._answer as events:
-                first = await anext(events)
-                while isinstance(first, AnswerQueued) and self._queued is None:
+            with CancelOnDisconnect(receive):
+                async with self._answer as events:
                     first = await anext(events)
-                assert isinstance(first, AnswerQueued | AnswerStarted), "the flow begins with one of these"
-                self.headers.update(cache_headers(first, self._control))
-                async with wire.opened(self.status_code, self.raw_headers):
-                    await _send(wire, self._opening(first))
-                    await self._send_rest(wire, events, scope.setdefault("state", {}))
+                    while isinstance(first, AnswerQueued) and self._queued is None:
+                        first = await anext(events)
+                    assert isinstance(first, AnswerQueued | AnswerStarted), "the flow begins with one of these"
+                    self.headers.update(cache_headers(first, self._control))
+                    async with wire.opened(self.status_code, self.raw_headers):
+                        await _send(wire, self._opening(first))
+                        await self._send_rest(wire, events, scope.setdefault("state", {}))
         except ClientDisconnected:
             if not wire.is_open:
                 raise

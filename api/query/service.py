@@ -241,18 +241,18 @@ class QueryService:
 
     async def _look_up(self, request: _Request) -> None:
         charge = request.asked.charge
-        is_rewritten = self._condenser is not None and bool(request.asked.history)
+        condenser = self._condenser if request.asked.history else None
         if charge is not None and self._limiter is not None:
             if charge.charges_hits or not request.asked.cache_control.reads:
                 self._limiter.refusals.recall(charge)
-                if is_rewritten:  # by the language model, which costs more than a round trip
+                if condenser is not None:  # the language model, which costs more than a round trip
                     await self._limiter.decide(charge)
             if charge.is_refused:  # by the fast path, or as an earlier one was
                 await self._limiter.settle(charge)
-        if self._condenser is not None and is_rewritten:
+        if condenser is not None:
             async with self._turn(request) as may_search:
                 if may_search:
-                    request.query = await self._condenser.standalone(request.asked, request.timings)
+                    request.query = await condenser.standalone(request.asked, request.timings)
                     await self._look_in_cache(request, at_once)
         else:
             await self._look_in_cache(request, partial(self._turn, request))

@@ -187,13 +187,9 @@ class _Received:
         self._reply = reply
 
     async def read_response(self, **_: Any) -> Any:
-        reply, self._reply = self._reply, None
-        try:
-            if isinstance(reply, ResponseError):
-                raise reply
-            return reply
-        finally:
-            del reply  # its traceback refers to this frame
+        if isinstance(self._reply, ResponseError):
+            raise self._reply
+        return self._reply
 
 
 class BatchingRedis(Redis):
@@ -350,11 +346,9 @@ class BatchingRedis(Redis):
         try:
             parsed = await self.parse_response(cast(Connection, _Received(reply)), one.names[0], **options)
         except Exception as error:  # noqa: BLE001 - a refusal, or a reply that is not what it should be
-            one.fail(error)
+            one.fail(error.with_traceback(None))  # it refers to frames that have the error
         else:
             one.end(parsed)
-        finally:
-            del one, reply  # a refusal's traceback refers to this frame
 
 
 def _fail(batch: Sequence[_Command], error: Exception) -> None:

@@ -30,7 +30,7 @@ REQUESTS: Final = 200
 LABELS: Final = 26
 """Answers compared with fresh ones, all the same: the interval then ends at 17 %."""
 LOAD: Final = ("--requests", str(REQUESTS), "--topics", "40", "--concurrency", "6", "--shared-cache")
-SEARCH: Final = "        if self._condenser is not None and request.asked.history:\n"
+SEARCH: Final = "        if condenser is not None:\n"
 ERRORS: Final[tuple[Patch, ...]] = (
     (
         "api/query/service.py",

@@ -9,7 +9,7 @@ from starlette.types import Message
 
 from api.cancellation import CancelScope, Deadline, raise_if_cancelled
 from api.endpoints.problems import ClientDisconnected
-from api.endpoints.streaming import cancel_on_disconnect
+from api.endpoints.streaming import CancelOnDisconnect
 from api.errors import DeadlinePassed
 from tests.support.waiting import deaf
 
@@ -101,15 +101,13 @@ async def test_a_disconnect_ends_work_that_swallows_cancellations(lost: int) -> 
         return {"type": "http.disconnect"}
 
     async with asyncio.timeout(5):
-        with pytest.raises(ClientDisconnected):
-            async with cancel_on_disconnect(receive):
-                await deaf(lost)
+        with pytest.raises(ClientDisconnected), CancelOnDisconnect(receive):
+            await deaf(lost)
 
 
 async def test_a_disconnected_client_gets_no_answer_even_if_the_work_finished() -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    with pytest.raises(ClientDisconnected):
-        async with cancel_on_disconnect(receive):
-            await loses_one()
+    with pytest.raises(ClientDisconnected), CancelOnDisconnect(receive):
+        await loses_one()

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from api.endpoints.problems import ClientDisconnected
-from api.endpoints.streaming import EventStream, Streaming, accepted, cancel_on_disconnect
+from api.endpoints.streaming import CancelOnDisconnect, EventStream, Streaming, accepted
 from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, CacheControl, Timings
 from api.values import CacheStatus, Token
 
@@ -158,7 +158,7 @@ async def test_a_disconnect_ends_the_answer_where_it_is() -> None:
 
 async def test_a_disconnect_at_the_end_leaves_no_cancellation_behind() -> None:
     pipe = Pipe()
-    async with cancel_on_disconnect(pipe.receive):
+    with CancelOnDisconnect(pipe.receive):
         await asyncio.sleep(0)
         pipe.gone.set()
     await turns()  # a pending cancellation would be raised here
@@ -168,7 +168,7 @@ async def test_a_cancellation_of_the_request_propagates() -> None:
     pipe = Pipe()
 
     async def work() -> None:
-        async with cancel_on_disconnect(pipe.receive):
+        with CancelOnDisconnect(pipe.receive):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(work())
@@ -180,10 +180,9 @@ async def test_a_cancellation_of_the_request_propagates() -> None:
 
 async def test_a_deadline_inside_is_not_mistaken_for_a_disconnect() -> None:
     pipe = Pipe()
-    with pytest.raises(TimeoutError):
-        async with cancel_on_disconnect(pipe.receive), asyncio.timeout(0.01):
+    with pytest.raises(TimeoutError), CancelOnDisconnect(pipe.receive):
+        async with asyncio.timeout(0.01):
             await asyncio.Event().wait()
     pipe.gone.set()
-    with pytest.raises(ClientDisconnected):
-        async with cancel_on_disconnect(pipe.receive):
-            await asyncio.Event().wait()
+    with pytest.raises(ClientDisconnected), CancelOnDisconnect(pipe.receive):
+        await asyncio.Event().wait()

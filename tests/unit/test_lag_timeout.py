@@ -15,6 +15,7 @@ from api.cancellation import MAX_STRETCH, MIN_TICKS, Countdown, LagTimeout, wait
 from api.errors import StoreUnavailable
 from api.ports.question import Timings
 from api.query.cache import BudgetSpent, CacheBudget
+from tests.support.garbage import garbage
 
 pytestmark = pytest.mark.slow
 
@@ -243,11 +244,6 @@ def test_a_timeout_leaves_nothing_to_the_garbage_collector(loop_factory: LoopFac
         with LagTimeout(5.0):
             await asyncio.sleep(0)
 
-    gc.collect()
-    gc.disable()
-    try:
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(wait())
-        assert not [one for one in gc.get_objects() if isinstance(one, LagTimeout | Countdown)]
-    finally:
-        gc.enable()
+    with garbage() as found, asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(wait())
+    assert not [one for one in found if isinstance(one, LagTimeout | Countdown)]
