@@ -11,13 +11,18 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
 GONE = "0"
 """Stands for the process id in the names of the merged files."""
+SUMMED: Final = frozenset(("counter", "histogram"))
+DECIMALS: Final = 6
+"""Of a total. Its last bits depend on the order in which the files are added up. Prometheus takes a total that falls by
+one bit for a restart: `rate` then counts all of it again.
+"""
 
 
 class WorkerFilesCollector(MultiProcessCollector):  # type: ignore[misc]  # untyped library
@@ -30,7 +35,11 @@ class WorkerFilesCollector(MultiProcessCollector):  # type: ignore[misc]  # unty
         """Reads the files."""
         with _locked(Path(self._path), fcntl.LOCK_SH):
             files = [str(file) for file in Path(self._path).glob("*.db") if _holds_something(file)]
-            return list(self.merge(files))
+            metrics = list(self.merge(files))
+        for metric in metrics:
+            if metric.type in SUMMED:
+                metric.samples = [sample._replace(value=round(sample.value, DECIMALS)) for sample in metric.samples]
+        return metrics
 
 
 def add_up_the_gone(directory: Path, pids: Iterable[int]) -> bool:
