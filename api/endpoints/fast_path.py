@@ -168,8 +168,8 @@ class Repeatables:
             self.forget(*next(iter(self._known)))
 
     def also(self, repeatable: Repeatable, whole: bytes) -> None:
-        """Remembers another form of a known request, unless `begin` would refuse it."""
-        if repeatable.plan is not None:
+        """Remembers another form of a known request, unless it was forgotten meanwhile or `begin` would refuse it."""
+        if repeatable.plan is not None or self._known.get(repeatable.place) is not repeatable:
             return
         if whole and whole not in self._whole and len(repeatable.forms) < FORMS and len(whole) <= 2 * LONGEST:
             repeatable.forms.append(whole)

@@ -137,6 +137,18 @@ def test_the_estimate_covers_what_is_made_of_a_body() -> None:
     assert sum(estimated(HEAD, one.body) for one in kept) > taken > sum(len(one.body) for one in kept)
 
 
+def test_a_request_that_was_forgotten_meanwhile_is_not_found_by_all_its_bytes() -> None:
+    known = Repeatables()
+    for later in (None, repeatable(b"{}")):
+        one = repeatable(b"{}")
+        known.add(HEAD, one, STORED)
+        known.forget(HEAD, b"{}")
+        if later is not None:
+            known.add(HEAD, later, STORED)
+        known.also(one, b"POST / HTTP/1.1")
+        assert known.whole(b"POST / HTTP/1.1") is None
+
+
 def test_finds_a_request_by_all_its_bytes() -> None:
     known, one = Repeatables(max_entries=2), repeatable(b"{}")
     known.add(HEAD, one, STORED, b"POST /query 1")
