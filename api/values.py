@@ -128,7 +128,7 @@ class ForwardedRequest:
     `digest`: 64 hex digits over all that the answer depends on. `streams`: the answer arrives piece by piece.
     `only_loads`: it asks nothing, and Ollama only loads or unloads the model. `is_silent`: Ollama may work for long
     without a word, as it sends a call of a tool when the call is complete. `content_type`: that of a form, which is
-    never cached; empty for JSON.
+    never cached; empty for JSON. `prompt_tokens`: about how many tokens the prompt has.
     """
 
     path: str
@@ -138,6 +138,7 @@ class ForwardedRequest:
     only_loads: bool = False
     is_silent: bool = False
     content_type: str = ""
+    prompt_tokens: int = 0
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -172,16 +173,23 @@ class GenerationRequest:
 
     @property
     def prompt_tokens(self) -> int:
-        """About how many tokens the prompt has, rather too many: three bytes each. Images do not count.
-
-        The numbers in `context` are tokens.
-        """
+        """About how many tokens the prompt has, rather too many: three bytes each."""
         if self.forwarded is not None:
-            fields = self.forwarded.fields
-            context = fields.get("context")
-            read = len(context) if isinstance(context, list) else 0
-            return read + sum(map(_size, _texts_in(fields))) // 3
+            return self.forwarded.prompt_tokens
         return sum(_size(message.content) for message in self.messages) // 3
+
+
+def tokens_in(fields: Mapping[str, Any], body: bytes) -> int:
+    """About how many tokens the prompt of a forwarded request has, rather too many: three bytes each.
+
+    Images do not count. The numbers in `context` are tokens.
+    """
+    context = fields.get("context")
+    tokens = len(context) if isinstance(context, list) else 0
+    try:
+        return tokens + sum(map(_size, _texts_in(fields))) // 3
+    except _TooManyParts:
+        return len(body) // 3
 
 
 def _size(text: str) -> int:
@@ -194,26 +202,34 @@ _TOOLS: Final = frozenset({"arguments", "tool_calls", "tools"})
 """Fields in which the model reads every text, whatever it is called."""
 
 
-_MAY_HOLD_TEXT: Final = frozenset({str, dict, list})
-"""Types of decoded JSON."""
+_MOST_PARTS: Final = 10_000
+"""Fields and entries of lists that are visited. A body may have half a million."""
+
+
+class _TooManyParts(Exception):
+    """A body has more fields and entries than are visited."""
 
 
 def _texts_in(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the texts in the fields of a request, however deep, but not its images."""
+    """Yields the texts in the fields of a request, however deep, but not its images. Raises `_TooManyParts`."""
     left: list[tuple[Any, bool]] = [(fields, False)]
+    parts = 0
     while left:
         found, is_tool = left.pop()
         if isinstance(found, str):
             yield found
-        elif isinstance(found, Mapping):
+        elif isinstance(found, Mapping | list):
+            parts += len(found)
+            if parts > _MOST_PARTS:
+                raise _TooManyParts
+            if isinstance(found, list):
+                left += [(part, is_tool) for part in found]
+                continue
             for name, value in found.items():
                 # Anthropic's calls of tools have their arguments in `input`.
                 reads_all = is_tool or name in _TOOLS or (name == "input" and isinstance(value, Mapping))
-                if reads_all or name not in _BINARY:
+                if reads_all or (name not in _BINARY and not (found is fields and name == "context")):
                     left.append((value, reads_all))
-        elif isinstance(found, list | tuple):
-            # A body may have half a million numbers. They are no texts.
-            left += [(part, is_tool) for part in found if type(part) in _MAY_HOLD_TEXT]
 
 
 @dataclass(frozen=True, slots=True)

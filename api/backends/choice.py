@@ -202,8 +202,10 @@ class OverdueCalls:
         left = isinstance(error, asyncio.CancelledError) or (
             isinstance(error, UpstreamError) and error.fault is UpstreamFault.TOTAL_TIMEOUT
         )
+        if not left:
+            return None
         rest = self._reader.reading_seconds(request) - seconds
-        return rest if left and rest >= WORTH_KEEPING else None
+        return rest if rest >= WORTH_KEEPING else None
 
     def keep(self, permit: AsyncExitStack, model: str, reading: float) -> None:
         """Takes over a permit. `reading`: seconds that the backend still needs to read the prompt."""

@@ -24,7 +24,7 @@ from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.description import body_of
 from api.endpoints.health import AppState, charge_request, worker_state
 from api.endpoints.query import Name
-from api.endpoints.routes import CheckedRoute, needs
+from api.endpoints.routes import CheckedRoute, body_in_turn, needs
 from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, rfc3339, validated
 from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.document_service import OnConflict, Upload
@@ -104,7 +104,7 @@ async def read_document(request: Request, max_bytes: int) -> Upload:
             return await _from_form(form, max_bytes)
         finally:
             await form.close()
-    body = validated(DocumentIn, json_of(await request.body()))
+    body = validated(DocumentIn, json_of(await body_in_turn(request)))
     return Upload(body.facts(body.title), body.text.encode(), TEXT)
 
 

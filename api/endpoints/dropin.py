@@ -35,7 +35,7 @@ from api.endpoints.validation import Options, list_header, refused, request_prio
 from api.errors import InvalidRequest, RagherdError
 from api.ports.question import CLIENT_HEADER, RAW, AnswerFinished, Query, parse
 from api.unicode_text import is_blank
-from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest, Priority, Usage
+from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest, Priority, Usage, tokens_in
 
 MAX_QUESTION: Final = 8_000
 """Characters of the question that are kept for logs and invalidation."""
@@ -289,7 +289,8 @@ def forwarded_request(fields: Mapping[str, Any], path: ForwardedPath) -> Forward
     only_loads = asks is not None and not fields.get(asks)
     streams = streams and not only_loads
     is_silent = not streams or bool(fields.get("tools"))
-    return ForwardedRequest(path.path, body, hashlib.sha256(said).hexdigest(), streams, only_loads, is_silent)
+    digest, tokens = hashlib.sha256(said).hexdigest(), tokens_in(fields, body)
+    return ForwardedRequest(path.path, body, digest, streams, only_loads, is_silent, prompt_tokens=tokens)
 
 
 _ASKS: Final = {"/api/chat": "messages", "/api/generate": "prompt"}

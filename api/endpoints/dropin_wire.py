@@ -14,6 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema, model_validator
 from starlette.requests import Request
 
+from api.endpoints.routes import body_in_turn
 from api.endpoints.validation import (
     IsText,
     IsVisible,
@@ -96,6 +97,8 @@ class ForwardedBody(BaseModel):
     model: ModelName
 
 
+MAX_FIELDS: Final = 1_000
+"""Fields of a body. No API of these has fifty."""
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
@@ -106,7 +109,7 @@ async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
 
 async def read_fields(request: Request) -> dict[str, Any]:
     """Reads the body of a request, a JSON object. Raises `InvalidRequest`."""
-    raw = await request.body()
+    raw = await body_in_turn(request)
     refuse_too_many_values(raw)
     try:
         fields = orjson.loads(raw or b"null")
@@ -114,6 +117,8 @@ async def read_fields(request: Request) -> dict[str, Any]:
         raise InvalidRequest(f"invalid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InvalidRequest("missing request body: send a JSON object")
+    if len(fields) > MAX_FIELDS:
+        raise InvalidRequest(f"The body has more than {MAX_FIELDS} fields.")
     return fields
 
 

@@ -113,6 +113,7 @@ class AppState:
     redis_warnings: Callable[[], Sequence[StoreWarning]]
     exposition: Callable[[str], tuple[bytes, str]]
     recordings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RECORDINGS))
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def breaker(self) -> FleetBreaker:

@@ -25,7 +25,7 @@ from api.cancellation import CancelScope
 from api.endpoints.health import worker_state
 from api.endpoints.middleware import host_check
 from api.endpoints.query import Name
-from api.endpoints.routes import CheckedRoute, needs
+from api.endpoints.routes import CheckedRoute, body_in_turn, needs
 from api.endpoints.validation import refuse_too_many_values, refused
 from api.errors import NotAuthorized, NotInstalled
 from api.loopback import is_loopback_host
@@ -59,7 +59,7 @@ async def post_mcp(request: Request, caller: Annotated[CallerIn, Query()]) -> Re
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
         raise refused("", f"Send a JSON-RPC message, with Content-Type: {JSON}.")
     serve = await state.mcp.loaded()
-    body = await request.body()
+    body = await body_in_turn(request)
     refuse_large_message(body)
     return McpResponse(serve, body, state.streaming.stall)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -32,10 +32,13 @@ SECTION: Final = 20_000
 LONGEST_HEADING: Final = 200
 _HEADING: Final = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+)$", re.MULTILINE)
 _FENCE: Final = re.compile(r"^ {0,3}(?:`{3,}|~{3,}).*$", re.MULTILINE)
-_TURN: Final = re.compile(rf"(?<=[^{PAGE}]{{40}}){PAGE}(?!\s*[a-zß-öø-ÿ])")
+_TURN: Final = re.compile(rf"{PAGE}(?<=[^{PAGE}]{{40}}{PAGE})(?!\s*[a-zß-öø-ÿ])")
 """The turn of a page, unless the page is nearly empty or a sentence runs on: such pages share chunks."""
-_CODE: Final = re.compile(r"^(?:#{1,6} .+\n\n){0,6}`{3,}[a-z]+ linenums=\"\d+\"$", re.MULTILINE)
-"""The beginning of a part of source code, with its headings."""
+_CODE: Final = re.compile(r"\n```+[a-z]+ linenums=\"\d+\"$", re.MULTILINE)
+"""The line above a part of source code, and its first line."""
+_ABOVE: Final = re.compile(r"#{1,6} .+\n\n")
+_LEVELS: Final = 6
+"""Headings above a part of source code, at most."""
 _WORD: Final = re.compile(r"\w")
 _RULE: Final = re.compile(r"[ \t]*\|?[ \t:-]*-[ \t:|-]*")
 """The line between a table's header and its rows."""
@@ -167,14 +170,26 @@ def tables(text: str) -> list[Table]:
 
 def sections(text: str) -> list[tuple[int, str]]:
     """Parts of a text with their starts: pages, parts of code, and of long texts, cut at blank lines where possible."""
-    turns = {found.start() for pattern in (_TURN, _CODE) for found in pattern.finditer(text)} - {0}
-    return [part for start, end in pairwise([0, *sorted(turns), len(text)]) for part in _sections(text[:end], start)]
+    turns = {found.start() for found in _TURN.finditer(text)}.union(_parts_of_code(text)) - {0}
+    return [part for start, end in pairwise([0, *sorted(turns), len(text)]) for part in _sections(text, start, end)]
 
 
-def _sections(text: str, start: int) -> list[tuple[int, str]]:
+def _parts_of_code(text: str) -> Iterator[int]:
+    """Where the parts of source code begin, with their headings."""
+    for found in _CODE.finditer(f"\n{text}"):
+        start = found.start()  # as the text begins one character later there
+        for _ in range(_LEVELS):
+            line = text.rfind("\n", 0, max(start - 2, 0)) + 1
+            if not _ABOVE.fullmatch(text, line, start):
+                break
+            start = line
+        yield start
+
+
+def _sections(text: str, start: int, end: int) -> list[tuple[int, str]]:
     parts = []
-    while len(text) - start > SECTION:
-        end = next(
+    while end - start > SECTION:
+        cut = next(
             (
                 at
                 for mark in ("\n# ", "\n## ", "\n\n", "\n", " ")
@@ -182,14 +197,14 @@ def _sections(text: str, start: int) -> list[tuple[int, str]]:
             ),
             start + SECTION,
         )
-        parts.append((start, text[start:end]))
-        start = end
-    return [*parts, (start, text[start:])]
+        parts.append((start, text[start:cut]))
+        start = cut
+    return [*parts, (start, text[start:end])]
 
 
 def numbered(text: str, cuts: Iterable[Cut | tuple[int, str]]) -> list[Chunk]:
     """The pieces as chunks, under their headings and on their pages."""
-    headings, pages = _headings(text), [at for at, character in enumerate(text) if character == PAGE]
+    headings, pages = _headings(text), [found.start() for found in re.finditer(PAGE, text)]
     worded = [cut for cut in (Cut(*cut) for cut in cuts) if _WORD.search(_FENCE.sub("", cut.text))]
     # A text with nothing but headings is searchable by them.
     starts = [start for start, _ in headings]

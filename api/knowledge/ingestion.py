@@ -211,7 +211,7 @@ class Ingestion:
         """Splits section by section, so that shutdown waits for one section at most."""
         cuts: list[Cut] = []
         tables = await asyncio.to_thread(self._chunker.tables, text)
-        for start, section in sections(text):
+        for start, section in await asyncio.to_thread(sections, text):
             cuts += await asyncio.to_thread(self._chunker.cut, start, section, tables)
         return await asyncio.to_thread(numbered, text, cuts)
 

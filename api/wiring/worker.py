@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -59,6 +60,10 @@ YOUNG_OBJECTS: Final = 10_000
 """New objects after which the garbage collector runs. With Python's default it took 7 % of a miss: requests in progress
 have thousands of objects, which it looked at again and again.
 """
+SWITCH_SECONDS: Final = 0.0005
+"""How long a thread that reads a document may keep the event loop waiting each time the loop needs the GIL. Python's
+default is 0.005, and one callback may need the GIL many times.
+"""
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
 
 
@@ -90,6 +95,7 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics, *, owns_process:
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(YOUNG_OBJECTS)
+                sys.setswitchinterval(SWITCH_SECONDS)
             feed = LiveFeed(partial(read_figures, state), lambda: getattr(app.state, "draining", False))
             yield {"worker": state, "live": feed, "tracing": opening.tracing}
 

@@ -11,6 +11,7 @@ import redis as sync_redis
 
 from api.embedded.redis_server import EmbeddedRedis
 from tests.stub_ollama import StubProcess, stub_process
+from tests.support.cpu_share import slowness
 from tests.support.largest_bodies import ANSWERED, DOCUMENTS, REFUSED, SMALL, Sent
 from tests.support.loop_watch import watched_worker
 from tests.support.waiting import wait_until
@@ -18,7 +19,7 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.processes, pytest.mark.alone]
 
 MAX_BLOCK_SECONDS = 0.05
-"""The longest allowed block of the event loop."""
+"""The longest allowed block of the event loop, on a machine of the usual speed."""
 SMALL_REFUSAL = 4000
 """Size of a response in bytes."""
 
@@ -56,7 +57,7 @@ def watched(worker: httpx.Client) -> dict[str, Any]:
 
 def assert_no_block(worker: httpx.Client) -> None:
     report = watched(worker)
-    assert max(report["callback"], report["late"]) < MAX_BLOCK_SECONDS, report
+    assert max(report["callback"], report["late"]) < MAX_BLOCK_SECONDS * slowness(), report
 
 
 @pytest.mark.parametrize("name", ANSWERED)
@@ -82,6 +83,11 @@ def test_the_longest_document_blocks_nobody(worker: httpx.Client, name: str) -> 
     response = post(worker, DOCUMENTS[name])
     assert response.status_code in {201, 202}, response.text[:500]
     path = f"/documents/{response.json()['id']}"
-    wait_until(lambda: worker.get(path, params={"limit": 0}).json()["status"] != "processing", timeout=90, interval=0.2)
-    worker.get(path, params={"limit": 1000})
-    assert_no_block(worker)
+    try:
+        wait_until(
+            lambda: worker.get(path, params={"limit": 0}).json()["status"] != "processing", timeout=90, interval=0.2
+        )
+        worker.get(path, params={"limit": 1000})
+        assert_no_block(worker)
+    finally:
+        worker.delete(path)  # a repetition would find the document known, and read nothing

@@ -1,5 +1,5 @@
-"""Measures the share of the machine that a test gets, because time limits only hold if other processes leave the CPUs
-free.
+"""Measures the share of the machine that a test gets, and the machine's speed. Time limits only hold on a machine that
+is as fast as the one they were set for, and if other processes leave its CPUs free.
 """
 
 from __future__ import annotations
@@ -12,6 +12,21 @@ from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LEAST = 0.05
+_ADDITIONS = 200_000
+_SECONDS = 0.007
+"""What as many additions take on the machine for which the limits were set."""
+
+
+def slowness() -> float:
+    """How many times as long as that machine this one takes for Python; at least 1."""
+    return max(1.0, min(_seconds_to_add() for _ in range(10)) / _SECONDS)
+
+
+def _seconds_to_add() -> float:
+    began, total = time.thread_time(), 0
+    for number in range(_ADDITIONS):
+        total += number
+    return time.thread_time() - began
 
 
 @contextmanager

@@ -65,7 +65,8 @@ class Watch:
         Time in which this thread could run, but other processes had the CPUs, does not count.
         """
         while True:
-            wall, cpu, waited = time.monotonic(), time.process_time(), seconds_without_cpu()
+            waited = seconds_without_cpu()  # read first: each of its system calls waits for the GIL
+            wall, cpu = time.monotonic(), time.process_time()
             await asyncio.sleep(TICK)
             late = time.monotonic() - wall - TICK - (seconds_without_cpu() - waited)
             self.late = max(self.late, min(late, time.process_time() - cpu))
