@@ -4,7 +4,8 @@ The answer to such a text would let a caller put words under the question of som
 pay? The guard finds a second question in two ways. It may begin like a question (how do I, what time is it); then it
 must have a word that the other text lacks. Or it is a sentence; then it may use the same words: What is a visa? Which
 visa do I need? A sentence that asks nothing must have a word that the other text lacks, and the rest must say nearly
-all of the other text: people say the same thing in one sentence or in two.
+all of the other text: people say the same thing in one sentence or in two. The same holds for a question that others
+follow, where the rest asks nothing: Where is my card? I want to order a new card.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ SAYS_LITTLE: Final = (
 COVERED: Final = 0.6
 """A question that has this part of another's words besides a second question asks both."""
 COVERED_BESIDES_A_STATEMENT: Final = 0.75
-"""The same besides a sentence that asks nothing."""
+"""The same where one of the two asks nothing."""
 
 SENTENCE_ENDS: Final = frozenset("?!…。")
 FULL_STOP: Final = "."
@@ -198,11 +199,13 @@ def _says_more(one: Asked, other: Asked) -> str:
         return ""
     times = Counter(one.told)
     covered = len(wanted & times.keys())
-    for stems, asks in one.sentences:
-        is_more = more_questions if asks else more_sentences and not stems <= wanted
+    for sentence in one.sentences:
+        stems, asks = sentence
+        # A question that others follow is whole without them: it failed, why?
+        is_whole = more_sentences and (sentence is not one.sentences[-1] if asks else not stems <= wanted)
         only_here = sum(times[word] == 1 for word in stems & wanted)
-        needed = COVERED if asks else COVERED_BESIDES_A_STATEMENT
-        if is_more and stems and covered - only_here >= needed * len(wanted):
+        needed = COVERED if asks and more_questions else COVERED_BESIDES_A_STATEMENT
+        if (is_whole or (asks and more_questions)) and stems and covered - only_here >= needed * len(wanted):
             return f"{'+'.join(sorted(stems)[:3])} / none"
     return ""
 
