@@ -6,6 +6,7 @@ Only fleets whose plan needs it have Sentinels, a small disk for Redis, or clock
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -131,7 +132,8 @@ class Fleet:
         clock = self.folder / f"clock-{len(self.started)}"
         if self.has_clocks:
             clock.write_text("+0")
-            settings |= _moved_by(clock)
+            settings |= moved_by(clock)
+            settings["PYTHONPATH"] += f":{MOVED_CLOCK}"
         log = self.folder / f"replica-{len(self.started)}.log"
         replica = Gunicorn("scripts.chaos_tools.grown:app", log, settings, self.folder, configuration=MODULE)
         self.clocks[replica.pid] = clock
@@ -171,12 +173,16 @@ def _is_ready(replica: Gunicorn) -> bool:
 def clock_library() -> Path | None:
     """Returns the library that moves the clock of a process, if it is installed.
 
-    Its variant for threads has a lock: a process that is forked while a thread holds it never starts.
+    Its variant for threads has more locks: a process that is forked while a thread holds one never starts.
     """
     return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
-def _moved_by(clock: Path) -> dict[str, str]:
+MOVED_CLOCK: Final = Path(__file__).with_name("moved_clock")
+"""Has what a process of Python needs to live with the library."""
+
+
+def moved_by(clock: Path) -> dict[str, str]:
     """The variables with which a process reads from a file how far its wall clock is ahead."""
     return {
         "LD_PRELOAD": str(clock_library()),
@@ -269,7 +275,19 @@ def _ended(fleet: Fleet) -> None:
         replica.client.close()
         replica.process.kill()
         replica.process.wait(10)
+        if fleet.has_clocks:
+            for pid in filter(_never_ran, family):
+                os.kill(pid, signal.SIGKILL)
         wait_until(partial(all_are_gone, family), timeout=20)
+
+
+def _never_ran(pid: int) -> bool:
+    """Whether a process has used no CPU time: a lock of libfaketime keeps it in `fork`."""
+    try:
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[11] == fields[12] == "0"
 
 
 def pause(seconds: float) -> None:

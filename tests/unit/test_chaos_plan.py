@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +15,7 @@ import httpx
 import pytest
 
 from scripts.chaos_tools import __main__ as command
-from scripts.chaos_tools.fleet import DEFECTS
+from scripts.chaos_tools.fleet import DEFECTS, MOVED_CLOCK, clock_library, moved_by
 from scripts.chaos_tools.inject import CUTS, INJECTIONS
 from scripts.chaos_tools.linearizability import NEVER, Operation, cache, is_linearizable
 from scripts.chaos_tools.plan import (
@@ -44,6 +47,7 @@ from scripts.chaos_tools.traffic import (
     writes_documents,
 )
 from scripts.chaos_tools.watch import Sample, Watch
+from tests.support.needed_tools import not_here
 from tests.support.rollout_fleet import ROOT
 
 
@@ -222,3 +226,16 @@ def test_defects_are_in_the_source() -> None:
     for file, old, new in DEFECTS.values():
         assert (ROOT / file).read_text().count(old) == 1
         assert new != old
+
+
+def test_a_process_with_a_moved_clock_sleeps_as_long_as_it_wants(tmp_path: Path) -> None:
+    if clock_library() is None:
+        not_here("libfaketime is not installed (as root: scripts/install-test-tools)")
+    clock = tmp_path / "clock"
+    clock.write_text("+86400")
+    told = "import time; began = time.monotonic(); time.sleep(0.1); print(time.time(), time.monotonic() - began)"
+    environment = {**moved_by(clock), "PYTHONPATH": str(MOVED_CLOCK)}
+    run = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
+    now, slept = map(float, run.stdout.split())
+    assert now - time.time() == pytest.approx(86_400, abs=60)
+    assert 0.1 <= slept < 1
