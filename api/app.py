@@ -86,7 +86,7 @@ NO_TELEMETRY: Final = {"tracing": False, "metrics": False, "logs": False, "auto_
 def create_app(settings: Settings, *, owns_process: bool = True) -> FastAPI:
     """Makes the app of one worker process. Opens nothing: the lifespan does.
 
-    `owns_process`: it sets up the garbage collector of the process, in which nothing else runs.
+    `owns_process`: it sets up the garbage collector and the threads of the process, in which nothing else runs.
     """
     name = worker_id()
     metrics = Metrics(CollectorRegistry(), __version__)

@@ -182,14 +182,14 @@ class GenerationRequest:
 def tokens_in(fields: Mapping[str, Any], body: bytes) -> int:
     """About how many tokens the prompt of a forwarded request has, rather too many: three bytes each.
 
-    Images do not count. The numbers in `context` are tokens.
+    Images do not count, unless the body has too many parts to look for them. The numbers in `context` are tokens.
     """
     context = fields.get("context")
     tokens = len(context) if isinstance(context, list) else 0
     try:
         return tokens + sum(map(_size, _texts_in(fields))) // 3
     except _TooManyParts:
-        return len(body) // 3
+        return max(tokens, len(body) // 3)
 
 
 def _size(text: str) -> int:
@@ -202,12 +202,14 @@ _TOOLS: Final = frozenset({"arguments", "tool_calls", "tools"})
 """Fields in which the model reads every text, whatever it is called."""
 
 
-_MOST_PARTS: Final = 10_000
-"""Fields and entries of lists that are visited. A body may have half a million."""
+_MAY_HOLD_TEXT: Final = frozenset({str, dict, list})
+"""Types of decoded JSON."""
+_MOST_PARTS: Final = 30_000
+"""Fields and entries of lists that are looked at, in 5 ms. A body may have half a million."""
 
 
 class _TooManyParts(Exception):
-    """A body has more fields and entries than are visited."""
+    """A body has more fields and entries than are looked at."""
 
 
 def _texts_in(fields: Mapping[str, Any]) -> Iterator[str]:
@@ -216,19 +218,20 @@ def _texts_in(fields: Mapping[str, Any]) -> Iterator[str]:
     parts = 0
     while left:
         found, is_tool = left.pop()
-        if isinstance(found, str):
+        if type(found) is str:
             yield found
-        elif isinstance(found, Mapping | list):
-            parts += len(found)
-            if parts > _MOST_PARTS:
-                raise _TooManyParts
-            if isinstance(found, list):
-                left += [(part, is_tool) for part in found]
-                continue
-            for name, value in found.items():
+            continue
+        parts += len(found)
+        if parts > _MOST_PARTS:
+            raise _TooManyParts
+        if type(found) is list:
+            left += [(part, is_tool) for part in found if type(part) in _MAY_HOLD_TEXT]
+            continue
+        for name, value in found.items():
+            if type(value) in _MAY_HOLD_TEXT and not (found is fields and name == "context"):
                 # Anthropic's calls of tools have their arguments in `input`.
-                reads_all = is_tool or name in _TOOLS or (name == "input" and isinstance(value, Mapping))
-                if reads_all or (name not in _BINARY and not (found is fields and name == "context")):
+                reads_all = is_tool or name in _TOOLS or (name == "input" and type(value) is dict)
+                if reads_all or name not in _BINARY:
                     left.append((value, reads_all))
 
 

@@ -98,7 +98,7 @@ class ForwardedBody(BaseModel):
 
 
 MAX_FIELDS: Final = 1_000
-"""Fields of a body. No API of these has fifty."""
+"""Top-level fields of a body. No API of these has fifty."""
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 

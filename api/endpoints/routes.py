@@ -112,10 +112,10 @@ LARGE_BODY: Final = 64 * 1024
 
 
 async def body_in_turn(request: Request) -> bytes:
-    """The body, to be decoded at once.
+    """The body. Decode it before the next `await`: the turn ends when this returns.
 
-    Large ones take turns. Decoding a megabyte may take 15 ms, and between two of them the worker goes on with requests
-    of others.
+    Large bodies take turns. Decoding a megabyte may take 15 ms, and between two of them the worker goes on with
+    requests of others.
     """
     body = await request.body()
     if len(body) > LARGE_BODY:

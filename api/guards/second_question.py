@@ -4,8 +4,9 @@ The answer to such a text would let a caller put words under the question of som
 pay? The guard finds a second question in two ways. It may begin like a question (how do I, what time is it); then it
 must have a word that the other text lacks. Or it is a sentence; then it may use the same words: What is a visa? Which
 visa do I need? A sentence that asks nothing must have a word that the other text lacks, and the rest must say nearly
-all of the other text: people say the same thing in one sentence or in two. The same holds for a question that others
-follow, where the rest asks nothing: Where is my card? I want to order a new card.
+all of the other text: people say the same thing in one sentence or in two. A question beside statements may
+use the same words, too, but the statements must say nearly all of the other text: Where is my card? I want to order a
+card. It does not count if it comes last and refers to them: My transfer was declined. What is the reason?
 """
 
 from __future__ import annotations
@@ -73,11 +74,31 @@ LITTLE_OF_A_SENTENCE: Final = SAYS_LITTLE | words_in(
 """Words that do not tell one sentence from another: what is going on?"""
 
 
+REFERRING: Final = words_in("it its this that these those one ones they them their there so such else")
+NEEDS_MORE: Final = frozenset(
+    map(
+        stem,
+        words_in(
+            """
+            be cause error explain explanation fault first fix mean might reason support supposed went work wrong
+            """
+        ),
+    )
+)
+"""A question of these words only asks about what was said: what went wrong?"""
+SHORTEST_WHOLE: Final = 3
+"""Words of a question that needs no other sentence."""
+
+
 class Sentence(NamedTuple):
-    """One of several sentences. `stems`: its words that tell it from others."""
+    """One of several sentences.
+
+    `stems`: its words that tell it from others. `refers`: it may need the sentences before it, as in: it failed, why?
+    """
 
     stems: frozenset[str]
     asks: bool
+    refers: bool
 
 
 class Asked(NamedTuple):
@@ -156,7 +177,9 @@ def _bare(chunk: str) -> str:
 def _sentence(chunks: Sequence[str], *, marked: bool) -> Sentence:
     words = read_words(" ".join(chunks)).words if chunks else ()
     asks = bool(words) and (marked or words[0] in INSTRUCTIONS or _has_question(words))
-    return Sentence(frozenset(stem(word) for word in words if word not in LITTLE_OF_A_SENTENCE), asks)
+    stems = frozenset(stem(word) for word in words if word not in LITTLE_OF_A_SENTENCE)
+    refers = len(words) < SHORTEST_WHOLE or stems <= NEEDS_MORE or not REFERRING.isdisjoint(words)
+    return Sentence(stems, asks, refers)
 
 
 def _has_question(words: Sequence[str]) -> bool:
@@ -200,12 +223,12 @@ def _says_more(one: Asked, other: Asked) -> str:
     times = Counter(one.told)
     covered = len(wanted & times.keys())
     for sentence in one.sentences:
-        stems, asks = sentence
-        # A question that others follow is whole without them: it failed, why?
-        is_whole = more_sentences and (sentence is not one.sentences[-1] if asks else not stems <= wanted)
+        stems, asks, refers = sentence
         only_here = sum(times[word] == 1 for word in stems & wanted)
+        is_needed = (refers or only_here) and sentence is one.sentences[-1]
+        is_more = more_sentences and not (is_needed if asks else stems <= wanted)
         needed = COVERED if asks and more_questions else COVERED_BESIDES_A_STATEMENT
-        if (is_whole or (asks and more_questions)) and stems and covered - only_here >= needed * len(wanted):
+        if (is_more or (asks and more_questions)) and stems and covered - only_here >= needed * len(wanted):
             return f"{'+'.join(sorted(stems)[:3])} / none"
     return ""
 

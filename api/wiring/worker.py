@@ -61,7 +61,7 @@ YOUNG_OBJECTS: Final = 10_000
 have thousands of objects, which it looked at again and again.
 """
 SWITCH_SECONDS: Final = 0.0005
-"""How long a thread that reads a document may keep the event loop waiting each time the loop needs the GIL. Python's
+"""How long a thread that runs Python code may keep the event loop waiting each time the loop needs the GIL. Python's
 default is 0.005, and one callback may need the GIL many times.
 """
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]

@@ -90,6 +90,8 @@ class Fleet:
     started: list[Gunicorn] = field(default_factory=list)
     leaving: set[int] = field(default_factory=set)
     """Replicas that get no new connections, by process ID."""
+    orphans: dict[int, str] = field(default_factory=dict)
+    """The workers of killed masters: their command lines by process ID."""
     clocks: dict[int, Path] = field(default_factory=dict)
     """By process ID, the file that says how many seconds the clock of a replica is ahead."""
     _balancing: threading.Lock = field(default_factory=threading.Lock)
@@ -144,6 +146,7 @@ class Fleet:
         """Replaces a replica. Without `kill` it leaves the load balancer first, and ends its requests."""
         old = self.replicas[number]
         if kill:
+            self.orphans |= children(old.pid)
             old.process.kill()
             old.process.wait(10)
         new = self.start(version)
@@ -270,15 +273,17 @@ def _checked_health(fleet: Fleet) -> Iterator[None]:
 
 
 def _ended(fleet: Fleet) -> None:
+    left = dict(fleet.orphans)
     for replica in fleet.started:
-        family = children(replica.pid)
+        left |= children(replica.pid)
         replica.client.close()
         replica.process.kill()
         replica.process.wait(10)
-        if fleet.has_clocks:
-            for pid in filter(_never_ran, family):
+    if fleet.has_clocks:
+        for pid in filter(_never_ran, left):
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        wait_until(partial(all_are_gone, family), timeout=20)
+    wait_until(partial(all_are_gone, left), timeout=20)
 
 
 def _never_ran(pid: int) -> bool:

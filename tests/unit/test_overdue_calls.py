@@ -111,8 +111,18 @@ def test_a_body_of_many_parts_counts_by_its_bytes(content: list[Any]) -> None:
     assert request.prompt_tokens == len(request.body) // 3
 
 
+def test_images_do_not_count_in_a_long_conversation() -> None:
+    turns = [{"role": "user", "content": [{"type": "text", "text": "a" * 30}]} for _ in range(4_000)]
+    assert forwarded(messages=[*turns, {"images": ["b" * 500_000]}]).prompt_tokens < 100_000
+
+
+def test_many_fields_without_text_do_not_count() -> None:
+    assert forwarded(prompt="a" * 30, logit_bias=dict.fromkeys(map(str, range(10_000)), 1)).prompt_tokens == 10
+
+
 def test_a_long_context_counts_beside_the_texts() -> None:
     assert forwarded(context=list(range(50_000)), prompt="a" * 300).prompt_tokens == 50_100
+    assert forwarded(context=[1] * 190_000, options=[1] * 50_000).prompt_tokens >= 190_000
 
 
 @pytest.mark.slow
