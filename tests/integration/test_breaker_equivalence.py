@@ -137,6 +137,7 @@ def _without_maps(reading: BreakerReading) -> BreakerReading:
     return replace(reading, breaker=replace(reading.breaker, window={}, permits={}))
 
 
+@pytest.mark.once(reason="it checks the Lua scripts")
 @pytest.mark.parametrize("server", ["fakeredis", "redis-server"])
 def test_scripts_and_rules_agree(server: str, request: pytest.FixtureRequest) -> None:
     class Machine(SideBySide):

@@ -331,6 +331,7 @@ def test_wrong_answers_in_right_groups_tighten_too() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.once(reason="a simulation with a seed")
 def test_without_a_fault_the_fleet_does_not_tighten() -> None:
     runs = [watched(0.005, seed, 0.01, 5_000, noise=True, signs=Signs(misses=True, spare=False)) for seed in range(4)]
     assert sum(len(one.tightened) for one in runs) == 0

@@ -10,7 +10,7 @@ import pytest
 
 from scripts.trace_request import api_files, longest_import_chain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once(reason="it reads the source")]
 
 ROOT = Path(__file__).parents[2]
 EVENT_INTERFACES = {"Telemetry", "RedisHealthEvents", "BreakerListener"}

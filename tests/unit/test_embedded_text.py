@@ -14,7 +14,7 @@ from api.knowledge.chunking import Chunker, TokenCounter
 from api.ports.document_store import Chunk, DocumentFacts
 from api.settings import ONNX_CHUNK_TOKENS, DocumentSettings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once(reason="the tokenizer counts")]
 
 MODEL = MiniLM(model_files(None))
 USUAL = DocumentSettings(_env_file=None)

@@ -131,6 +131,7 @@ def test_wrong_answers_without_a_verdict_are_counted() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.once(reason="a simulation with a seed")
 @pytest.mark.parametrize("rate", [steady(0.02), steady(0.1), drifting], ids=["2 %", "10 %", "drift"])
 def test_the_interval_covers_the_truth_where_labels_have_no_verdict(rate: Rate) -> None:
     found = [estimated(rate, seed, 5000, 0.1, noise=True, unsure=True) for seed in range(200)]

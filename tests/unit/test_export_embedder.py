@@ -31,7 +31,7 @@ from scripts.export_embedder import (
     read_safetensors,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once(reason="ONNX Runtime computes")]
 
 SIZE, WIDE, LAYERS, VOCABULARY = 2 * HEAD_SIZE, 128, 2, 50
 IDS = np.array([[3, 14, 15, 9, 26], [5, 35, 8, 9, 7]])

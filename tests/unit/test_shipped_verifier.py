@@ -22,7 +22,7 @@ from training.model_folder import digest, installed, read_info, read_model
 from training.pairs import Pair
 from training.scoring import Scorer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once(reason="ONNX Runtime computes")]
 
 FOLDER = installed(None)
 CARD = (Path(__file__).parents[2] / "docs" / "verifier.md").read_text("utf-8")
