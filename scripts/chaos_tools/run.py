@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -173,7 +174,7 @@ def judged(seed: int, began: float, injected: Sequence[Injected], traffic: Traff
         wrong,
         [f"{one.end - began:.1f} s, {one.kind}: {one.outcome} {one.detail}" for one in lost],
         [f"{one.end - began:.1f} s, {one.kind}: {one.end - one.begin:.1f} s" for one in hung],
-        recoveries(injected, [one for one in traffic.requests if not _is_forced(one, traffic.overrides)]),
+        recoveries(injected, _unforced(traffic.requests, traffic.overrides)),
         {name: len(history) for name, (history, _) in histories.items()},
         watch.samples,
     )
@@ -194,10 +195,14 @@ def _is_cut_without_reason(request: Request, injected: Sequence[Injected]) -> bo
     return not any(one.begin <= request.end and request.begin <= one.end + AFTER_CUT for one in reasons)
 
 
-def _is_forced(request: Request, overrides: Sequence[Operation]) -> bool:
-    """Returns whether the breaker may have been forced open during a request."""
-    opened = [one.begin for one in overrides if one.name == "write" and one.value == "OPEN"]
-    return any(begin <= request.end and request.begin <= begin + FORCED for begin in opened)
+def _unforced(requests: Sequence[Request], overrides: Sequence[Operation]) -> list[Request]:
+    """Returns the requests during which the breaker cannot have been forced open."""
+    opened = sorted(one.begin for one in overrides if one.name == "write" and one.value == "OPEN")
+    return [one for one in requests if _between(opened, one.begin - FORCED, one.end) == 0]
+
+
+def _between(times: Sequence[float], low: float, high: float) -> int:
+    return bisect_right(times, high) - bisect_left(times, low)
 
 
 def recoveries(injected: Sequence[Injected], requests: Sequence[Request]) -> dict[str, list[float]]:
