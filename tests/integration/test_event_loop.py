@@ -1,4 +1,4 @@
-"""No input blocks the event loop for more than 50 ms."""
+"""No input blocks the event loop for more than 50 ms, and no document for more than 100."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.alone]
 
 MAX_BLOCK_SECONDS = 0.05
 """The longest allowed block of the event loop, on a machine of the usual speed."""
+MAX_BLOCK_BESIDE_THREADS = 0.1
+"""The same while threads of the worker read a document: they and the loop take turns with the GIL."""
 SMALL_REFUSAL = 4000
 """Size of a response in bytes."""
 
@@ -55,9 +57,10 @@ def watched(worker: httpx.Client) -> dict[str, Any]:
     return report
 
 
-def assert_no_block(worker: httpx.Client) -> None:
-    report = watched(worker)
-    assert max(report["callback"], report["late"]) < MAX_BLOCK_SECONDS * slowness(), report
+def assert_no_block(worker: httpx.Client, late: float = MAX_BLOCK_SECONDS) -> None:
+    report, slow = watched(worker), slowness()
+    assert report["callback"] < MAX_BLOCK_SECONDS * slow, report
+    assert report["late"] < late * slow, report
 
 
 @pytest.mark.parametrize("name", ANSWERED)
@@ -88,6 +91,6 @@ def test_the_longest_document_blocks_nobody(worker: httpx.Client, name: str) -> 
             lambda: worker.get(path, params={"limit": 0}).json()["status"] != "processing", timeout=90, interval=0.2
         )
         worker.get(path, params={"limit": 1000})
-        assert_no_block(worker)
+        assert_no_block(worker, MAX_BLOCK_BESIDE_THREADS)
     finally:
         worker.delete(path)  # a repetition would find the document known, and read nothing
