@@ -24,8 +24,18 @@ from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.description import body_of
 from api.endpoints.health import AppState, charge_request, worker_state
 from api.endpoints.query import Name
-from api.endpoints.routes import CheckedRoute, body_in_turn, needs
-from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, rfc3339, validated
+from api.endpoints.routes import CheckedRoute, needs
+from api.endpoints.validation import (
+    VISIBLE,
+    IsText,
+    IsVisible,
+    StrictBody,
+    body_in_turn,
+    json_of,
+    refused,
+    rfc3339,
+    validated,
+)
 from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.document_service import OnConflict, Upload
 from api.knowledge.kinds import KINDS, TEXT, media_type

@@ -14,13 +14,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema, model_validator
 from starlette.requests import Request
 
-from api.endpoints.routes import body_in_turn
 from api.endpoints.validation import (
     IsText,
     IsVisible,
     Options,
     StrictBody,
     Text,
+    body_in_turn,
     errors_of,
     refuse_too_many_values,
     refused,

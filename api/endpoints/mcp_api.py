@@ -25,8 +25,8 @@ from api.cancellation import CancelScope
 from api.endpoints.health import worker_state
 from api.endpoints.middleware import host_check
 from api.endpoints.query import Name
-from api.endpoints.routes import CheckedRoute, body_in_turn, needs
-from api.endpoints.validation import refuse_too_many_values, refused
+from api.endpoints.routes import CheckedRoute, needs
+from api.endpoints.validation import body_in_turn, refuse_too_many_values, refused
 from api.errors import NotAuthorized, NotInstalled
 from api.loopback import is_loopback_host
 from api.ports.telemetry import Telemetry

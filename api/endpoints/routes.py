@@ -12,7 +12,6 @@ body goes on to FastAPI, which words the error.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final, TypeVar, get_type_hints
 
@@ -23,7 +22,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.access import Charged, Role
-from api.endpoints.validation import JsonRequest, refuse_too_many_values
+from api.endpoints.validation import JsonRequest, body_in_turn, refuse_too_many_values
 from api.errors import InvalidRequest
 
 MAX_PARAMETERS: Final = 64
@@ -105,23 +104,6 @@ class JsonRoute(CheckedRoute):
         prepared = JsonRequest(request.scope, request.receive)
         refuse_too_many_values(await body_in_turn(prepared))
         return prepared
-
-
-LARGE_BODY: Final = 64 * 1024
-"""Bytes from which decoding may take over a millisecond."""
-
-
-async def body_in_turn(request: Request) -> bytes:
-    """The body. Decode it before the next `await`: the turn ends when this returns.
-
-    Large bodies take turns. Decoding a megabyte may take 15 ms, and between two of them the worker goes on with
-    requests of others.
-    """
-    body = await request.body()
-    if len(body) > LARGE_BODY:
-        async with request.state.worker.large_bodies:
-            await asyncio.sleep(0)
-    return body
 
 
 # -- without FastAPI's router ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from fastapi import Request
 
 from api.endpoints.dropin_wire import MAX_FIELDS, read_fields
-from api.endpoints.routes import LARGE_BODY, body_in_turn
+from api.endpoints.validation import LARGE_BODY, body_in_turn
 from api.errors import InvalidRequest
 
 
