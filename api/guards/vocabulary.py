@@ -142,18 +142,13 @@ CLASSES: Final = {
 VOWELS: Final = frozenset("aeiouy")
 
 
+@lru_cache(2048)
 def stem(word: str) -> str:
     """Returns the stem: transfer for transfers, transferred and transferring. Words of up to three letters are
     unchanged.
     """
     if len(word) < 4:
         return word
-    # Numbers are not remembered: there are too many.
-    return _stem.__wrapped__(word) if word[0].isdigit() else _stem(word)
-
-
-@lru_cache(8192)
-def _stem(word: str) -> str:
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     if word.endswith("s") and not word.endswith(("ss", "us", "is")):

@@ -1,4 +1,4 @@
-"""A worker gives memory back that it freed, and remembers no numbers."""
+"""A worker gives memory back that it freed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import os
 import pytest
 
 from api.cancellation import cancel_and_wait
-from api.guards.vocabulary import _stem as remembered
-from api.guards.vocabulary import stem
 from api.wiring.process_memory import _trim, keep_trimming
 from tests.support.waiting import wait_until_async
 from worker_config.memory_guard import resident_bytes
@@ -33,10 +31,3 @@ async def test_free_memory_below_what_is_in_use_goes_back_to_the_system() -> Non
     finally:
         await cancel_and_wait([task])
     assert len(last) == PIECE
-
-
-def test_numbers_are_not_remembered() -> None:
-    assert stem("transferred") == "transfer"
-    before = remembered.cache_info().currsize
-    assert [stem(f"{number}s") for number in range(10_000, 10_100)] == [str(number) for number in range(10_000, 10_100)]
-    assert remembered.cache_info().currsize == before
