@@ -51,7 +51,7 @@ from api.values import Usage
 from api.wiring.backends import WorkerBackends, open_backends
 from api.wiring.cache import CacheParts, WorkerCache, open_cache
 from api.wiring.knowledge import Embedders, WorkerKnowledge, open_knowledge, open_reranker
-from api.wiring.process_memory import keep_trimming, own_process, share_heaps
+from api.wiring.process_memory import own_process, share_heaps
 from api.wiring.redis import WorkerRedis, open_redis
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
@@ -128,7 +128,6 @@ class _Worker:
         )
         background.start(erasure.keep_repeating)
         own = (
-            keep_trimming,
             known_keys.keep_following,
             lag.keep_measuring,
             parts.counters.keep_flushing,
