@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
@@ -176,63 +176,12 @@ class GenerationRequest:
         """About how many tokens the prompt has, rather too many: three bytes each."""
         if self.forwarded is not None:
             return self.forwarded.prompt_tokens
-        return sum(_size(message.content) for message in self.messages) // 3
+        return sum(utf8_size(message.content) for message in self.messages) // 3
 
 
-def tokens_in(fields: Mapping[str, Any], body: bytes) -> int:
-    """About how many tokens the prompt of a forwarded request has, rather too many: three bytes each.
-
-    Images do not count, unless the body has too many parts to look for them. The numbers in `context` are tokens.
-    """
-    context = fields.get("context")
-    tokens = len(context) if isinstance(context, list) else 0
-    try:
-        return tokens + sum(map(_size, _texts_in(fields))) // 3
-    except _TooManyParts:
-        return max(tokens, len(body) // 3)
-
-
-def _size(text: str) -> int:
+def utf8_size(text: str) -> int:
+    """Bytes, also of text with lone surrogates."""
     return len(text.encode(errors="replace"))
-
-
-_BINARY: Final = frozenset({"data", "image_url", "images", "url"})
-"""Fields of Ollama's, OpenAI's and Anthropic's messages that hold images."""
-_TOOLS: Final = frozenset({"arguments", "tool_calls", "tools"})
-"""Fields in which the model reads every text, whatever it is called."""
-
-
-_MAY_HOLD_TEXT: Final = frozenset({str, dict, list})
-"""Types of decoded JSON."""
-_MOST_PARTS: Final = 30_000
-"""Fields and entries of lists that are looked at, in 5 ms. A body may have half a million."""
-
-
-class _TooManyParts(Exception):
-    """A body has more fields and entries than are looked at."""
-
-
-def _texts_in(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the texts in the fields of a request, however deep, but not its images. Raises `_TooManyParts`."""
-    left: list[tuple[Any, bool]] = [(fields, False)]
-    parts = 0
-    while left:
-        found, is_tool = left.pop()
-        if type(found) is str:
-            yield found
-            continue
-        parts += len(found)
-        if parts > _MOST_PARTS:
-            raise _TooManyParts
-        if type(found) is list:
-            left += [(part, is_tool) for part in found if type(part) in _MAY_HOLD_TEXT]
-            continue
-        for name, value in found.items():
-            if type(value) in _MAY_HOLD_TEXT and not (found is fields and name == "context"):
-                # Anthropic's calls of tools have their arguments in `input`.
-                reads_all = is_tool or name in _TOOLS or (name == "input" and type(value) is dict)
-                if reads_all or name not in _BINARY:
-                    left.append((value, reads_all))
 
 
 @dataclass(frozen=True, slots=True)

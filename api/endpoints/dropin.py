@@ -25,6 +25,7 @@ from api.endpoints.dropin_wire import (
     ForwardedBody,
     ForwardedForm,
     parsed,
+    tokens_in,
     without_empty_fields,
 )
 from api.endpoints.fast_path import Repeatable
@@ -35,7 +36,7 @@ from api.endpoints.validation import Options, list_header, refused, request_prio
 from api.errors import InvalidRequest, RagherdError
 from api.ports.question import CLIENT_HEADER, RAW, AnswerFinished, Query, parse
 from api.unicode_text import is_blank
-from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest, Priority, Usage, tokens_in
+from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest, Priority, Usage
 
 MAX_QUESTION: Final = 8_000
 """Characters of the question that are kept for logs and invalidation."""

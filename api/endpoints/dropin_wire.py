@@ -6,7 +6,7 @@ meaning. Any other goes to Ollama as it came.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Annotated, Any, Final, Protocol, TypeVar
 
@@ -27,7 +27,7 @@ from api.endpoints.validation import (
 )
 from api.errors import InvalidRequest, RagherdError, UpstreamError, UpstreamFault
 from api.ports.question import AnswerFinished, AnswerStarted
-from api.values import Token, Usage
+from api.values import Token, Usage, utf8_size
 
 EVENT_STREAM: Final = "text/event-stream"
 NDJSON: Final = "application/x-ndjson"
@@ -292,3 +292,58 @@ class AnthropicErrors:
     def error_line(cls, error: RagherdError) -> bytes:
         """Returns an error as the last event of a stream."""
         return f"event: error\ndata: {single_line(cls.error_body(error))}\n\n".encode()
+
+
+# -- the size of a prompt --------------------------------------------------------------------------------------------
+
+
+def tokens_in(fields: Mapping[str, Any], body: bytes) -> int:
+    """About how many tokens the prompt of a forwarded request has, rather too many: three bytes each.
+
+    Images do not count, unless the body has too many parts to look for them. The numbers in `context` are tokens.
+    """
+    context = fields.get("context")
+    tokens = len(context) if isinstance(context, list) else 0
+    try:
+        return tokens + sum(map(utf8_size, _texts_in(fields))) // 3
+    except _TooManyParts:
+        return max(tokens, len(body) // 3)
+
+
+_BINARY: Final = frozenset({"data", "image_url", "images", "url"})
+"""Fields of Ollama's, OpenAI's and Anthropic's messages that hold images."""
+_TOOLS: Final = frozenset({"arguments", "tool_calls", "tools"})
+"""Fields in which the model reads every text, whatever it is called."""
+
+
+_MAY_HOLD_TEXT: Final = frozenset({str, dict, list})
+"""Types of decoded JSON."""
+_MOST_PARTS: Final = 30_000
+"""Fields and entries of lists that are looked at, in 5 ms. A body may have half a million."""
+
+
+class _TooManyParts(Exception):
+    """A body has more fields and entries than are looked at."""
+
+
+def _texts_in(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the texts in the fields of a request, however deep, but not its images. Raises `_TooManyParts`."""
+    left: list[tuple[Any, bool]] = [(fields, False)]
+    parts = 0
+    while left:
+        found, is_tool = left.pop()
+        if type(found) is str:
+            yield found
+            continue
+        parts += len(found)
+        if parts > _MOST_PARTS:
+            raise _TooManyParts
+        if type(found) is list:
+            left += [(part, is_tool) for part in found if type(part) in _MAY_HOLD_TEXT]
+            continue
+        for name, value in found.items():
+            if type(value) in _MAY_HOLD_TEXT and not (found is fields and name == "context"):
+                # Anthropic's calls of tools have their arguments in `input`.
+                reads_all = is_tool or name in _TOOLS or (name == "input" and type(value) is dict)
+                if reads_all or name not in _BINARY:
+                    left.append((value, reads_all))

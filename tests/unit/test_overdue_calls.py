@@ -12,9 +12,10 @@ import pytest
 
 from api.backends.choice import OverdueCalls
 from api.endpoints.dropin import ForwardedPath, forwarded_request
+from api.endpoints.dropin_wire import tokens_in
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama.generation import ASSUMED_FREE, ASSUMED_SPEED, MODELS, ReadingSpeeds
-from api.values import ChatMessage, ForwardedRequest, GenerationEnd, GenerationRequest, Usage, tokens_in
+from api.values import ChatMessage, ForwardedRequest, GenerationEnd, GenerationRequest, Usage
 from tests.support.waiting import wait_until_async
 
 REQUEST = GenerationRequest("m", (ChatMessage("user", "Why?"),))
