@@ -249,9 +249,14 @@ async def unloaded(request: Request, path: str, body: bytes) -> Response:
     with CancelOnDisconnect(request.receive):
         tried = await asyncio.gather(*map(unload, catalog.backends()), return_exceptions=True)
     answers = [answer for answer in tried if not isinstance(answer, BaseException)]
-    for failure in tried:
-        if isinstance(failure, BaseException) and not (answers and isinstance(failure, UpstreamError)):
-            raise failure
+    failed = [
+        one for one in tried if isinstance(one, BaseException) and not (answers and isinstance(one, UpstreamError))
+    ]
+    try:
+        if failed:
+            raise failed[0]
+    finally:
+        del failed, tried
     status, kind, said = min(answers, key=lambda answer: answer[0])
     headers = {"Cache-Status": "ragherd; fwd=bypass; detail=load"}
     return Response(said, status, headers, media_type=kind)

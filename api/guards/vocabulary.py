@@ -142,13 +142,17 @@ CLASSES: Final = {
 VOWELS: Final = frozenset("aeiouy")
 
 
-@lru_cache(2048)
 def stem(word: str) -> str:
     """Returns the stem: transfer for transfers, transferred and transferring. Words of up to three letters are
     unchanged.
     """
     if len(word) < 4:
         return word
+    # Numbers and names such as 4711-a never end. Remembered, they would push out words, and fill memory for hours.
+    return _known_stem(word) if word.isalpha() else _stem(word)
+
+
+def _stem(word: str) -> str:
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     if word.endswith("s") and not word.endswith(("ss", "us", "is")):
@@ -158,6 +162,9 @@ def stem(word: str) -> str:
         if base != word and len(base) > 2 and not VOWELS.isdisjoint(base):
             return _undouble(base)
     return word.removesuffix("e") if len(word) > 4 else word
+
+
+_known_stem: Final = lru_cache(2048)(_stem)
 
 
 def _undouble(base: str) -> str:

@@ -431,11 +431,17 @@ class WarmUpTelemetry(WorkerTelemetry):
 
     def store_failed(self, error: StoreUnavailable) -> None:
         """Raises it: a warm-up without the cache is useless, so it tries again later."""
-        raise error
+        try:
+            raise error
+        finally:
+            del error
 
     def store_late(self, error: StoreUnavailable) -> None:
         """Raises it: the next attempt finds the answer stored."""
-        raise error
+        try:
+            raise error
+        finally:
+            del error
 
 
 def _stages(timings: Timings) -> dict[Stage, float]:

@@ -390,7 +390,7 @@ class HttpPool:
         """Tries each address of the host. One that does not answer leaves the others a share of the time."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        failure: OSError = OSError(f"no address of {self._host}")
+        failed: list[OSError] = [OSError(f"no address of {self._host}")]
         for left, (*_, address) in zip(range(len(found), 0, -1), found, strict=True):
             making = loop.create_connection(
                 partial(HttpConnection, self._lost),
@@ -402,8 +402,8 @@ class HttpPool:
                 async with asyncio.timeout(self._connect_seconds / left if left > 1 else None):
                     return (await making)[1]
             except OSError as error:
-                failure = error
-        raise failure
+                failed.append(error)
+        raise failed.pop()
 
     def _lost(self, connection: HttpConnection) -> None:
         self._idle.pop(connection, None)

@@ -291,7 +291,8 @@ class OllamaEmbedder:
         try:
             return await self._call(body, retry)
         except UpstreamError as error:
-            await self._pool.retries.before_retry(error, retry)
+            if not await self._pool.retries.may_retry(error, retry):
+                raise
         return await self._call(body, "spent")
 
     async def _call(self, body: bytes, retry: Retry) -> bytes:

@@ -97,6 +97,11 @@ class _Body(httpx.AsyncByteStream):
             self._pool.give_back(connection)
 
 
+def let_go(response: httpx.Response) -> None:
+    """Lets go of the body of a response that was read: httpx's refers to its response. Such rings are freed late."""
+    response.stream = httpx.ByteStream(b"")
+
+
 ERROR_BODY_LIMIT: Final = 64 * 1024
 """Bytes of an error's body that are read: a proxy may send anything."""
 
@@ -126,13 +131,7 @@ class Exchange:
             if not connection.is_silent:
                 self._trace.answered()
         if not 200 <= connection.status < 300:
-            body = await self._beginning()
-            headers = httpx.Headers(connection.headers)
-            error = failures.from_response(connection.status, headers, body, path=self._path, model=self._model)
-            if forwarded:
-                kind = headers.get("content-type", "application/json")
-                error.response = UpstreamResponse(connection.status, kind, body)
-            raise error
+            raise self._failure(connection, await self._beginning(), forwarded=forwarded)
 
     async def read(self, limit: int) -> bytes:
         """The whole answer. Raises `UpstreamError` when it is longer than `limit` bytes."""
@@ -158,6 +157,14 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._pool.give_back(connection)
+
+    def _failure(self, connection: HttpConnection, body: bytes, *, forwarded: bool) -> UpstreamError:
+        headers = httpx.Headers(connection.headers)
+        error = failures.from_response(connection.status, headers, body, path=self._path, model=self._model)
+        if forwarded:
+            kind = headers.get("content-type", "application/json")
+            error.response = UpstreamResponse(connection.status, kind, body)
+        return error
 
     async def _beginning(self) -> bytes:
         body = bytearray()

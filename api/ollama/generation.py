@@ -325,7 +325,8 @@ class OllamaModel:
             try:
                 started = await self._begin(request, clock, request.retry)
             except UpstreamError as error:
-                await self._pool.retries.before_retry(error, request.retry)
+                if not await self._pool.retries.may_retry(error, request.retry):
+                    raise
                 started = await self._begin(request, clock, "spent")
             stack.push_async_exit(started.stack)
             pieces: list[bytes] | None = started.first

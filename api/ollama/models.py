@@ -228,13 +228,19 @@ class OllamaCatalog:
                 return await self._asked(pool, turn, question)
             except UpstreamError as error:
                 failures.append(error)
-        raise min(failures, key=lambda error: error.fault is UpstreamFault.MODEL_NOT_FOUND)
+        try:
+            raise min(failures, key=lambda error: error.fault is UpstreamFault.MODEL_NOT_FOUND)
+        finally:
+            del failures
 
     async def _merged(self, path: str) -> list[dict[str, Any]]:
         answers = await asyncio.gather(*(self._listed(path, *backend) for backend in self._backends))
         failures = [answer for answer in answers if isinstance(answer, UpstreamError)]
         if len(failures) == len(answers):
-            raise failures[0]
+            try:
+                raise failures[0]
+            finally:
+                del failures, answers
         merged: dict[str, dict[str, Any]] = {}
         for answer in answers:
             for row in () if isinstance(answer, UpstreamError) else answer:

@@ -16,7 +16,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -26,7 +26,7 @@ import orjson
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama import failures
 from api.ollama.connections import HttpPool, Sizes
-from api.ollama.exchange import HEADERS, JSON, Exchange, OnSend, PoolTransport, Requests
+from api.ollama.exchange import HEADERS, JSON, Exchange, OnSend, PoolTransport, Requests, let_go
 from api.ollama.pool_statistics import PoolSnapshot, PoolStatistics, RequestTrace
 from api.values import PassedOn, Retry
 
@@ -94,12 +94,13 @@ class RetryBudget:
             return True
         return retry == "here" and self.spend()
 
-    async def before_retry(self, error: UpstreamError, retry: Retry) -> None:
-        """Waits for a random delay if `admits` allows the retry. Otherwise raises `error`."""
+    async def may_retry(self, error: UpstreamError, retry: Retry) -> bool:
+        """Returns what `admits` does. Before a retry it waits for a random delay."""
         if not self.admits(error, retry):
-            raise error
+            return False
         if error.fault is not UpstreamFault.CONNECTION_STALE:
             await asyncio.sleep(random.uniform(*PAUSE))  # noqa: S311 - no secret
+        return True
 
     def take_unsent(self) -> tuple[int, int]:
         """Returns the calls and retries since the last call of this method, for the fleet's counts."""
@@ -139,7 +140,8 @@ async def with_one_retry(call: Callable[[], Awaitable[T]], budget: RetryBudget, 
     try:
         return await call()
     except UpstreamError as error:
-        await budget.before_retry(error, retry)
+        if not await budget.may_retry(error, retry):
+            raise
     return await call()
 
 
@@ -207,16 +209,12 @@ class OllamaPool:
         trace = RequestTrace()
         fault: UpstreamFault | None = None
         try:
-            request = self._requests.post(path, body, content_type or JSON)
-            exchange = Exchange(self._connections, request, trace, path, model)
             try:
-                yield exchange
-            finally:
-                exchange.close()
-        except httpx.HTTPError as error:
-            failure = failures.from_exception(error, stale=trace.went_stale)
-            fault = failure.fault
-            raise failure from error
+                request = self._requests.post(path, body, content_type or JSON)
+                with closing(Exchange(self._connections, request, trace, path, model)) as exchange:
+                    yield exchange
+            except httpx.HTTPError as error:
+                raise failures.from_exception(error, stale=trace.went_stale) from error
         except UpstreamError as error:
             fault = error.fault
             raise
@@ -250,6 +248,7 @@ class OllamaPool:
             async with self._changes.stream(method, path, content=content) as response:
                 kind = response.headers.get("content-type", "application/json")
                 yield PassedOn(response.status_code, kind, response.aiter_bytes())
+            let_go(response)
         except httpx.HTTPError as error:
             raise failures.from_exception(error) from error
 
@@ -355,6 +354,7 @@ async def _answered(
         raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
     except httpx.HTTPError as error:
         raise failures.from_exception(error) from error
+    let_go(response)
     if not response.is_success:
         raise failures.from_response(response.status_code, response.headers, response.content, path=path, model=model)
     return response

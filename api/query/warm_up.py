@@ -413,8 +413,11 @@ class Invalidator:
         except StoreUnavailable as error:
             fault = error
         swept = await self._sweep.sweep(selection, dry_run=False)
-        if fault is not None:
-            raise fault
+        try:
+            if fault is not None:
+                raise fault
+        finally:
+            del fault
         return swept
 
     async def _selection(self, asked: Invalidation) -> Selection:

@@ -155,7 +155,10 @@ class RedisCheckup:
                 self._found[server] = end
         self._tell(before, self._known())
         if faults and len(faults) == len(servers):
-            raise faults[0]
+            try:
+                raise faults[0]
+            finally:
+                del faults, ends, end
 
     def _known(self) -> list[StoreWarning]:
         """The warnings of all servers, each once. Servers that are down keep their last warnings."""

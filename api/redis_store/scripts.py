@@ -101,12 +101,16 @@ async def replies_of(pipe: Pipeline) -> list[Any]:
     Raises any other error: a redirect, a slot that is being migrated, or a lost connection.
     """
     replies: list[Any] = await pipe.execute(raise_on_error=False)
-    for reply in replies:
-        if isinstance(reply, RedisError):
-            reply.__traceback__ = None  # refers to the frame of redis-py that lists the replies
-            if type(reply) is not ResponseError:
-                raise reply
-    return replies
+    reply: Any = None
+    try:
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                reply.__traceback__ = None  # refers to the frame of redis-py that lists the replies
+                if type(reply) is not ResponseError:
+                    raise reply
+        return replies
+    finally:
+        del reply, replies
 
 
 async def now_ms(client: Redis) -> int:
@@ -169,10 +173,13 @@ async def on_all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Runs the calls concurrently and returns their results. Waits for all of them even if one fails, then raises."""
     ends = await asyncio.gather(*calls, return_exceptions=True)
     faults = [end for end in ends if isinstance(end, BaseException)]
-    # Other errors come first: unlike an outage of Redis, they are bugs.
-    for fault in sorted(faults, key=lambda one: isinstance(one, StoreUnavailable)):
-        raise fault
-    return [end for end in ends if not isinstance(end, BaseException)]
+    if not faults:
+        return [end for end in ends if not isinstance(end, BaseException)]
+    try:
+        # Other errors come first: unlike an outage of Redis, they are bugs.
+        raise min(faults, key=lambda one: isinstance(one, StoreUnavailable))
+    finally:
+        del faults, ends
 
 
 SCANNED: Final = 1000

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
-from api.errors import UpstreamError, UpstreamFault
+from api.errors import RagherdError, UpstreamError, UpstreamFault
 from api.ports.answer_cache import Claim
 from api.ports.coordination import UNKNOWN, AskEarly, FlightEvent, GenerateAnswer
 from api.values import (
@@ -111,9 +111,14 @@ class AnswerBuffer:
         self._tell()
 
     def finish(self, end: Ended) -> None:
-        """Sets the end, once. If pieces are missing, the completed answer supplies them."""
+        """Sets the end, once. If pieces are missing, the completed answer supplies them.
+
+        An error that is no bug forgets where it was raised: each caller raises it, and would lengthen its traceback.
+        """
         if self.end is not None:
             return
+        if isinstance(end, RagherdError):
+            end.__traceback__ = None
         if isinstance(end, CompletedAnswer):
             text = "".join(self.parts)
             if not end.text.startswith(text) or self.sources not in (None, end.sources):
@@ -185,8 +190,9 @@ class Reader:
             await self._buffer.changed(buffered=self._buffered)
 
     def close(self) -> None:
-        """Stops reading."""
+        """Stops reading, for good. It lets go of the buffer: an error that it raised refers to this reader."""
         self._buffer.leave(self)
+        del self._buffer
 
     @property
     def lag(self) -> int:
@@ -197,12 +203,11 @@ class Reader:
         event = None if self._buffered or not self._is_up_to_date() else self._next()
         if event is not None:
             return event
-        end = self._buffer.end
-        if isinstance(end, BaseException):
-            raise end
-        if isinstance(end, StoredElsewhere) and self._given:
+        if isinstance(self._buffer.end, BaseException):
+            raise self._buffer.end  # not from a name of this frame, which the error refers to
+        if isinstance(self._buffer.end, StoredElsewhere) and self._given:
             raise _broken()
-        return end
+        return self._buffer.end
 
     def _next(self) -> GroundedSources | Queued | Token | None:
         if self._sources is None and self._buffer.sources is not None and not self._given:

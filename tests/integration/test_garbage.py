@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import count
+from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.stub_ollama import StubOllama
 from tests.support.garbage import garbage
 from tests.support.service import Service, ask
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, wait_until_async
 
 TIMES = 10
 NUMBERS = count()
@@ -93,6 +94,128 @@ async def calls_to_an_open_breaker(client: httpx.AsyncClient, stub: StubOllama) 
     (await client.post("/api/circuit-breaker/reset")).raise_for_status()
 
 
+async def every_api_while_the_breaker_is_open(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    (await client.post("/api/circuit-breaker/force-open")).raise_for_status()
+    for stream in (True, False):
+        body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": fresh()}], "stream": stream}
+        for path in ("/api/chat", "/v1/chat/completions"):
+            for given in (body, body | {"tools": [TOOL]}):
+                response = await client.post(path, json=given)
+                assert response.status_code == 503, response.text
+        questions: dict[str, dict[str, Any]] = {
+            "/query": {"question": fresh(), "stream": stream},
+            "/api/generate": {"model": MODEL, "prompt": fresh(), "stream": stream},
+            "/v1/completions": {"model": MODEL, "prompt": fresh(), "stream": stream},
+        }
+        for path, given in questions.items():
+            response = await client.post(path, json=given)
+            assert response.status_code == 503, (path, response.text)
+    (await client.post("/api/circuit-breaker/reset")).raise_for_status()
+
+
+async def expired_answers_while_the_breaker_is_open(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    question = fresh()
+    await ask(client, question)
+    (await client.post("/api/circuit-breaker/force-open")).raise_for_status()
+
+    async def is_stale() -> bool:
+        response = await client.post("/query", json={"question": question})
+        return response.status_code == 200 and response.json()["cache"]["status"] == "stale"
+
+    await wait_until_async(is_stale)
+    (await client.post("/api/circuit-breaker/reset")).raise_for_status()
+
+
+async def refreshes_that_fail(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    question = fresh()
+    await ask(client, question)
+    stub.behaviour("status", path="/api/chat")
+    asked = stub.stats["requests"]["/api/chat"]
+
+    async def is_refreshed() -> bool:
+        response = await client.post("/query", json={"question": question})
+        return response.status_code == 200 and stub.stats["requests"]["/api/chat"] > asked
+
+    await wait_until_async(is_refreshed)
+    stub.behaviour()
+    (await client.post("/api/circuit-breaker/reset")).raise_for_status()
+
+
+async def warm_ups(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    response = await client.post("/api/semantic-cache/warm", json={"questions": [fresh()]})
+    job = response.headers["Location"]
+
+    async def is_over() -> bool:
+        return bool((await client.get(job)).json()["status"] != "running")
+
+    await wait_until_async(is_over)
+
+
+async def lists_of_models(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    for path in ("/api/tags", "/api/ps", "/api/version", "/v1/models"):
+        assert (await client.get(path)).status_code == 200
+    assert (await client.post("/api/show", json={"model": MODEL})).status_code == 200
+
+
+async def changes_of_models(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    response = await client.post("/api/pull", json={"model": MODEL})
+    assert response.status_code == 200, response.text
+
+
+async def forwarded_requests(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    for stream in (True, False):
+        body = {"model": MODEL, "messages": [{"role": "user", "content": fresh()}], "tools": [TOOL], "stream": stream}
+        for path in ("/api/chat", "/v1/chat/completions"):
+            response = await client.post(path, json=body)
+            assert response.status_code == 200, response.text
+
+
+async def documents_in_and_out(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    number = next(NUMBERS)
+    files = {"file": ("prices.md", f"# Prices {number}\n\nIt is {number} euros.".encode(), "text/markdown")}
+    response = await client.post("/documents", files=files)
+    assert response.status_code == 201, response.text
+    document = response.json()["id"]
+    assert (await client.get("/documents")).status_code == 200
+    assert (await client.delete(f"/documents/{document}")).status_code in (200, 202, 204)
+    assert (await client.get("/documents/none")).status_code in (404, 422)
+
+
+async def judgements(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    answered = await ask(client, fresh())
+    for verdict in ("good", "bad"):
+        vote = {"request_id": answered["request_id"], "verdict": verdict}
+        assert (await client.post("/feedback", json=vote)).status_code == 202
+    assert (await client.post("/feedback", json={"request_id": "none", "verdict": "bad"})).status_code == 404
+    assert (await client.post("/api/semantic-cache/explain", json={"question": fresh()})).status_code == 200
+
+
+async def reports(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    for path in REPORTS:
+        response = await client.get(path)
+        assert response.status_code == 200, (path, response.text)
+    async with client.stream("GET", "/dashboard/events") as response:
+        async for _ in response.aiter_bytes():
+            break
+
+
+async def administration(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    created = await client.post("/api/keys", json={"tenant": "acme"})
+    assert created.status_code == 201, created.text
+    key = created.json()["id"]
+    assert (await client.post(f"/api/keys/{key}/rotate")).status_code == 200
+    assert (await client.delete(f"/api/keys/{key}")).status_code in (200, 204)
+    assert (await client.delete("/api/semantic-cache", params={"tenant": "acme"})).status_code == 200
+    assert (await client.delete("/api/tenants/acme")).status_code == 200
+
+
+async def refused_callers(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    question, keyed = {"question": fresh()}, {"Authorization": "Bearer a-key-of-acme"}
+    statuses = [(await client.post("/query", json=question, headers=keyed)).status_code for _ in range(3)]
+    assert statuses[-1] == 429
+    assert (await client.post("/query", json=question, headers={"Authorization": "Bearer wrong"})).status_code == 401
+
+
 async def questions_while_embeddings_fail(client: httpx.AsyncClient, stub: StubOllama) -> None:
     stub.behaviour("status", path="/api/embed")
     await ask(client, fresh())
@@ -123,6 +246,21 @@ async def several_that_ask_the_same(client: httpx.AsyncClient, stub: StubOllama)
     stub.behaviour()
 
 
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "expired_answers_while_the_breaker_is_open": {"cache": {"ttl": 0.05}},
+    "changes_of_models": {"ollama": {"ollama_admin_passthrough": True}},
+    "refused_callers": {
+        "access": {"api_keys": "acme=a-key-of-acme", "rate_limit_requests_per_minute": 1, "wrong_key_delay": 0}
+    },
+    "refreshes_that_fail": {"cache": {"ttl": 0.05, "stale_while_revalidate": 600.0}},
+}
+REPORTS = (
+    *("/health", "/health/live", "/health/ready", "/metrics", "/api/workers", "/api/history", "/api/experiments"),
+    *("/api/circuit-breaker/metrics", "/api/circuit-breaker/history", "/api/circuit-breaker/recovery"),
+    *("/api/bulkhead/metrics", "/api/backends", "/api/semantic-cache/metrics", "/api/semantic-cache/quality"),
+    *("/api/connection-pool/metrics", "/api/audit", "/api/keys", "/dashboard", "/openapi.json"),
+)
 KINDS = (
     misses,
     repeats,
@@ -134,6 +272,18 @@ KINDS = (
     upstream_faults,
     answers_cut_off,
     calls_to_an_open_breaker,
+    every_api_while_the_breaker_is_open,
+    expired_answers_while_the_breaker_is_open,
+    refreshes_that_fail,
+    warm_ups,
+    forwarded_requests,
+    documents_in_and_out,
+    judgements,
+    reports,
+    administration,
+    refused_callers,
+    lists_of_models,
+    changes_of_models,
     questions_while_embeddings_fail,
     readers_that_leave,
     askers_that_leave_before_the_first_word,
@@ -154,7 +304,7 @@ def is_ours(one: object) -> bool:
 async def test_requests_leave_nothing_to_the_garbage_collector(
     serve: Service, stub: StubOllama, requests: Callable[[httpx.AsyncClient, StubOllama], Awaitable[None]]
 ) -> None:
-    client = await serve(breaker={"failure_threshold": 1.0})
+    client = await serve(breaker={"failure_threshold": 1.0}, **SETTINGS.get(requests.__name__, {}))
     for _ in range(3):
         await requests(client, stub)
     with garbage() as found:

@@ -40,7 +40,10 @@ async def run_along(
     if isinstance(reply, NoScriptError):
         reply = await read(keys, arguments, client)
     elif isinstance(reply, RedisError):
-        raise reply
+        try:
+            raise reply
+        finally:
+            del reply
     replies = iter([None if isinstance(one, RedisError) else one for one in rest])
     return [reply, *(next(replies) if one is not None else None for one in along)]
 
