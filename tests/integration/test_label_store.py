@@ -16,6 +16,7 @@ from api.redis_store.connections import BatchingRedis
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores import label_store as module
+from api.redis_store.stores.audit import KEPT
 from api.redis_store.stores.cache.answers import RedisAnswerCache, own_group
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
@@ -268,16 +269,20 @@ async def test_joins_in_any_order_end_in_one_group(answers: RedisAnswerCache, re
     assert await groups(redis, *made) == [None] + [made[0].group] * 5
 
 
-async def test_a_soak_begins_with_full_labels_and_minutes(store: LabelStore, redis: Redis, redis_url: str) -> None:
+async def test_a_soak_begins_with_what_fills_up_in_hours(store: LabelStore, redis: Redis, redis_url: str) -> None:
     with redis_sync.Redis.from_url(redis_url) as client:
         soak_start.fill(client)
     assert await redis.xlen(KEYS.labels) == module.POOLED
     assert await redis.pttl(KEYS.labels) > 0
+    assert await redis.xlen(KEYS.audit) == KEPT
+    newest: Any = await redis.xrevrange(KEYS.audit, count=1)
+    ((_, last),) = newest
+    assert (int(last[b"number"]), len(last[b"hash"])) == (KEPT, 64)
     minutes = [key async for key in redis.scan_iter(f"{KEYS.history_minute('')}*")]
     assert len(minutes) == 59, "the present one follows"
     lifetimes = [await redis.pttl(key) for key in minutes]
     assert 0 < min(lifetimes) < max(lifetimes) < 3_600_000
     (first,) = (await store.pooled("", 1))[0]
-    assert (first.tenant, first.label.versions) == ("birch", Versions("earlier"))
+    assert (first.tenant, first.label.versions) == ("birch", Versions("earlier", comparator="earlier"))
     await store.append(SCOPE, "acme", LABEL)
     assert await redis.xlen(KEYS.labels) == module.POOLED

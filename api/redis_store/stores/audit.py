@@ -34,7 +34,8 @@ class RedisAuditLog:
         for _ in range(TRIES):
             last, now_ms = await self._last()
             entry = AuditEntry.after(last, record, now_ms)
-            arguments: list[Any] = [entry.previous, FIRST, KEPT, *_fields(entry)]
+            fields = [part for field in as_fields(entry).items() for part in field]
+            arguments: list[Any] = [entry.previous, FIRST, KEPT, *fields]
             reply: Any = await self._redis.run("audit", partial(self._append, [self._key], arguments))
             if reply:
                 return entry
@@ -62,10 +63,10 @@ class RedisAuditLog:
         return [_read(*one) for one in found]
 
 
-def _fields(entry: AuditEntry) -> list[Any]:
-    """Returns names and values in turn."""
+def as_fields(entry: AuditEntry) -> dict[Any, Any]:
+    """Returns the fields of an entry in the stream."""
     record = entry.record
-    fields = {
+    return {
         "number": entry.number,
         "at_ms": entry.at_ms,
         "action": record.action,
@@ -77,7 +78,6 @@ def _fields(entry: AuditEntry) -> list[Any]:
         "previous": entry.previous,
         "hash": entry.hash,
     }
-    return [part for field in fields.items() for part in field]
 
 
 def _read(stream_id: bytes, raw: Mapping[bytes, bytes]) -> AuditEntry:
