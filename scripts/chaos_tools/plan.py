@@ -54,6 +54,8 @@ OFTEN: Final = 4
 """Every so many seeds have a fleet with Sentinels."""
 GROW: Final = signal.SIGRTMIN
 """The signal that makes a worker of the fleet use up its memory."""
+FILL: Final = signal.SIGRTMIN + 1
+"""The signal that makes a worker fill Python's free lists of tuples."""
 MEMORY_LIMIT: Final = 400
 """MiB that a worker may use: more than it ever does without that signal."""
 FIRST: Final = 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from scripts.chaos_tools import linearizability
 from scripts.chaos_tools.fleet import Fleet, pause, running_fleet
 from scripts.chaos_tools.inject import CUTS, INJECTIONS
 from scripts.chaos_tools.linearizability import NEVER, Operation
-from scripts.chaos_tools.plan import CALM, Fault
+from scripts.chaos_tools.plan import CALM, FILL, Fault
 from scripts.chaos_tools.soak_start import SETTLING
 from scripts.chaos_tools.traffic import PAUSE, Request, Traffic, running_traffic
 from scripts.chaos_tools.watch import Sample, Watch
@@ -101,7 +102,7 @@ def _driven(fleet: Fleet, seed: int, plan: Sequence[Fault], seconds: float, say:
     injected: list[Injected] = []
     with running_traffic(traffic, fleet.url), _watching(watch):
         if rush:
-            _rush(traffic, rush)
+            _rush(fleet, traffic, rush)
             watch.samples.clear()
         began = time.monotonic()
         for fault in plan:
@@ -123,7 +124,9 @@ def _driven(fleet: Fleet, seed: int, plan: Sequence[Fault], seconds: float, say:
     return verdict
 
 
-def _rush(traffic: Traffic, seconds: float) -> None:
+def _rush(fleet: Fleet, traffic: Traffic, seconds: float) -> None:
+    for worker in (one for replica in fleet.replicas for one in replica.workers()):
+        os.kill(worker, FILL)
     traffic.pause = 0.0
     pause(seconds)
     traffic.pause = PAUSE
