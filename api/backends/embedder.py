@@ -165,20 +165,23 @@ class AgreedIdentity:
         """Returns the identity of a healthy backend, preferably the same as before; see `ports.Embedder`."""
         others: list[tuple[EmbedderIdentity, EmbedderIdentity | None]] = []
         self.current.value = None
-        failure: EmbeddingUnavailable | None = None
-        for backend in self.backends.candidates(self.model, even_drained=True):  # asks for no embedding
-            try:
-                identity = await backend.service.identity()
-            except EmbeddingUnavailable as error:
-                failure = error
-                continue
-            known = backend.service.known  # not where it is only remembered
-            if self._identity in (None, identity):
-                self._identity, self.current.value = identity, known
-                return identity
-            others.append((identity, known))
-        if not others:
-            raise failure or EmbeddingUnavailable("there is no backend")
+        failure = EmbeddingUnavailable("there is no backend")
+        try:
+            for backend in self.backends.candidates(self.model, even_drained=True):  # asks for no embedding
+                try:
+                    identity = await backend.service.identity()
+                except EmbeddingUnavailable as error:
+                    failure = error
+                    continue
+                known = backend.service.known  # not where it is only remembered
+                if self._identity in (None, identity):
+                    self._identity, self.current.value = identity, known
+                    return identity
+                others.append((identity, known))
+            if not others:
+                raise failure
+        finally:
+            del failure
         self._identity, self.current.value = others[0]
         return others[0][0]
 
@@ -259,9 +262,10 @@ async def _embedded(
 
 
 def _cause(error: EmbeddingUnavailable) -> UpstreamError:
-    """Returns the error of the call to Ollama."""
-    if isinstance(error.__cause__, UpstreamError):
-        return error.__cause__
+    """Returns the error of the call to Ollama, to be raised from `error`, which lets go of it."""
+    cause, error.__cause__ = error.__cause__, None
+    if isinstance(cause, UpstreamError):
+        return cause
     return UpstreamError(UpstreamFault.INVALID_RESPONSE, str(error))
 
 

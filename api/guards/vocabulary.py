@@ -148,7 +148,7 @@ def stem(word: str) -> str:
     """
     if len(word) < 4:
         return word
-    # Numbers and names such as 4711-a never end. Remembered, they would push out words, and fill memory for hours.
+    # There is no end of numbers and names such as 4711-a. If remembered, they would push out words.
     return _known_stem(word) if word.isalpha() else _stem(word)
 
 

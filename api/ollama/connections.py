@@ -391,19 +391,22 @@ class HttpPool:
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         failed: list[OSError] = [OSError(f"no address of {self._host}")]
-        for left, (*_, address) in zip(range(len(found), 0, -1), found, strict=True):
-            making = loop.create_connection(
-                partial(HttpConnection, self._lost),
-                *address[:2],
-                ssl=self._tls,
-                server_hostname=self._host if self._tls is not None else None,
-            )
-            try:
-                async with asyncio.timeout(self._connect_seconds / left if left > 1 else None):
-                    return (await making)[1]
-            except OSError as error:
-                failed.append(error)
-        raise failed.pop()
+        try:
+            for left, (*_, address) in zip(range(len(found), 0, -1), found, strict=True):
+                making = loop.create_connection(
+                    partial(HttpConnection, self._lost),
+                    *address[:2],
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls is not None else None,
+                )
+                try:
+                    async with asyncio.timeout(self._connect_seconds / left if left > 1 else None):
+                        return (await making)[1]
+                except OSError as error:
+                    failed.append(error)
+            raise failed[-1]
+        finally:
+            del failed
 
     def _lost(self, connection: HttpConnection) -> None:
         self._idle.pop(connection, None)

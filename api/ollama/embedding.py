@@ -278,6 +278,8 @@ class OllamaEmbedder:
         except asyncio.CancelledError:
             call.cancel()
             raise
+        finally:
+            del call  # it holds its error, which refers to this frame
 
     def _let_it_load(self, call: asyncio.Task[bytes]) -> None:
         """One call at a time outlives its deadline: a client that leaves makes Ollama give up loading the model."""

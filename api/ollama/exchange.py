@@ -152,6 +152,10 @@ class Exchange:
             return httpx.Response(200, headers=connection.headers, stream=_Parts(connection)).aiter_bytes()
         return connection.parts()
 
+    def failure(self, error: httpx.HTTPError) -> UpstreamError:
+        """Translates what httpx raised."""
+        return failures.from_exception(error, stale=self._trace.went_stale)
+
     def close(self) -> None:
         """Ends the exchange. An answer not read to its end costs its connection, which stops Ollama's generation."""
         connection, self._connection = self._connection, None

@@ -12,10 +12,12 @@ from itertools import chain
 from types import TracebackType
 from typing import Any, Final
 
+import httpx
 import orjson
 
 from api.cancellation import log_failure, raise_if_cancelled
 from api.errors import UpstreamError, UpstreamFault
+from api.ollama.exchange import Exchange
 from api.ollama.failures import given_up
 from api.ollama.forwarded import LINE_LIMIT, AnswerPart, ForwardedAnswer, end_of, invalid
 from api.ollama.models import OllamaModels, Pinned
@@ -117,8 +119,11 @@ class _Wait:
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as late:
-            of_total = None if self._outlives_total else self._clock.too_long(self._timeout.when() or 0.0)
-            raise of_total or UpstreamError(self._fault, self._detail.format(self._seconds)) from late
+            raise self._too_late() from late
+
+    def _too_late(self) -> UpstreamError:
+        of_total = None if self._outlives_total else self._clock.too_long(self._timeout.when() or 0.0)
+        return of_total or UpstreamError(self._fault, self._detail.format(self._seconds))
 
 
 class _FirstWait(_Wait):
@@ -341,8 +346,11 @@ class OllamaModel:
                     since = clock.now()
                     yield event
                     clock.excludes(since)
-                async with clock.whole() if is_silent else clock.inter_token():
-                    pieces = await anext(started.pieces, None)
+                try:
+                    async with clock.whole() if is_silent else clock.inter_token():
+                        pieces = await anext(started.pieces, None)
+                except httpx.HTTPError as error:  # here, because a stack keeps an error that replaces another in it
+                    raise started.exchange.failure(error) from error
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without its end.")
 
     async def _begin(self, request: GenerationRequest, clock: Clock, retry: Retry) -> _Started:
@@ -358,12 +366,15 @@ class OllamaModel:
                 self._pool.exchange(path, body, model=request.model, content_type=kind)
             )
             is_silent = forwarded is not None and forwarded.is_silent
-            async with clock.whole() if is_silent else clock.first_token(partial(self._resident, request.model)):
-                raise_if_cancelled()  # a caller that has left sends nothing
-                await exchange.open(forwarded=forwarded is not None)
-                pieces = answer.pieces(exchange.parts())
-                first = await anext(pieces, None)
-            return _Started(stack.pop_all(), answer, pieces, first)
+            try:
+                async with clock.whole() if is_silent else clock.first_token(partial(self._resident, request.model)):
+                    raise_if_cancelled()  # a caller that has left sends nothing
+                    await exchange.open(forwarded=forwarded is not None)
+                    pieces = answer.pieces(exchange.parts())
+                    first = await anext(pieces, None)
+            except httpx.HTTPError as error:
+                raise exchange.failure(error) from error
+            return _Started(stack.pop_all(), exchange, answer, pieces, first)
 
     def _body(self, request: GenerationRequest) -> bytes:
         # `think` is sent because models that can think do so unless told otherwise.
@@ -403,11 +414,13 @@ class _Started:
     def __init__(
         self,
         stack: AsyncExitStack,
+        exchange: Exchange,
         answer: ChatAnswer | ForwardedAnswer,
         pieces: AsyncIterator[list[bytes]],
         first: list[bytes] | None,
     ) -> None:
         self.stack = stack
+        self.exchange = exchange
         self.answer = answer
         self.pieces = pieces
         self.first = first
@@ -415,7 +428,7 @@ class _Started:
 
 async def _drain(pieces: AsyncIterator[list[bytes]]) -> None:
     """Reads the end of the body, so that the connection can serve again."""
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError, httpx.HTTPError):
         async with asyncio.timeout(DRAIN):
             async for _ in pieces:
                 pass

@@ -223,12 +223,12 @@ class OllamaCatalog:
 
     async def _first(self, question: Callable[[OllamaPool], Awaitable[T]]) -> T:
         failures: list[UpstreamError] = []
-        for pool, turn in self._backends:
-            try:
-                return await self._asked(pool, turn, question)
-            except UpstreamError as error:
-                failures.append(error)
         try:
+            for pool, turn in self._backends:
+                try:
+                    return await self._asked(pool, turn, question)
+                except UpstreamError as error:
+                    failures.append(error)
             raise min(failures, key=lambda error: error.fault is UpstreamFault.MODEL_NOT_FOUND)
         finally:
             del failures

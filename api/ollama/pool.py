@@ -247,8 +247,11 @@ class OllamaPool:
         try:
             async with self._changes.stream(method, path, content=content) as response:
                 kind = response.headers.get("content-type", "application/json")
-                yield PassedOn(response.status_code, kind, response.aiter_bytes())
-            let_go(response)
+                try:
+                    yield PassedOn(response.status_code, kind, response.aiter_bytes())
+                finally:
+                    await response.aclose()
+                    let_go(response)
         except httpx.HTTPError as error:
             raise failures.from_exception(error) from error
 
@@ -348,13 +351,17 @@ async def _answered(
     path = request.url.path
     try:
         async with asyncio.timeout(timeout):
-            response = await client.send(request)
+            response = await client.send(request, stream=True)
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+                let_go(response)
     except TimeoutError as error:
         detail = f"Ollama did not answer {path} within {timeout:g} s."
         raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
     except httpx.HTTPError as error:
         raise failures.from_exception(error) from error
-    let_go(response)
     if not response.is_success:
         raise failures.from_response(response.status_code, response.headers, response.content, path=path, model=model)
     return response

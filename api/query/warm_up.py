@@ -409,11 +409,11 @@ class Invalidator:
         """Deletes even if the deletion cannot be recorded now: in a cluster that may be on another shard."""
         fault: StoreUnavailable | None = None
         try:
-            await self._deletions.note(tags_of(selection))
-        except StoreUnavailable as error:
-            fault = error
-        swept = await self._sweep.sweep(selection, dry_run=False)
-        try:
+            try:
+                await self._deletions.note(tags_of(selection))
+            except StoreUnavailable as error:
+                fault = error
+            swept = await self._sweep.sweep(selection, dry_run=False)
             if fault is not None:
                 raise fault
         finally:

@@ -113,7 +113,7 @@ class AnswerBuffer:
     def finish(self, end: Ended) -> None:
         """Sets the end, once. If pieces are missing, the completed answer supplies them.
 
-        An error that is no bug forgets where it was raised: each caller raises it, and would lengthen its traceback.
+        An error that is no bug forgets where it was raised: that refers to the flight.
         """
         if self.end is not None:
             return

@@ -190,16 +190,18 @@ class FleetFlights:
             flight.first.led = True
         flight.decided.set()
         await self._require_wanted(flight)
-        said: FlightPayload
+        said: CompletedAnswer | RagherdError = InternalError()
         try:
-            said = await flight.generate(flight.buffer, flight.claim)
-        except RagherdError as error:
-            said = error
-        except Exception as error:  # noqa: BLE001 - a fault of our own: the callers here have its traceback
-            flight.buffer.finish(error)
-            said = InternalError()
-        flight.buffer.finish(said)
-        await self._conclude(flight, said)
+            try:
+                said = await flight.generate(flight.buffer, flight.claim)
+            except RagherdError as error:
+                said = error
+            except Exception as error:  # noqa: BLE001 - a fault of our own: the callers here have its traceback
+                flight.buffer.finish(error)
+            flight.buffer.finish(said)
+            await self._conclude(flight, said)
+        finally:
+            del said
 
     async def _conclude(self, flight: Flight, said: FlightPayload) -> None:
         """Publishes the end at once, so that followers need not wait for the lease to expire.

@@ -19,6 +19,8 @@ from tests.support.waiting import eventually, wait_until_async
 TIMES = 10
 NUMBERS = count()
 MODEL = "llama3.2"
+TO_OPENAI = "/v1/chat/completions?forwarded"
+"""The one that goes to that path of Ollama's."""
 
 
 def has_landed() -> bool:
@@ -69,22 +71,56 @@ async def refused_bodies(client: httpx.AsyncClient, stub: StubOllama) -> None:
 
 
 async def upstream_faults(client: httpx.AsyncClient, stub: StubOllama) -> None:
-    stub.behaviour("status", path="/api/chat")
-    response = await client.post("/query", json={"question": fresh()})
-    assert response.status_code >= 500, response.text
+    for path, body in every_way_to_ask().items():
+        stub.behaviour("status", path="/v1/chat/completions" if path == TO_OPENAI else "/api/chat")
+        await asks_in_vain(client, path, body)
     stub.behaviour()
+
+
+async def asks_in_vain(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
+    """Asks a question that Ollama cannot answer, which is no breaker's fault."""
+    response = await client.post(path, json=body)
+    is_streamed = response.status_code == 200 and "error" in response.text
+    assert is_streamed or response.status_code == 502, (path, response.text)
+    (await client.post("/api/circuit-breaker/reset")).raise_for_status()
+
+
+def every_way_to_ask() -> dict[str, dict[str, Any]]:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": fresh()}]}
+    return {
+        "/query": {"question": fresh()},
+        "/query?streamed": {"question": fresh(), "stream": True},
+        "/api/chat": body,
+        "/api/chat?forwarded": body | {"tools": [TOOL]},
+        "/v1/chat/completions": body | {"stream": True},
+        TO_OPENAI: body | {"tools": [TOOL]},
+        "/api/generate": {"model": MODEL, "prompt": fresh()},
+    }
 
 
 async def answers_cut_off(client: httpx.AsyncClient, stub: StubOllama) -> None:
     for mode in ("close", "cut", "error_line", "no_done"):
         stub.behaviour(mode, path="/api/chat")
-        response = await client.post("/query", json={"question": fresh()})
-        assert response.status_code >= 500, response.text
+        for path, body in every_way_to_ask().items():
+            if path != TO_OPENAI:
+                await asks_in_vain(client, path, body)
     stub.behaviour()
+
+
+async def refused_connections(client: httpx.AsyncClient, stub: StubOllama) -> None:
     await stub.refuse()
-    response = await client.post("/query", json={"question": fresh()})
-    assert response.status_code >= 500, response.text
+    for path, body in every_way_to_ask().items():
+        await asks_in_vain(client, path, body)
     await stub.listen()
+
+
+async def answers_that_are_late(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    stub.behaviour(mode="hang", path="/api/chat")
+    response = await client.post("/query", json={"question": fresh()}, headers={"X-Request-Timeout": "0.05"})
+    assert response.status_code == 504, response.text
+    stub.behaviour()
+    stub.break_connections()
+    (await client.post("/api/circuit-breaker/reset")).raise_for_status()
 
 
 async def calls_to_an_open_breaker(client: httpx.AsyncClient, stub: StubOllama) -> None:
@@ -271,6 +307,8 @@ KINDS = (
     refused_bodies,
     upstream_faults,
     answers_cut_off,
+    refused_connections,
+    answers_that_are_late,
     calls_to_an_open_breaker,
     every_api_while_the_breaker_is_open,
     expired_answers_while_the_breaker_is_open,

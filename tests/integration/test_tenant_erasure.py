@@ -111,8 +111,8 @@ async def all_written(*nodes: Redis) -> None:
     """Waits until the workers have written what the dashboard shows: they hold it for up to a second."""
 
     async def is_written() -> bool:
-        [recent] = [value for node in nodes for key, value in (await everything(node)).items() if key == b"rag:recent"]
-        return recent.count(b"\nquestion\n") >= ASKED
+        found = [value for node in nodes for key, value in (await everything(node)).items() if key == b"rag:recent"]
+        return b"".join(found).count(b"\nquestion\n") >= ASKED
 
     await wait_until_async(is_written)
 

@@ -86,7 +86,10 @@ class JointReads:
         elif not self._scheduled and len(self._running) < MOST_AT_ONCE:
             self._scheduled = True
             loop.call_soon(self._send)
-        reply, *rest = await waiter
+        try:
+            reply, *rest = await waiter
+        finally:
+            del waiter  # it holds its error, which refers to this frame
         return int(reply[0]), [reply[place] for place in places], None if number is None else rest[number]
 
     def _send(self) -> None:
