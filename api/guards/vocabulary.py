@@ -5,9 +5,8 @@ Also maps phrases with the same meaning to one form before any guard compares th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final
 
 from api.languages.function_words import BY_WORD, SHARED, words_in
@@ -142,17 +141,29 @@ CLASSES: Final = {
 VOWELS: Final = frozenset("aeiouy")
 
 
-def stem(word: str) -> str:
-    """Returns the stem: transfer for transfers, transferred and transferring. Words of up to three letters are
-    unchanged.
-    """
+REMEMBERED: Final = 2_048
+"""Words whose stems are remembered."""
+
+
+class Stems(dict[str, str]):
+    """The stems of words that were seen. Words with digits are left out: there is no end of them."""
+
+    def __missing__(self, word: str) -> str:
+        found = _stem_of(word)
+        if word.isalpha():
+            if len(self) >= REMEMBERED:
+                self.clear()
+            self[word] = found
+        return found
+
+
+stem: Final[Callable[[str], str]] = Stems().__getitem__
+"""Returns the stem: transfer for transfers, transferred and transferring. Words of up to three letters stay."""
+
+
+def _stem_of(word: str) -> str:
     if len(word) < 4:
         return word
-    # There is no end of numbers and names such as 4711-a. If remembered, they would push out words.
-    return _known_stem(word) if word.isalpha() else _stem(word)
-
-
-def _stem(word: str) -> str:
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     if word.endswith("s") and not word.endswith(("ss", "us", "is")):
@@ -162,9 +173,6 @@ def _stem(word: str) -> str:
         if base != word and len(base) > 2 and not VOWELS.isdisjoint(base):
             return _undouble(base)
     return word.removesuffix("e") if len(word) > 4 else word
-
-
-_known_stem: Final = lru_cache(2048)(_stem)
 
 
 def _undouble(base: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice, product
+from string import ascii_lowercase
+
 import pytest
 
 from api.guards import vocabulary
 from api.guards.names import is_typo
 from api.guards.symbols import compare_numbers, read_numbers
-from api.guards.vocabulary import inflections, stem
+from api.guards.vocabulary import REMEMBERED, Stems, inflections, stem
 from api.guards.words import read_words
 
 
@@ -138,3 +141,13 @@ def test_clause_starts_follow_normalized_phrases() -> None:
 )
 def test_a_typo_in_a_long_name_is_tolerated(one: str, other: str, slip: bool) -> None:
     assert is_typo([one], [other]) is is_typo([other], [one]) is slip
+
+
+def test_words_with_digits_are_not_remembered_and_others_not_without_end() -> None:
+    stems = Stems()
+    for number in range(REMEMBERED * 2):
+        assert stems[f"answers{number}"] == f"answers{number}"
+    assert not stems
+    words = ["".join(letters) + "ing" for letters in islice(product(ascii_lowercase, repeat=3), REMEMBERED * 2)]
+    assert [stems[word] for word in words] == [stem(word) for word in words]
+    assert 0 < len(stems) <= REMEMBERED
