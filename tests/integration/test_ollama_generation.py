@@ -202,6 +202,15 @@ async def test_nothing_is_retried_after_the_first_byte(model: OllamaModel, stub:
     assert stub.stats["requests"]["/api/chat"] == 1
 
 
+async def test_an_answer_is_whole_with_its_last_line(model: OllamaModel, pool: OllamaPool, stub: StubOllama) -> None:
+    stub.behaviour("cut_after_done")
+    events = await collected(model)
+    assert isinstance(events[-1], GenerationEnd)
+    assert pool.snapshot().active == pool.snapshot().idle == 0, "the broken connection is not kept"
+    stub.behaviour()
+    assert (await collected(model))[0] == Token("echo:")
+
+
 async def test_leaving_early_stops_the_generation(model: OllamaModel, pool: OllamaPool, stub: StubOllama) -> None:
     stub.behaviour("hang_between")
     async with model.stream(asked()) as stream:

@@ -11,6 +11,7 @@ MODES = {
     "hang_between": "one token, then nothing more",
     "close": "close the connection without a byte",
     "cut": "one token, then break the connection in the middle of the body",
+    "cut_after_done": "a whole answer, then break the connection before the end of the body",
     "error_line": "one token, then a line with `error`",
     "no_done": "tokens, then an end without the line that has `done`",
     "bad_json": "one token, then a line that is not JSON",

@@ -227,6 +227,10 @@ class StubOllama:
             return
         if behaviour.mode != "no_done":
             connection.line(answers.encoded(last))
+        if behaviour.mode == "cut_after_done":
+            await connection.drained()
+            connection.close()
+            return
         connection.end_stream()
 
     async def _spoken(
