@@ -265,7 +265,7 @@ def _cause(error: EmbeddingUnavailable) -> UpstreamError:
     """Returns the error of the call to Ollama, to be raised from `error`, which lets go of it."""
     cause, error.__cause__ = error.__cause__, None
     if isinstance(cause, UpstreamError):
-        return cause
+        return cause.with_traceback(None)  # an embedder may keep it, and raise it again
     return UpstreamError(UpstreamFault.INVALID_RESPONSE, str(error))
 
 

@@ -146,7 +146,7 @@ REMEMBERED: Final = 2_048
 
 
 class Stems(dict[str, str]):
-    """The stems of words that were seen. Words with digits are left out: there is no end of them."""
+    """The stems of words that were seen. Only words of letters are kept: there is no end of numbers and codes."""
 
     def __missing__(self, word: str) -> str:
         found = _stem_of(word)

@@ -271,8 +271,8 @@ class OllamaEmbedder:
             return _rows(answer, len(texts))
         except TimeoutError:
             self._let_it_load(call)
-            error = UpstreamError(UpstreamFault.TOTAL_TIMEOUT, f"Embedding took longer than {seconds:.3g} s.")
-            raise EmbeddingUnavailable(error.detail) from error
+            detail = f"Embedding took longer than {seconds:.3g} s."
+            raise EmbeddingUnavailable(detail) from UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail)
         except UpstreamError as error:
             raise EmbeddingUnavailable(error.detail) from error
         except asyncio.CancelledError:

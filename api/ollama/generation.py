@@ -147,6 +147,7 @@ class _FirstWait(_Wait):
         self._warm.cancel()
         if self._asking is not None:
             self._asking.cancel()  # a late reply of Ollama changes nothing
+            self._asking = None  # it keeps its error, which refers to this wait
         await super().__aexit__(kind, error, trace)
 
     def _ask(self) -> None:

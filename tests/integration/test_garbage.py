@@ -123,6 +123,15 @@ async def answers_that_are_late(client: httpx.AsyncClient, stub: StubOllama) -> 
     (await client.post("/api/circuit-breaker/reset")).raise_for_status()
 
 
+async def an_ollama_that_hangs(client: httpx.AsyncClient, stub: StubOllama) -> None:
+    stub.behaviour("hang")
+    response = await client.post("/query", json={"question": fresh()})
+    assert response.status_code == 504, response.text
+    stub.behaviour()
+    stub.break_connections()
+    (await client.post("/api/circuit-breaker/reset")).raise_for_status()
+
+
 async def calls_to_an_open_breaker(client: httpx.AsyncClient, stub: StubOllama) -> None:
     (await client.post("/api/circuit-breaker/force-open")).raise_for_status()
     response = await client.post("/query", json={"question": fresh()})
@@ -285,6 +294,10 @@ async def several_that_ask_the_same(client: httpx.AsyncClient, stub: StubOllama)
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "expired_answers_while_the_breaker_is_open": {"cache": {"ttl": 0.05}},
+    "an_ollama_that_hangs": {
+        "ollama": {"ollama_first_token_timeout": 0.1, "ollama_cold_first_token_timeout": 0.3},
+        "embedder": {"embed_timeout": 0.1},
+    },
     "changes_of_models": {"ollama": {"ollama_admin_passthrough": True}},
     "refused_callers": {
         "access": {"api_keys": "acme=a-key-of-acme", "rate_limit_requests_per_minute": 1, "wrong_key_delay": 0}
@@ -309,6 +322,7 @@ KINDS = (
     answers_cut_off,
     refused_connections,
     answers_that_are_late,
+    an_ollama_that_hangs,
     calls_to_an_open_breaker,
     every_api_while_the_breaker_is_open,
     expired_answers_while_the_breaker_is_open,
