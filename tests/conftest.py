@@ -28,8 +28,8 @@ from tests.support.service import Service, make_settings, running_service
 hypothesis.settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("untimed")
 
-WATCHES_PROCESSES = ("processes", "image", "chaos")
-"""Markers of tests that watch real processes on a clock, which a busy machine delays. Only these get a second try."""
+SECOND_TRY = ("processes", "image", "chaos", "timed")
+"""Markers of tests that watch real processes or measure time, which a busy machine changes."""
 
 LISTED_FILES = 20
 
@@ -40,7 +40,7 @@ USER, PASSWORD = "ragherd", "secret"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The summary lists each test that was run again as RERUN."""
     for item in items:
-        if any(item.get_closest_marker(name) for name in WATCHES_PROCESSES):
+        if any(item.get_closest_marker(name) for name in SECOND_TRY):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

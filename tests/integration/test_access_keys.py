@@ -92,6 +92,7 @@ async def test_a_wrong_secret_with_a_known_id_is_refused_before_the_body_is_read
     assert await status(workers[1], key["secret"]) == 200
 
 
+@pytest.mark.timed
 async def test_every_worker_refuses_a_revoked_key_within_a_second(workers: list[httpx.AsyncClient]) -> None:
     key, kept = await created(workers[0]), await created(workers[0])
     await known_to_all(workers, key["secret"])

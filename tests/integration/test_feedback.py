@@ -50,6 +50,7 @@ async def cached(client: httpx.AsyncClient, question: str, key: str = "", **more
     return "absent" if response.status_code == 504 else str(response.json()["cache"]["kind"])
 
 
+@pytest.mark.timed
 async def test_a_bad_answer_is_gone_on_the_other_worker_within_100_ms(serve: Service) -> None:
     one, other = await serve(), await serve()
     seconds = []

@@ -225,18 +225,21 @@ def test_a_generation_blocks_neither_embeddings_nor_pages(client: ollama.Client,
         assert json.loads(next(lines))["done"] is False
 
 
+@pytest.mark.timed
 def test_who_leaves_a_stream_frees_the_model(client: ollama.Client, http: httpx.Client) -> None:
     with http.stream("POST", "/api/generate", json=ENDLESS) as reply:
         assert json.loads(next(reply.iter_lines()))["done"] is False
     assert short_answer_seconds(client) < PROMPTLY
 
 
+@pytest.mark.timed
 def test_who_stops_waiting_for_a_whole_answer_frees_the_model(client: ollama.Client, http: httpx.Client) -> None:
     with pytest.raises(httpx.ReadTimeout):
         http.post("/api/generate", json={**ENDLESS, "stream": False}, timeout=0.5)
     assert short_answer_seconds(client) < PROMPTLY
 
 
+@pytest.mark.timed
 def test_who_leaves_while_the_prompt_is_read_frees_the_model(client: ollama.Client, http: httpx.Client) -> None:
     long = {"model": "smollm2", "prompt": " ".join(f"{n}th word" for n in range(500)), "options": {"num_predict": 1}}
     with pytest.raises(httpx.ReadTimeout):

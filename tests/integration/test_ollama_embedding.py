@@ -163,6 +163,7 @@ async def test_another_dimension_is_refused_and_learned(embedder: OllamaEmbedder
         ("ok", {"scale": 0.0}, UpstreamFault.INVALID_RESPONSE),
     ],
 )
+@pytest.mark.timed
 async def test_the_fault_is_the_cause(
     embedder: OllamaEmbedder, stub: StubOllama, mode: str, fields: dict[str, Any], fault: UpstreamFault
 ) -> None:

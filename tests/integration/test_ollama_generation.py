@@ -109,6 +109,7 @@ async def test_nothing_is_sent_before_a_token_is_asked_for(model: OllamaModel, s
         ("status", {"status": 503}, Fault.BUSY, 0.0),
     ],
 )
+@pytest.mark.timed
 async def test_a_misbehaviour_has_its_fault_within_its_deadline(
     model: OllamaModel,
     pool: OllamaPool,

@@ -46,6 +46,7 @@ async def reader(serve: Service, stub: StubOllama, **more: Any) -> httpx.AsyncCl
     return client
 
 
+@pytest.mark.timed
 async def test_a_long_prompt_gets_the_time_to_be_read(serve: Service, stub: StubOllama) -> None:
     client = await reader(serve, stub, breaker={"slow_call_duration": 1.0, "minimum_calls": 1})
     began = time.monotonic()
@@ -105,6 +106,7 @@ async def test_callers_who_wait_together_for_a_prompt_over_the_bound_get_the_sam
 # -- A hang ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 async def test_one_call_to_a_backend_that_hangs_opens_the_breaker_within_two_deadlines(
     serve: Service, stub: StubOllama
 ) -> None:

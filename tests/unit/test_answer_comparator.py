@@ -194,6 +194,7 @@ def test_any_two_texts_can_be_compared(one: str, other: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", ["one two. ", "1", "a-", "- a\n", "漢", "`x` ", "a, "])
+@pytest.mark.timed
 def test_an_answer_is_read_in_part_and_in_linear_time(piece: str) -> None:
     def seconds(size: int) -> float:
         text = piece * (size // len(piece))
@@ -217,6 +218,7 @@ def long_list(kind: str, start: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["names", "amounts"])
+@pytest.mark.timed
 def test_of_long_lists_only_the_first_facts_are_compared(kind: str) -> None:
     one, other = (read_answer(AnswerText("", long_list(kind, start))) for start in (0, 1_250))
     for read in (one, other):

@@ -228,6 +228,7 @@ def test_a_model_of_the_former_release_serves_what_it_did() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_a_fit_of_all_labels_takes_well_under_a_second() -> None:
     labels = drawn(20_000)
     pool = observations(labels, 0)

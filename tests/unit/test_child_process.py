@@ -54,6 +54,7 @@ def test_stop_ends_the_child_with_sigterm(tmp_path: Path) -> None:
     assert not child.is_running()
 
 
+@pytest.mark.timed
 def test_stop_kills_the_whole_group_after_the_deadline(tmp_path: Path) -> None:
     child = start_child("stubborn", [sys.executable, "-c", STUBBORN_WITH_CHILD], log=tmp_path / "log")
     wait_until(lambda: child.end_reason().isdigit())

@@ -166,6 +166,7 @@ def test_the_shipped_model_is_the_scripts_and_computes_in_integers() -> None:
             assert (255 * pairs).max() < 2**15, name
 
 
+@pytest.mark.timed
 def test_integers_save_a_quarter_of_the_time_of_float_at_nearly_equal_vectors(tmp_path: Path) -> None:
     texts = [one["q"] for one in questions()[:60]]
     shipped, reference = MiniLM(model_files(None)), float_model(tmp_path)

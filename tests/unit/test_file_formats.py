@@ -189,6 +189,7 @@ def test_names_without_an_encoding_are_read() -> None:
     ],
     ids=["recipients", "subject", "parameters", "continued parameters"],
 )
+@pytest.mark.timed
 def test_the_longest_headers_are_read_at_once(line: bytes) -> None:
     before = time.thread_time()
     found = read(b"From: a@example.com\n" + line + b"\n\nHello.", EMAIL, 1_000_000)

@@ -71,6 +71,7 @@ def test_a_hundred_questions_in_ten_languages_are_not_mistaken_for_english() -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_identification_takes_linear_time() -> None:
     def seconds(words: int) -> float:
         text = "é" * words + " l'a" * words + " Straße" * words

@@ -17,7 +17,7 @@ from api.ports.question import Timings
 from api.query.cache import BudgetSpent, CacheBudget
 from tests.support.garbage import garbage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timed]
 
 LOOPS = pytest.mark.parametrize(
     "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]

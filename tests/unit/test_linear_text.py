@@ -47,7 +47,11 @@ from api.redis_store.stores.documents.passage_search import by_words
 from api.unicode_text import is_blank, nfc
 from api.values import ChatMessage, EmbedderIdentity, Source
 
-pytestmark = [pytest.mark.slow, pytest.mark.once(reason="measures how work grows, which is in the code")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timed,
+    pytest.mark.once(reason="measures how work grows, which is in the code"),
+]
 
 MAX_RATIO: Final = 8.0
 LEAST_SECONDS: Final = 0.005

@@ -127,6 +127,7 @@ def test_a_long_context_counts_beside_the_texts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_a_body_of_many_parts_is_counted_without_a_visit_to_each() -> None:
     fields = {"messages": [{"role": "user", "content": [[] for _ in range(300_000)]}]}
     began = time.process_time()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import WATCHES_PROCESSES
+from tests.conftest import SECOND_TRY
 
 pytestmark = pytest.mark.slow
 
@@ -106,9 +106,9 @@ def test_the_contributing_page_names_scripts_that_exist() -> None:
     assert {path for path in named if not (ROOT / path).exists()} == set()
 
 
-def test_only_tests_that_watch_real_processes_are_run_again(request: pytest.FixtureRequest) -> None:
+def test_only_tests_that_watch_processes_or_time_are_run_again(request: pytest.FixtureRequest) -> None:
     for item in request.session.items:
-        watches = any(item.get_closest_marker(name) for name in WATCHES_PROCESSES)
+        watches = any(item.get_closest_marker(name) for name in SECOND_TRY)
         assert (item.get_closest_marker("flaky") is not None) == watches, item.nodeid
     for script in (ROOT / "scripts" / "test", ROOT / ".ci" / "run"):
         assert "--reruns" not in script.read_text()

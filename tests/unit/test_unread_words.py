@@ -58,6 +58,7 @@ def test_the_rest_of_the_batch_changes_nothing(model: MiniLM) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_long_runs_of_marks_take_linear_time(model: MiniLM) -> None:
     def seconds(marks: int) -> float:
         text = "a" + "\u0315\u0300" * marks

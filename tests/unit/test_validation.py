@@ -100,6 +100,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.timed
 def test_json_with_too_many_values_is_refused_before_decoding(name: str) -> None:
     began = time.thread_time()
     with pytest.raises(InvalidRequest):
@@ -121,6 +122,7 @@ def test_the_maximum_number_of_lists_is_accepted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", [b'"a\\', b'"', b"\\", b'"\\"', b'""', b'"['])
+@pytest.mark.timed
 def test_counting_is_linear_in_the_body(piece: bytes) -> None:
     """Each string is scanned once, even if none of them ends."""
     body = b'"' + b"[" * (MAX_CONTAINERS + 1) + b'",' + piece * 200_000
