@@ -132,7 +132,10 @@ class CancelScope:
             self._again = None
         for _ in range(self._cancels):
             task.uncancel()
-        return self.cancelled and kind is asyncio.CancelledError and task.cancelling() <= self._before
+        if self.cancelled and isinstance(error, asyncio.CancelledError) and task.cancelling() <= self._before:
+            error.__traceback__ = None  # it refers to the block
+            return True
+        return False
 
     def cancel(self) -> None:
         """Cancels the block. Does nothing before the block begins, after it has ended, or if called again."""

@@ -54,7 +54,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pybreaker import CircuitBreakerError
 
@@ -497,6 +497,26 @@ class VerifierUnavailable(Exception):
 
 class ComparingUnavailable(Exception):
     """The comparator's model cannot score a pair of answers now. The rules decide alone."""
+
+
+Raised = TypeVar("Raised", bound=BaseException)
+
+
+def without_frames(error: Raised) -> Raised:
+    """Returns the error after it, and those it came from, have forgotten where they were raised.
+
+    For an error that is expected, and replaced, swallowed or kept. A frame refers to its locals and, since Python 3.13,
+    to its callers. If one of them refers to the error, only the garbage collector frees them all.
+    """
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            pending += (one.__cause__, one.__context__)
+    return error
 
 
 def retry_after_seconds(seconds: float) -> str:

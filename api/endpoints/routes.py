@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.access import Charged, Role
 from api.endpoints.validation import JsonRequest, body_in_turn, refuse_too_many_values
-from api.errors import InvalidRequest
+from api.errors import InvalidRequest, without_frames
 
 MAX_PARAMETERS: Final = 64
 """Parameters in a query string. No endpoint has as many, and each unknown one costs a validation error."""
@@ -186,7 +186,7 @@ class DirectRoutes:
             if handle is None or has_started:
                 raise
             await (await handle(request, error))(scope, receive, send)
-            error.__traceback__ = None  # a flight raises one error for all its callers, and each would lengthen it
+            without_frames(error)  # a flight raises one error for all its callers, and each would lengthen it
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

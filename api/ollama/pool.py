@@ -214,7 +214,7 @@ class OllamaPool:
                 with closing(Exchange(self._connections, request, trace, path, model)) as exchange:
                     yield exchange
             except httpx.HTTPError as error:
-                raise failures.from_exception(error, stale=trace.went_stale) from error
+                raise failures.from_exception(error, stale=trace.went_stale) from error.with_traceback(None)
         except UpstreamError as error:
             fault = error.fault
             raise
@@ -253,7 +253,7 @@ class OllamaPool:
                     await response.aclose()
                     let_go(response)
         except httpx.HTTPError as error:
-            raise failures.from_exception(error) from error
+            raise failures.from_exception(error) from error.with_traceback(None)
 
     def snapshot(self) -> PoolSnapshot:
         """Returns the pool's metrics; no I/O."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
-from api.errors import RagherdError, UpstreamError, UpstreamFault
+from api.errors import RagherdError, UpstreamError, UpstreamFault, without_frames
 from api.ports.answer_cache import Claim
 from api.ports.coordination import UNKNOWN, AskEarly, FlightEvent, GenerateAnswer
 from api.values import (
@@ -118,7 +118,7 @@ class AnswerBuffer:
         if self.end is not None:
             return
         if isinstance(end, RagherdError):
-            end.__traceback__ = None
+            without_frames(end)
         if isinstance(end, CompletedAnswer):
             text = "".join(self.parts)
             if not end.text.startswith(text) or self.sources not in (None, end.sources):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import count
@@ -353,22 +352,7 @@ def is_ours(one: object) -> bool:
     return named(one).startswith(("api.", "redis.")) or isinstance(one, BaseException)
 
 
-LEFT_ON_NEWER_PYTHON = (
-    upstream_faults,
-    answers_cut_off,
-    refused_connections,
-    answers_that_are_late,
-    an_ollama_that_hangs,
-)
-"""Since Python 3.13, frames of `contextlib` keep these errors until the collector runs."""
-IS_NEWER = pytest.mark.xfail(sys.version_info >= (3, 13), reason="frames of contextlib keep the error", strict=False)
-
-
-@pytest.mark.parametrize(
-    "requests",
-    [pytest.param(kind, marks=IS_NEWER if kind in LEFT_ON_NEWER_PYTHON else ()) for kind in KINDS],
-    ids=lambda kind: kind.__name__,
-)
+@pytest.mark.parametrize("requests", KINDS, ids=lambda kind: kind.__name__)
 async def test_requests_leave_nothing_to_the_garbage_collector(
     serve: Service, stub: StubOllama, requests: Callable[[httpx.AsyncClient, StubOllama], Awaitable[None]]
 ) -> None:
