@@ -73,7 +73,7 @@ async def test_entries_nobody_can_read_are_skipped_by_those_who_follow(
     async with kept_current(breaker_on(store, heard)) as breaker:
         await redis.xadd(LOG, fields)
         await fail(breaker, 2)
-        await wait_until_async(lambda: _true(heard.transitions), timeout=2)
+        await wait_until_async(lambda: _true(heard.transitions))
     assert [transition.to_state for transition in heard.transitions] == [State.OPEN]
     assert len(await store.history(10)) == 1
 
@@ -119,17 +119,17 @@ async def test_a_fault_nobody_thought_of_ends_neither_the_start_nor_the_followin
     started = asyncio.Event()
     monkeypatch.setattr(store, "follow", faulty_follow)
     monkeypatch.setattr(store, "read", faulty_read)
-    async with asyncio.timeout(5), kept_current(breaker_on(store, heard)) as breaker:
+    async with asyncio.timeout(20), kept_current(breaker_on(store, heard)) as breaker:
         started.set()
-        await wait_until_async(lambda: _true(not faults), timeout=2)
+        await wait_until_async(lambda: _true(not faults))
         before = breaker.view.reading
-        await wait_until_async(lambda: _true(breaker.view.reading is not before), timeout=2)
+        await wait_until_async(lambda: _true(breaker.view.reading is not before))
 
         async def heard_of_it() -> bool:
             await store.override("RESET", "operator")
             return bool(heard.transitions)
 
-        await wait_until_async(heard_of_it, timeout=3)
+        await wait_until_async(heard_of_it)
 
 
 # -- listeners --------------------------------------------------------------------------------------------------------
@@ -139,9 +139,9 @@ async def test_a_listener_that_raises_harms_neither_calls_nor_other_listeners(st
     heard = Heard()
     async with kept_current(breaker_on(store, Raising(), heard)) as breaker:
         await fail(breaker, 2)
-        await wait_until_async(lambda: _true(heard.transitions), timeout=2)
+        await wait_until_async(lambda: _true(heard.transitions))
         await breaker.override("RESET", "operator")
-        await wait_until_async(lambda: _true(len(heard.transitions) == 2), timeout=2)
+        await wait_until_async(lambda: _true(len(heard.transitions) == 2))
 
 
 # -- callers that leave -----------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ async def test_who_leaves_while_asking_gives_the_permit_back(redis: Redis, held:
     async def probed() -> bool:
         return await redis.hget(HASH, "ignored_calls") == b"1"
 
-    await wait_until_async(probed, timeout=2)
+    await wait_until_async(probed)
     assert await redis.zcard(PERMITS) == 0
     await breaker.aclose()
 
@@ -222,7 +222,7 @@ async def test_the_outcome_of_a_probe_arrives_also_when_its_caller_leaves(redis:
     async def closed() -> bool:
         return await redis.hget(HASH, "state") == b"CLOSED"
 
-    await wait_until_async(closed, timeout=2)
+    await wait_until_async(closed)
     await breaker.aclose()
 
 

@@ -83,7 +83,7 @@ async def test_an_experiment_from_its_file_to_its_end(serve: Service, trial: str
         shown = await document(client, "status", "trial")
         return bool(sum(one["requests"] for one in shown["variants"]) == 1)
 
-    await wait_until_async(counted, timeout=5)
+    await wait_until_async(counted)
     table = await run(client, "status")
     assert "settings              as usual" in table.stdout
     assert "TOP_K=2 PROMPT_TEMPLATE=..." in table.stdout

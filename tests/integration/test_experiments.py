@@ -77,7 +77,7 @@ async def test_every_worker_assigns_alike_and_stops_at_once(serve: Service) -> N
     async def follows() -> bool:
         return await variant_of(other, "ann") != ""
 
-    await wait_until_async(follows, timeout=5)
+    await wait_until_async(follows)
     users = [f"user-{number}" for number in range(40)]
     first = [await variant_of(one, user) for user in users]
     assert first == [await variant_of(other, user, "Something else?") for user in users]
@@ -89,7 +89,7 @@ async def test_every_worker_assigns_alike_and_stops_at_once(serve: Service) -> N
     async def is_over() -> bool:
         return await variant_of(one, "ann") == ""
 
-    await wait_until_async(is_over, timeout=5)
+    await wait_until_async(is_over)
     assert await runs(one) is None
     assert (await one.delete(PATH)).status_code == 404
 
@@ -275,7 +275,7 @@ async def test_the_figures_of_each_variant_are_what_its_clients_saw(serve: Servi
     async def follows() -> bool:
         return set(await users_of(other)) == {"trial/control", "trial/other"}
 
-    await wait_until_async(follows, timeout=5)
+    await wait_until_async(follows)
     seen: Counter[tuple[str, str]] = Counter()
     votes: Counter[tuple[str, str]] = Counter()
     for number in range(60):
@@ -296,7 +296,7 @@ async def test_the_figures_of_each_variant_are_what_its_clients_saw(serve: Servi
         found = await report(other)
         return bool(sum(variant["requests"] for variant in found["variants"]) >= seen.total())
 
-    await wait_until_async(counted, timeout=5)
+    await wait_until_async(counted)
     for now in found["variants"]:
         own = {status: count for (name, status), count in seen.items() if name == now["name"]}
         assert +Counter(now["queries"]) == own
@@ -324,7 +324,7 @@ async def test_on_a_cluster_experiments_work_as_on_one_redis(cluster_serve: Serv
         found = {one["name"]: one["requests"] for one in (await report(client))["variants"]}
         return found == {"control": 0, "other": 0} | Counter(names)
 
-    await wait_until_async(counted, timeout=5)
+    await wait_until_async(counted)
     assert (await client.delete(PATH, params={"name": "trial"})).json()["state"] == "stopped"
     assert await runs(client) is None
 
@@ -368,7 +368,7 @@ async def test_errors_count_for_the_variant_and_say_which(serve: Service, stub: 
     async def counted() -> bool:
         return bool((await report(client))["variants"][1]["queries"]["error"] == 1)
 
-    await wait_until_async(counted, timeout=5)
+    await wait_until_async(counted)
     assert (await report(client))["variants"][1]["error_rate"]["estimate"] == 1.0
 
 

@@ -100,7 +100,7 @@ async def test_after_a_restart_without_data_the_index_is_back_without_traffic(
     redis_server.kill()
     redis_server.start()
     async with Redis.from_url(redis_url) as fresh:
-        await wait_until_async(lambda: indexes(fresh), timeout=5.0)
+        await wait_until_async(lambda: indexes(fresh))
 
     await wait_until_async(lambda: is_found_by_meaning(client))
 

@@ -65,11 +65,11 @@ async def test_answers_go_on_without_redis_and_hits_resume(
             dead = await client.get("/health")
             return (dead.status_code, dead.json()["status"]) == (503, "unhealthy")
 
-        await wait_until_async(unhealthy, timeout=3)
+        await wait_until_async(unhealthy)
         await stub.listen()
     finally:
         redis_server.start()
-    await wait_until_async(lambda: _hits(client), timeout=5)
+    await wait_until_async(lambda: _hits(client))
     metrics = (await client.get("/api/circuit-breaker/metrics")).json()
     assert metrics["store"] == "shared"
 
@@ -95,7 +95,7 @@ async def test_a_worker_that_starts_before_redis_uses_it_when_it_comes(
         async with running_service(settings) as client:
             assert (await ask(client, QUESTION))["cache"]["status"] == "bypass"
             redis_server.start()
-            await wait_until_async(lambda: _hits(client), timeout=5)
+            await wait_until_async(lambda: _hits(client))
     finally:
         redis_server.start()
 

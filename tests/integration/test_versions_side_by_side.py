@@ -329,7 +329,7 @@ async def test_words_of_a_later_leader_are_read_as_far_as_they_are_known(
     assert key is not None
     await redis.hset(key, mapping={"release": "9.9.9", "follower-note": "x"})
     following = asyncio.create_task(ask(follower, QUESTION))
-    await wait_until_async(lambda: redis.exists(f"{key}:words"), timeout=5.0)
+    await wait_until_async(lambda: redis.exists(f"{key}:words"))
     fence = await redis.hget(key, "fence")
     for body in (b'{"is": "hint", "n": 1}', b"3", b"[]"):
         await redis.xadd(f"{key}:words", {"fence": fence or b"", "body": body, "more": "x"})
