@@ -21,7 +21,7 @@ from scripts.chaos_tools.fleet import Fleet, pause, running_fleet
 from scripts.chaos_tools.inject import CUTS, INJECTIONS
 from scripts.chaos_tools.linearizability import NEVER, Operation
 from scripts.chaos_tools.plan import CALM, FILL, Fault
-from scripts.chaos_tools.soak_start import SETTLING
+from scripts.chaos_tools.soak_start import SETTLING, renew_labels
 from scripts.chaos_tools.traffic import PAUSE, Request, Traffic, running_traffic
 from scripts.chaos_tools.watch import Sample, Watch
 
@@ -128,7 +128,8 @@ def _rush(fleet: Fleet, traffic: Traffic, seconds: float) -> None:
     for worker in (one for replica in fleet.replicas for one in replica.workers()):
         os.kill(worker, FILL)
     traffic.pause = 0.0
-    pause(seconds)
+    with fleet.client() as client:
+        renew_labels(client, seconds)
     traffic.pause = PAUSE
     pause(SETTLING)
 

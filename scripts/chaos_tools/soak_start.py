@@ -20,27 +20,35 @@ SETTLING: Final = 120
 SETTINGS: Final = {"FEEDBACK_TTL": f"{SETTLING}"}
 SCOPE: Final = f"{'0' * 10}-{'0' * 24}"
 """A scope as long as any."""
+RENEWALS: Final = 200
 RUSH: Final = 300.0
 """Seconds without pauses at first. More requests at once than later fill caches, pools and what malloc keeps."""
 
 
 def fill(client: Redis) -> None:
     """Fills the pool of labels, of which one worker keeps a copy, the audit log, and the minutes of the last hour."""
-    _fill_labels(client)
+    _add_labels(client, POOLED)
     _fill_audit(client)
     _fill_minutes(client)
 
 
-def _fill_labels(client: Redis) -> None:
-    """Nothing is learned from these labels, because their versions are not those of the fleet."""
+def renew_labels(client: Redis, seconds: float) -> None:
+    """Replaces the pool of labels once, bit by bit: in the memory of a worker, what is new lies between what is old."""
+    for _ in range(RENEWALS):
+        _add_labels(client, POOLED // RENEWALS)
+        time.sleep(seconds / RENEWALS)
+
+
+def _add_labels(client: Redis, count: int) -> None:
+    """Adds labels of which nothing is learned, because their versions are not those of the fleet."""
     evidence, versions, pool = Evidence(0.95), Versions("earlier", comparator="earlier"), Keys().labels
     with client.pipeline(transaction=False) as pipeline:
-        for number in range(POOLED):
+        for number in range(count):
             label = Label(
                 evidence, Verdict.SAME, "miss", False, "semantic", PolicyName.GUARDED, versions, entry=f"{number:032x}"
             )
             fields: dict[Any, Any] = as_fields(SCOPE, "birch", label)
-            pipeline.xadd(pool, fields)
+            pipeline.xadd(pool, fields, maxlen=POOLED, approximate=False)
         pipeline.pexpire(pool, LIFETIME_MS)
         pipeline.execute()
 

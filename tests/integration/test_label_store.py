@@ -286,3 +286,12 @@ async def test_a_soak_begins_with_what_fills_up_in_hours(store: LabelStore, redi
     assert (first.tenant, first.label.versions) == ("birch", Versions("earlier", comparator="earlier"))
     await store.append(SCOPE, "acme", LABEL)
     assert await redis.xlen(KEYS.labels) == module.POOLED
+
+
+async def test_the_labels_of_a_soak_are_all_replaced(store: LabelStore, redis: Redis, redis_url: str) -> None:
+    await store.append(SCOPE, "acme", LABEL)
+    with redis_sync.Redis.from_url(redis_url) as client:
+        soak_start.renew_labels(client, seconds=0)
+    assert await redis.xlen(KEYS.labels) == module.POOLED
+    ((first,), _) = await store.pooled("", 1)
+    assert first.tenant == "birch"
