@@ -17,7 +17,7 @@ BUDGET = 0.25
 SLACK = 50
 """Milliseconds that a loaded machine may add."""
 
-pytestmark = pytest.mark.usefixtures("redis")
+pytestmark = [pytest.mark.usefixtures("redis"), pytest.mark.timed]
 
 
 @pytest.fixture

@@ -143,7 +143,6 @@ def test_another_redis_takes_over_and_the_old_primary_comes_back_as_its_replica(
         assert as_the_service(pods, "get('after')") == "b'3'"
 
 
-@pytest.mark.timeout(120)
 def test_a_redis_that_hears_of_no_primary_waits(tmp_path: Path) -> None:
     with redis_pods("redis-sentinel", tmp_path) as pods:
         process = pods.start("redis-0", "start-redis.sh")
@@ -156,7 +155,6 @@ def test_a_redis_that_hears_of_no_primary_waits(tmp_path: Path) -> None:
         wait_until(lambda: pods.role("redis-0") == "master", timeout=30)
 
 
-@pytest.mark.timeout(120)
 def test_a_replica_is_ready_once_it_has_what_its_primary_has_and_lives_without(tmp_path: Path) -> None:
     with redis_pods("redis-sentinel", tmp_path) as pods:
         for number in range(2):
@@ -175,7 +173,6 @@ def test_a_replica_is_ready_once_it_has_what_its_primary_has_and_lives_without(t
         assert pods.probe("redis-1", "livenessProbe")
 
 
-@pytest.mark.timeout(120)
 def test_a_busy_redis_is_not_ready_and_lives(tmp_path: Path) -> None:
     with redis_pods("redis", tmp_path) as pods:
         pods.start("redis-0", "start-redis.sh")
