@@ -503,10 +503,10 @@ Raised = TypeVar("Raised", bound=BaseException)
 
 
 def without_frames(error: Raised) -> Raised:
-    """Returns the error after it, and those it came from, have forgotten where they were raised.
+    """Drops the tracebacks of an error and of those that it came from, and returns it.
 
-    For an error that is expected, and replaced, swallowed or kept. A frame refers to its locals and, since Python 3.13,
-    to its callers. If one of them refers to the error, only the garbage collector frees them all.
+    For an expected error that is kept. A traceback refers to frames, these to their locals and, since Python 3.13, to
+    their callers. If one of them refers to the error, only the garbage collector frees them all.
     """
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]

@@ -48,7 +48,7 @@ def float_model(folder: Path, wheel: Path | None = None) -> MiniLM:
 
 
 def cpu_per_question(models: list[MiniLM], texts: list[str], rounds: int) -> list[float]:
-    """Returns the processor time in seconds of each model, one question at a time: the mean of the fastest rounds."""
+    """Returns each model's processor time in seconds: the mean over the questions of each one's fastest round."""
     fastest = np.full((len(models), len(texts)), np.inf)
     for _ in range(rounds):
         for row, model in zip(fastest, models, strict=True):

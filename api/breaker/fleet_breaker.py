@@ -140,7 +140,10 @@ class OutcomeReports:
         if self._outcomes or self._rejected or self._sending.locked():
             task = asyncio.create_task(self._flush())
             log_failure(task, Exception)  # raised here unless the caller is cancelled
-            await asyncio.shield(task)
+            try:
+                await asyncio.shield(task)
+            finally:
+                del task  # it holds its error, which refers to this frame
 
     async def _flush(self) -> None:
         async with self._sending:
@@ -289,12 +292,18 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         except asyncio.CancelledError:
             self._finish(self._give_back(asking, token))
             raise
+        finally:
+            del asking  # as above
 
     async def _give_back(self, asking: asyncio.Task[Permission], token: str) -> None:
-        with suppress(StoreUnavailable):
+        try:
             admission = await asking
-            if admission.probe:
-                await self._send(admission.position.epoch, token, [CallOutcome.IGNORED], 0)
+        except StoreUnavailable:
+            return
+        finally:
+            del asking  # as above
+        if admission.probe:
+            await self._send(admission.position.epoch, token, [CallOutcome.IGNORED], 0)
 
     def _finish(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs `work` to its end even if the caller is cancelled; `aclose` waits for it."""

@@ -32,7 +32,7 @@ from api.bulkhead.bulkhead_rules import (
     waiting_by_priority,
 )
 from api.cancellation import Background, cancel_and_wait
-from api.errors import BulkheadFull, StoreUnavailable
+from api.errors import BulkheadFull, StoreUnavailable, without_frames
 from api.ports.telemetry import BulkheadReason, Telemetry
 from api.values import Priority, QueuePlace
 
@@ -236,8 +236,8 @@ class FleetBulkhead:
                     return taken
             if self._local is None:
                 return await self._end_of(asyncio.ensure_future(self._take_shared(tenant, place, queues)))
-        except StoreUnavailable:
-            pass
+        except StoreUnavailable as lost:
+            without_frames(lost)  # they refer to the task that holds it
         return self._take_locally(self._lost_store(), tenant, place, queues)
 
     async def _end_of(self, taking: asyncio.Future[Taken]) -> Taken:
@@ -247,6 +247,8 @@ class FleetBulkhead:
         except asyncio.CancelledError:
             taking.add_done_callback(self.unwanted)
             raise
+        finally:
+            del taking  # it holds its error, which refers to this frame
 
     async def _take_shared(self, tenant: str, place: QueuePlace, queues: bool) -> Taken:
         self._asking += 1

@@ -149,6 +149,8 @@ async def _in_own_task(work: Coroutine[Any, Any, Any]) -> Any:
         with anyio.CancelScope(shield=True):
             await cancel_and_wait([task])
         raise
+    finally:
+        del task  # it holds its error, which refers to this frame
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

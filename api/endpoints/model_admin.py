@@ -327,3 +327,5 @@ async def _uploaded(catalog: ModelCatalog, names: Sequence[str], request: Reques
         return [task.result() for task in sending]
     finally:
         await cancel_and_wait([feeding, *sending])
+        sending.clear()  # they hold their errors, which refer to this frame
+        del feeding

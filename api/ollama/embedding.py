@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 
 from api.cancellation import LagTimeout, cancel_and_wait, log_failure, raise_if_cancelled
-from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError, UpstreamFault
+from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError, UpstreamFault, without_frames
 from api.languages.identify import ANY_SCRIPT, LATIN, script_of, scripts_of
 from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool, with_one_retry
@@ -236,7 +236,7 @@ class OllamaEmbedder:
             try:
                 identity = await self._resolve()
             except EmbeddingUnavailable as error:
-                self._failure, self._failed_at = error, time.monotonic()
+                self._failure, self._failed_at = without_frames(error), time.monotonic()
             else:
                 self.known, self._failure = identity, None
                 if self._on_identity is not None:

@@ -378,6 +378,7 @@ class QualityKeeper:
             return task.result()
         finally:
             task.cancel()
+            del task  # it holds its error, which refers to this frame
 
 
 class _Memory:

@@ -158,7 +158,10 @@ class CacheBudget:
             raise BudgetSpent(self._seconds, task)
         if task.cancelled():
             raise StoreUnavailable("the command was cancelled")
-        return task.result()
+        try:
+            return task.result()
+        finally:
+            del task  # it may hold the error that leaves here
 
     def _let_go(self, task: asyncio.Task[Any]) -> None:
         self._late.add(task)

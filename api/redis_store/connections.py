@@ -32,6 +32,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.cancellation import LagTimeout, cancel_and_wait
+from api.errors import without_frames
 
 SEARCH: Final = "FT."
 """Commands of the search module may take long, and run in a thread of Redis. The others of a batch go first."""
@@ -76,10 +77,12 @@ class LagTolerantConnection(AbstractConnection):
                     return await self._read_response_from_parser()
 
                 yield read
-        except TimeoutError:
+        except TimeoutError as late:
+            late.__traceback__ = None  # its frames refer to those of `contextlib`, and these to it
             raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
         except OSError as error:
-            raise RedisConnectionError(f"Error while reading from {self._host_error()}: {error}") from error
+            detail = f"Error while reading from {self._host_error()}: {error}"
+            raise RedisConnectionError(detail) from error.with_traceback(None)  # as above
 
     async def _connect(self) -> None:
         """Connects like redis-py, which handles the `TimeoutError`."""
@@ -322,6 +325,8 @@ class BatchingRedis(Redis):
         except asyncio.CancelledError:
             _fail(batch, RedisConnectionError(CLOSED))
             raise
+        except (RedisError, OSError) as error:
+            _fail(batch, without_frames(error))  # they refer to the batch
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers get it
             _fail(batch, error)
 

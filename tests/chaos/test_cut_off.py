@@ -19,7 +19,7 @@ from tests.chaos.traffic import CACHED, LONG, cached, fresh, no_failures, summar
 from tests.support.load import Load, constant_load
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.chaos
 
 Note = Callable[[str], None]
 

@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.fleet import Fleet
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.chaos
 
 
 def test_an_answer_of_one_replica_is_a_hit_on_every_other(fleet: Fleet) -> None:

@@ -12,7 +12,7 @@ from tests.chaos.fleet import Fleet, Replica
 from tests.chaos.traffic import LONG, all_kinds, no_failures, summary
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.chaos
 
 Note = Callable[[str], None]
 

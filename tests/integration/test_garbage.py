@@ -10,10 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from tests.stub_ollama import StubOllama
 from tests.support.garbage import garbage
-from tests.support.service import Service, ask
+from tests.support.service import Service, ask, make_settings, running_service
+from tests.support.slow_proxy import slow_proxy
 from tests.support.waiting import eventually, wait_until_async
 
 TIMES = 10
@@ -343,13 +345,17 @@ KINDS = (
 )
 
 
+PARSER = "redis._parsers.hiredis._AsyncHiredisParser"
+
+
 def named(one: object) -> str:
     return f"{type(one).__module__}.{type(one).__qualname__}"
 
 
 def is_ours(one: object) -> bool:
-    """Returns whether an object is the service's. The test's own client leaves rings, too."""
-    return named(one).startswith(("api.", "redis.")) or isinstance(one, BaseException)
+    """Returns whether an object is the service's. The test's own client leaves rings, and each parser of redis-py."""
+    name = named(one)
+    return (name.startswith(("api.", "redis.")) and name != PARSER) or isinstance(one, BaseException)
 
 
 @pytest.mark.parametrize("requests", KINDS, ids=lambda kind: kind.__name__)
@@ -363,4 +369,33 @@ async def test_requests_leave_nothing_to_the_garbage_collector(
         for _ in range(TIMES):
             await requests(client, stub)
         await eventually(has_landed)
+    assert Counter(map(named, filter(is_ours, found))) == {}
+
+
+async def test_a_redis_that_cuts_connections_and_is_late_leaves_nothing_either(
+    redis: Redis, redis_url: str, stub: StubOllama
+) -> None:
+    async with slow_proxy(redis_url) as proxy:
+        settings = make_settings(f"redis://127.0.0.1:{proxy.port}", stub.base_url, redis={"timeout": 0.1})
+        async with running_service(settings) as client:
+
+            async def has_redis() -> bool:
+                return bool((await client.get("/health")).json()["database"])
+
+            async def cut_and_late() -> None:
+                for kind in ("normal", "pubsub"):
+                    await redis.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+                await ask(client, fresh())
+                await wait_until_async(has_redis)
+                proxy.delay = 0.5
+                await ask(client, fresh())
+                proxy.delay = 0.0
+                await wait_until_async(has_redis)
+
+            for _ in range(2):
+                await cut_and_late()
+            with garbage() as found:
+                for _ in range(TIMES):
+                    await cut_and_late()
+                await eventually(has_landed)
     assert Counter(map(named, filter(is_ours, found))) == {}

@@ -24,7 +24,7 @@ from tests.support.largest_bodies import ANSWERED, DOCUMENTS, FORM, REFUSED, Sen
 from tests.support.probe_process import probing
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.alone, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.processes, pytest.mark.alone]
 
 CLIENTS = 16
 SECONDS = 6.0

@@ -22,7 +22,7 @@ from tests.stub_ollama import StubProcess, stub_process
 from tests.support.rollout_fleet import ROOT, Patch, RolloutFleet, release, rollout_fleet
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.processes
 
 SCENARIO: Final = ROOT / "k8s" / "overlays" / "staging" / "settings.env"
 KEY: Final = "0123456789abcdef02"
@@ -213,7 +213,7 @@ def restored(fleet: RolloutFleet, file: str, *options: str) -> tuple[int, int]:
 
 @contextmanager
 def requests_without_a_failure(fleet: RolloutFleet) -> Iterator[None]:
-    """Asks questions before, all the while, and after it. Fails the test if one of them was not answered."""
+    """Asks questions all the while, and waits for some answers before and after. Fails the test if one is missing."""
     over, statuses = threading.Event(), list[int | str]()
 
     def ask() -> None:

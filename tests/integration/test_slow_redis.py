@@ -17,7 +17,7 @@ BUDGET = 0.25
 SLACK = 50
 """Milliseconds that a loaded machine may add."""
 
-pytestmark = [pytest.mark.usefixtures("redis"), pytest.mark.timed]
+pytestmark = pytest.mark.usefixtures("redis")
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ async def client(proxy: SlowProxy, stub: StubOllama) -> AsyncIterator[httpx.Asyn
         proxy.delay = 0.0
 
 
+@pytest.mark.timed
 async def test_the_whole_of_a_miss_keeps_to_one_budget(client: httpx.AsyncClient, proxy: SlowProxy) -> None:
     proxy.delay = 0.15
     for number in range(5):
@@ -52,6 +53,7 @@ async def test_its_exact_hits_still_come(client: httpx.AsyncClient, proxy: SlowP
         assert (await ask(client, f"question {number}"))["cache"]["kind"] == "exact"
 
 
+@pytest.mark.timed
 async def test_a_late_store_is_not_called_stored_and_still_gets_there(
     client: httpx.AsyncClient, proxy: SlowProxy
 ) -> None:

@@ -26,10 +26,13 @@ async def relay(client: Ends, server: Ends, delay: Callable[[], float] = lambda:
 async def _pass(
     source: asyncio.StreamReader, target: asyncio.StreamWriter, delay: Callable[[], float] = lambda: 0.0
 ) -> None:
-    while data := await source.read(65536):
-        if seconds := delay():
-            await asyncio.sleep(seconds)
-        target.write(data)
+    try:
+        while data := await source.read(65536):
+            if seconds := delay():
+                await asyncio.sleep(seconds)
+            target.write(data)
+    except ConnectionError as lost:
+        lost.__traceback__ = None  # the reader keeps the error, which refers to the reader
 
 
 class SlowProxy:

@@ -55,7 +55,7 @@ def held_errors(path: Path) -> Iterator[str]:
     """Yields where a name of a function may hold an error that refers to the function's frame.
 
     That is a ring, which only the garbage collector frees. `except ... as` deletes its name. Any other name that holds
-    an error has to be deleted in a `finally`.
+    an error, or a task whose error is raised here, has to be deleted in a `finally`.
     """
 
     def walk(node: ast.AST, deleted: frozenset[str], caught: str) -> Iterator[str]:
@@ -73,12 +73,22 @@ def held_errors(path: Path) -> Iterator[str]:
             names = {one.id for one in node.targets if isinstance(one, ast.Name)}
         elif isinstance(node, ast.Call) and ast.unparse(node).endswith(f".append({caught})"):
             names = {ast.unparse(node.func).removesuffix(".append")}
+        elif isinstance(node, ast.Await | ast.Return) and isinstance(node.value, ast.Call):
+            names = set(awaited_task(node.value))
         if any(name not in deleted and name.isidentifier() for name in names):
             yield f"{path.relative_to(ROOT)}:{node.lineno}"  # type: ignore[attr-defined]
         for child in ast.iter_child_nodes(node):
             yield from walk(child, deleted, caught)
 
     yield from walk(ast.parse(path.read_text("utf-8")), frozenset(), "")
+
+
+def awaited_task(call: ast.Call) -> Iterator[str]:
+    """Yields the name of the task in `asyncio.shield(task)` or `task.result()`."""
+    if ast.unparse(call.func) == "asyncio.shield" and isinstance(call.args[0], ast.Name):
+        yield call.args[0].id
+    elif isinstance(call.func, ast.Attribute) and call.func.attr == "result" and isinstance(call.func.value, ast.Name):
+        yield call.func.value.id
 
 
 def raised_from(error: ast.expr) -> Iterator[str]:

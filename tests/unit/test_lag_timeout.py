@@ -17,7 +17,7 @@ from api.ports.question import Timings
 from api.query.cache import BudgetSpent, CacheBudget
 from tests.support.garbage import garbage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timed]
+pytestmark = pytest.mark.slow
 
 LOOPS = pytest.mark.parametrize(
     "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
@@ -70,6 +70,7 @@ def test_a_reply_already_in_the_socket_is_read_first(
 
 
 @LOOPS
+@pytest.mark.timed
 def test_the_timeout_ends_silence(loop_factory: LoopFactory) -> None:
     async def work() -> None:
         began = time.monotonic()
@@ -81,6 +82,7 @@ def test_the_timeout_ends_silence(loop_factory: LoopFactory) -> None:
 
 
 @LOOPS
+@pytest.mark.timed
 def test_a_constantly_lagging_loop_still_times_out(loop_factory: LoopFactory) -> None:
     async def work() -> None:
         def busy() -> None:
@@ -97,6 +99,7 @@ def test_a_constantly_lagging_loop_still_times_out(loop_factory: LoopFactory) ->
 
 
 @LOOPS
+@pytest.mark.timed
 def test_an_operation_of_several_slow_rounds_is_in_time(loop_factory: LoopFactory) -> None:
     async def work() -> None:
         with LagTimeout(0.05):
@@ -107,6 +110,7 @@ def test_an_operation_of_several_slow_rounds_is_in_time(loop_factory: LoopFactor
     run(loop_factory, work)
 
 
+@pytest.mark.timed
 async def test_a_countdown_that_is_cancelled_counts_the_lag_since_its_last_tick() -> None:
     countdown = Countdown(0.2, lambda: None)
     time.sleep(0.3)
@@ -114,6 +118,7 @@ async def test_a_countdown_that_is_cancelled_counts_the_lag_since_its_last_tick(
     assert 0.25 <= countdown.lag < 0.3 + 1
 
 
+@pytest.mark.timed
 async def test_an_ended_countdown_counts_no_lag_twice() -> None:
     stop, ended = busy_rounds(0.1), asyncio.Event()
     began = time.monotonic()
@@ -124,6 +129,7 @@ async def test_an_ended_countdown_counts_no_lag_twice() -> None:
     assert countdown.lag <= time.monotonic() - began
 
 
+@pytest.mark.timed
 async def test_a_countdown_is_bounded_however_much_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.cancellation.MIN_EXTENSION_SECONDS", 0.1)
     stop, ended = busy_rounds(0.1), asyncio.Event()
@@ -134,6 +140,7 @@ async def test_a_countdown_is_bounded_however_much_the_loop_lags(monkeypatch: py
     assert time.monotonic() - began < MIN_TICKS * 0.1
 
 
+@pytest.mark.timed
 async def test_a_countdown_is_extended_by_the_lag() -> None:
     ended = asyncio.Event()
     began = time.monotonic()
@@ -165,6 +172,7 @@ async def test_a_countdown_that_is_about_to_end_can_be_restarted() -> None:
     assert not ended
 
 
+@pytest.mark.timed
 async def test_lag_is_not_charged_to_the_budget_of_a_question() -> None:
     budget, timings = CacheBudget(0.1), Timings()
 
@@ -231,6 +239,7 @@ async def test_asyncio_does_not_log_the_error_of_an_abandoned_command(done_first
     assert unheard == []
 
 
+@pytest.mark.timed
 async def test_waiting_returns_the_lag_and_does_not_cancel_the_task() -> None:
     task = asyncio.create_task(asyncio.sleep(3600))
     assert await wait_with_lag(task, 0.01) < 1

@@ -132,7 +132,7 @@ class Engine:
             raise OllamaFault(400, str(error)) from error
         except RuntimeError as error:
             raise OllamaFault(500, str(error)) from error
-        return reading.result()
+        return reading.finished()
 
 
 class _ChunkReader:
@@ -165,10 +165,13 @@ class _ChunkReader:
             self._reason = choice.get("finish_reason") or self._reason
         self._timings = chunk.get("timings") or self._timings
 
-    def result(self) -> Finished | None:
+    def finished(self) -> Finished | None:
         """Returns the end of the generation once the call has returned. Raises its error."""
         if self._fault is not None:
-            raise self._fault
+            try:
+                raise self._fault
+            finally:
+                self._fault = None  # it refers to this frame
         if self._timings is None:
             if self._stopped:
                 return None

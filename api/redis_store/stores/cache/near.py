@@ -265,8 +265,9 @@ async def _first_of(*forever: Coroutine[Any, Any, Any]) -> None:
     """Runs all until the first ends, and raises its error."""
     tasks = [asyncio.create_task(one) for one in forever]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for place in reversed(range(len(tasks))):
+            if tasks[place].done():
+                tasks.pop(place).result()  # no name here holds the task, because its error refers to this frame
     finally:
         await cancel_and_wait(tasks)
