@@ -133,7 +133,7 @@ class CancelScope:
         for _ in range(self._cancels):
             task.uncancel()
         if self.cancelled and isinstance(error, asyncio.CancelledError) and task.cancelling() <= self._before:
-            error.__traceback__ = None  # its frames keep the block, and may refer to the error
+            error.__traceback__ = None  # its frames keep the block's locals, which may refer to the error
             return True
         return False
 

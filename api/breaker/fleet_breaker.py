@@ -293,7 +293,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             self._finish(self._give_back(asking, token))
             raise
         finally:
-            del asking  # as above
+            del asking  # it holds its error, which refers to this frame
 
     async def _give_back(self, asking: asyncio.Task[Permission], token: str) -> None:
         try:
@@ -301,7 +301,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         except StoreUnavailable:
             return
         finally:
-            del asking  # as above
+            del asking
         if admission.probe:
             await self._send(admission.position.epoch, token, [CallOutcome.IGNORED], 0)
 

@@ -324,8 +324,8 @@ async def _uploaded(catalog: ModelCatalog, names: Sequence[str], request: Reques
     feeding = asyncio.create_task(feed())
     try:
         await feeding
-        return [task.result() for task in sending]
+        # No name holds a task whose error is raised here: the error refers to this frame.
+        return [sending.pop(0).result() for _ in names]
     finally:
         await cancel_and_wait([feeding, *sending])
-        sending.clear()  # they hold their errors, which refer to this frame
         del feeding

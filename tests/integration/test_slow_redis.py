@@ -47,6 +47,7 @@ async def test_the_whole_of_a_miss_keeps_to_one_budget(client: httpx.AsyncClient
     assert (await client.get("/api/semantic-cache/metrics")).json()["store"] == "shared"
 
 
+@pytest.mark.timed
 async def test_its_exact_hits_still_come(client: httpx.AsyncClient, proxy: SlowProxy) -> None:
     proxy.delay = 0.15
     for number in range(5):

@@ -51,17 +51,17 @@ def test_docstrings_say_what_the_code_does_instead_of_where_to_look() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def held_errors(path: Path) -> Iterator[str]:
-    """Yields where a name of a function may hold an error that refers to the function's frame.
+def held_errors(source: str) -> Iterator[int]:
+    """Yields the lines where a name of a function may hold an error that refers to the function's frame.
 
     That is a ring, which only the garbage collector frees. `except ... as` deletes its name. Any other name that holds
     an error, or a task whose error is raised here, has to be deleted in a `finally`.
     """
 
-    def walk(node: ast.AST, deleted: frozenset[str], caught: str) -> Iterator[str]:
+    def walk(node: ast.AST, deleted: frozenset[str], caught: str, tasks: frozenset[str]) -> Iterator[int]:
         names: set[str] = set()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            deleted, caught = frozenset(), ""
+            deleted, caught, tasks = frozenset(), "", frozenset(started_tasks(node))
         elif isinstance(node, ast.ExceptHandler) and node.name:
             deleted, caught = deleted | {node.name}, node.name
         elif isinstance(node, ast.Try):
@@ -73,22 +73,35 @@ def held_errors(path: Path) -> Iterator[str]:
             names = {one.id for one in node.targets if isinstance(one, ast.Name)}
         elif isinstance(node, ast.Call) and ast.unparse(node).endswith(f".append({caught})"):
             names = {ast.unparse(node.func).removesuffix(".append")}
-        elif isinstance(node, ast.Await | ast.Return) and isinstance(node.value, ast.Call):
-            names = set(awaited_task(node.value))
+        elif isinstance(node, ast.Await | ast.Return) and node.value is not None:
+            names = set(awaited_task(node.value, tasks))
         if any(name not in deleted and name.isidentifier() for name in names):
-            yield f"{path.relative_to(ROOT)}:{node.lineno}"  # type: ignore[attr-defined]
+            yield node.lineno  # type: ignore[attr-defined]
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, deleted, caught)
+            yield from walk(child, deleted, caught, tasks)
 
-    yield from walk(ast.parse(path.read_text("utf-8")), frozenset(), "")
+    yield from walk(ast.parse(source), frozenset(), "", frozenset())
 
 
-def awaited_task(call: ast.Call) -> Iterator[str]:
-    """Yields the name of the task in `asyncio.shield(task)` or `task.result()`."""
-    if ast.unparse(call.func) == "asyncio.shield" and isinstance(call.args[0], ast.Name):
-        yield call.args[0].id
-    elif isinstance(call.func, ast.Attribute) and call.func.attr == "result" and isinstance(call.func.value, ast.Name):
-        yield call.func.value.id
+def started_tasks(function: ast.AST) -> Iterator[str]:
+    """Yields the names of the tasks that a function starts."""
+    starts = re.compile(r"(create_task|ensure_future|run_in_executor)$")
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            names = (one.id for one in node.targets if isinstance(one, ast.Name))
+            yield from names if starts.search(ast.unparse(node.value.func)) else ()
+
+
+def awaited_task(value: ast.expr, tasks: frozenset[str]) -> Iterator[str]:
+    """Yields the name of the task in `await task`, `await asyncio.shield(task)` or `return task.result()`."""
+    if isinstance(value, ast.Name):
+        yield from tasks & {value.id}
+    elif not isinstance(value, ast.Call):
+        return
+    elif ast.unparse(value.func) == "asyncio.shield":
+        yield from (one.id for one in value.args if isinstance(one, ast.Name))
+    elif isinstance(value.func, ast.Attribute) and value.func.attr == "result":
+        yield from (one.id for one in (value.func.value,) if isinstance(one, ast.Name))
 
 
 def raised_from(error: ast.expr) -> Iterator[str]:
@@ -108,5 +121,38 @@ def raised_from(error: ast.expr) -> Iterator[str]:
 
 
 def test_nothing_holds_an_error_that_it_has_raised() -> None:
-    wrong = [place for path in api_files() for place in held_errors(path)]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}" for path in api_files() for line in held_errors(path.read_text("utf-8"))
+    ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    raise error",
+        "    raise errors[0]",
+        "    try:\n        work()\n    except OSError as error:\n        last = error",
+        "    try:\n        work()\n    except OSError as error:\n        errors.append(error)",
+        "    task = asyncio.create_task(work())\n    await task",
+        "    task = asyncio.create_task(work())\n    await asyncio.shield(task)",
+        "    task = asyncio.ensure_future(work())\n    return task.result()",
+        "    await asyncio.shield(given)",
+    ],
+)
+def test_a_name_that_holds_an_error_is_found(body: str) -> None:
+    assert len(list(held_errors(f"async def function(given, error, errors):\n{body}\n"))) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    raise Error",
+        "    await given",
+        "    try:\n        work()\n    except OSError as error:\n        raise error",
+        "    try:\n        await asyncio.shield(given)\n    finally:\n        del given",
+        "    return await asyncio.shield(started())",
+    ],
+)
+def test_a_name_that_holds_none_is_not(body: str) -> None:
+    assert list(held_errors(f"async def function(given):\n{body}\n")) == []

@@ -147,10 +147,10 @@ class _ChunkReader:
         self._fault: Exception | None = None
 
     def __call__(self, chunk: dict[str, Any]) -> bool:
-        # The library would swallow an exception, so `result` raises it later.
+        # The library would swallow an exception, so `finished` raises it later.
         try:
             self._read(chunk)
-        except Exception as error:  # noqa: BLE001 - raised by `result` in another thread
+        except Exception as error:  # noqa: BLE001 - raised by `finished` in another thread
             self._fault = error
         self._stopped = self._stopped or self._is_stopped()
         return self._stopped or self._fault is not None
@@ -255,6 +255,7 @@ class TextModel:
         finally:
             stop.set()
             generation.cancel()
+            del generation  # it holds its error, which refers to this frame
 
 
 EMBED_SECONDS: Final = 300.0

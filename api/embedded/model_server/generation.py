@@ -214,12 +214,12 @@ async def _cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, None
     """Awaits `work`, and cancels it when the client disconnects. Read the request's body before."""
     task = asyncio.ensure_future(work)
 
-    async def watch() -> None:
+    async def watch(task: asyncio.Task[None]) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         task.cancel()
 
-    watching = asyncio.create_task(watch())
+    watching = asyncio.create_task(watch(task))
     log_failure(watching)
     try:
         await task
@@ -228,6 +228,7 @@ async def _cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, None
             raise
     finally:
         watching.cancel()
+        del task  # it holds its error, which refers to this frame
 
 
 def now() -> str:
