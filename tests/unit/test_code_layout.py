@@ -73,7 +73,7 @@ def held_errors(source: str) -> Iterator[int]:
             names = {one.id for one in node.targets if isinstance(one, ast.Name)}
         elif isinstance(node, ast.Call) and ast.unparse(node).endswith(f".append({caught})"):
             names = {ast.unparse(node.func).removesuffix(".append")}
-        elif isinstance(node, ast.Await | ast.Return) and node.value is not None:
+        elif isinstance(node, ast.Await) or (isinstance(node, ast.Return) and isinstance(node.value, ast.Call)):
             names = set(awaited_task(node.value, tasks))
         if any(name not in deleted and name.isidentifier() for name in names):
             yield node.lineno  # type: ignore[attr-defined]
@@ -152,6 +152,7 @@ def test_a_name_that_holds_an_error_is_found(body: str) -> None:
         "    try:\n        work()\n    except OSError as error:\n        raise error",
         "    try:\n        await asyncio.shield(given)\n    finally:\n        del given",
         "    return await asyncio.shield(started())",
+        "    task = asyncio.create_task(work())\n    return task",
     ],
 )
 def test_a_name_that_holds_none_is_not(body: str) -> None:
