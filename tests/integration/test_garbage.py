@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import count
@@ -382,7 +383,7 @@ async def test_a_redis_that_cuts_connections_and_is_late_leaves_nothing_either(
 
             async def cut_and_late() -> None:
                 for kind in ("normal", "pubsub"):
-                    await redis.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+                    await redis.client_kill_filter(_type=kind, skipme=True)
                 await ask(client, fresh())
                 await wait_until_async(has_redis)
                 proxy.delay = 0.5
@@ -406,4 +407,5 @@ async def test_a_redis_that_cuts_connections_and_is_late_leaves_nothing_either(
 async def failures(client: httpx.AsyncClient) -> float:
     """Returns how many operations of Redis have failed."""
     families = text_string_to_metric_families((await client.get("/metrics")).text)
-    return sum(one.value for family in families if family.name == "ragherd_redis_errors" for one in family.samples)
+    failed = [one.value for family in families if family.name == "ragherd_redis_errors" for one in family.samples]
+    return math.fsum(failed)

@@ -92,7 +92,7 @@ def started_tasks(function: ast.AST) -> Iterator[str]:
             yield from names if starts.search(ast.unparse(node.value.func)) else ()
 
 
-def awaited_task(value: ast.expr, tasks: frozenset[str]) -> Iterator[str]:
+def awaited_task(value: ast.expr | None, tasks: frozenset[str]) -> Iterator[str]:
     """Yields the name of the task in `await task`, `await asyncio.shield(task)` or `return task.result()`."""
     if isinstance(value, ast.Name):
         yield from tasks & {value.id}
